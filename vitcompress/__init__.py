@@ -1,0 +1,1 @@
+"""Compress trained Vision Transformers: checkpoint in, verified ONNX out."""

@@ -1,0 +1,25 @@
+"""The errors a run can end with; each class carries the exit code of the command line."""
+
+
+class VitcompressError(Exception):
+    """An error told in one line: what is wrong, where, and what to do about it."""
+
+    exit_code = 3
+
+
+class InputError(VitcompressError):
+    """The recipe, a file or an option is wrong and the user can mend it."""
+
+    exit_code = 2
+
+
+class RunError(VitcompressError):
+    """The run could not be carried through (disk full, too many unreadable images, …)."""
+
+    exit_code = 3
+
+
+class ParityError(VitcompressError):
+    """An exported model does not compute what the torch model computes."""
+
+    exit_code = 4

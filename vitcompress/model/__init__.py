@@ -1,0 +1,1 @@
+"""What a ViT is: checkpoints, layers, and rebuilding a model from its architecture."""

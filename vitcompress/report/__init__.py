@@ -1,0 +1,1 @@
+"""One report model; JSON, Markdown, HTML and JUnit are renderings of it."""
