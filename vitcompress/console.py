@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
