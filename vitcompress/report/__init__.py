@@ -1,1 +1,6 @@
-"""One report model; JSON, Markdown, HTML and JUnit are renderings of it."""
+"""One report model; JSON, Markdown, HTML and JUnit are renderings of it.
+
+`model.Report` holds what was measured. `markdown.render`, `html.render`, `junit.render` and
+`terminal.summary` show it; `figures` says what there is to say, `format` how a number is written,
+and `details` sorts what a stage tells by its shape, so that a new stage needs no new code here.
+"""

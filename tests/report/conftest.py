@@ -1,0 +1,103 @@
+"""A small report with every kind of thing in it."""
+
+import pytest
+
+from vitcompress.report.model import (
+    Artifact,
+    GateResult,
+    Latency,
+    Metrics,
+    Report,
+    StageReport,
+)
+
+LAYERS = [
+    {
+        "layer": f"blocks.{block}.{name}",
+        "bits": 8,
+        "activations": "static",
+        "scale_alpha": None if name == "attn.proj" else 0.5,
+        "weight_error": 0.004,
+        "output_error": 0.01 * (block + 1) + place / 1000,
+    }
+    for block in range(3)
+    for place, name in enumerate(("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"))
+]
+
+
+@pytest.fixture
+def report() -> Report:
+    """Quantized, every figure measured, all gates passed."""
+    final = Metrics(
+        images=1000,
+        top1=86.2,
+        top5=97.1,
+        agreement=98.6,
+        kl=0.0021,
+        params=5_717_416,
+        macs=1_258_000_000,
+        bytes=6_174_211,
+        latency_ms=Latency(p50=11.2, p90=11.9, p99=13.4),
+        speedup=2.652,
+    )
+    return Report(
+        model={"name": "deit_tiny_patch16_224", "num_classes": 1000},
+        baseline=Metrics(
+            images=1000,
+            top1=86.4,
+            top5=97.3,
+            params=5_717_416,
+            macs=1_258_000_000,
+            bytes=22_913_024,
+            latency_ms=Latency(p50=29.7, p90=31.2, p99=35.0),
+        ),
+        stages=[
+            StageReport(name="calibrate", type="calibrate", seconds=41.2, details={"images": 256}),
+            StageReport(
+                name="quant",
+                type="quantize",
+                seconds=18.7,
+                metrics=final.model_copy(update={"bytes": None, "latency_ms": None}),
+                details={"score": "lrp", "group_size": None, "layers": LAYERS},
+            ),
+        ],
+        final=final,
+        artifacts=[
+            Artifact(
+                path="model.onnx",
+                bytes=6_174_211,
+                sha256="4be1" * 16,
+                parity={"passed": True, "worst_layer": "blocks.2.mlp.fc2"},
+            ),
+            Artifact(path="config.json", bytes=18_422, sha256="00cd" * 16),
+        ],
+        gates=[
+            GateResult(name="max_drop.top1", limit=1.0, value=0.2, passed=True),
+            GateResult(name="max_ratio.bytes", limit=0.4, value=0.2695, passed=True),
+        ],
+        environment={"onnxruntime": "1.32.0", "threads": 1},
+        warnings=["2 images could not be read"],
+    )
+
+
+@pytest.fixture
+def failed(report: Report) -> Report:
+    """No labels: top-1 is null, and the gate on it cannot hold; another gate is missed."""
+    unlabelled = {"top1": None, "top5": None}
+    return report.model_copy(
+        update={
+            "baseline": report.baseline.model_copy(update=unlabelled),
+            "final": report.final.model_copy(update=unlabelled),
+            "gates": [
+                GateResult(name="max_drop.top1", limit=1.0, value=None, passed=False),
+                GateResult(name="min.agreement", limit=99.0, value=98.6, passed=False),
+                GateResult(name="min.speedup", limit=1.5, value=2.652, passed=True),
+            ],
+        }
+    )
+
+
+@pytest.fixture
+def empty() -> Report:
+    """Nothing was measured."""
+    return Report(model={}, baseline=Metrics(), final=Metrics())

@@ -1,0 +1,84 @@
+import pytest
+
+from vitcompress.report import figures
+from vitcompress.report.model import GateResult, Report
+
+
+def test_headline_tells_gain_and_loss(report: Report) -> None:
+    assert figures.headline(report) == (
+        "3.71× smaller and 2.65× faster; top-1 −0.2 points (86.4 → 86.2 %), "
+        "98.6 % agreement with the dense model on 1,000 images."
+    )
+
+
+def test_headline_does_not_flatter(report: Report, empty: Report) -> None:
+    worse = report.final.model_copy(update={"bytes": 45_826_048, "speedup": 0.5, "top1": None})
+    told = figures.headline(report.model_copy(update={"final": worse}))
+    assert told.startswith("2.00× larger and 2.00× slower; 98.6 % agreement")
+    assert figures.headline(empty) == "Accuracy was not measured."
+
+
+def test_speed_is_never_worked_out_from_separate_timings(report: Report) -> None:
+    final = report.final.model_copy(update={"speedup": None})
+    assert "faster" not in figures.headline(report.model_copy(update={"final": final}))
+
+
+def test_change_knows_the_right_way(report: Report) -> None:
+    trends = {
+        key: figures.change(figures.BY_KEY[key], report.baseline, report.final).trend
+        for key in ("bytes", "latency_ms.p99", "macs", "top1", "agreement")
+    }
+    assert trends == {
+        "bytes": "better",
+        "latency_ms.p99": "better",
+        "macs": "same",
+        "top1": "worse",
+        "agreement": "same",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "value", "demand", "failure"),
+    [
+        (
+            "max_drop.top1",
+            1.0,
+            1.9,
+            "Top-1 may drop by at most 1 point",
+            "top1 dropped 1.9, allowed 1",
+        ),
+        (
+            "max_drop.top5",
+            0.5,
+            0.500001,
+            "Top-5 may drop by at most 0.5 points",
+            "top5 dropped 0.500001, allowed 0.5",
+        ),
+        (
+            "max_ratio.bytes",
+            0.4,
+            0.52,
+            "Size at most 0.4× of the baseline",
+            "bytes is 0.52 of the baseline, allowed 0.4",
+        ),
+        (
+            "min.agreement",
+            97,
+            95.1,
+            "Agreement at least 97 %",
+            "agreement is 95.1, at least 97 required",
+        ),
+        ("max.kl", 0.01, 0.2, "KL (nats) at most 0.01", "kl is 0.2, allowed 0.01"),
+        ("smoke", 1, 2, "smoke, limit 1", "smoke is 2, limit 1"),
+    ],
+)
+def test_gates_in_words(name: str, limit: float, value: float, demand: str, failure: str) -> None:
+    gate = GateResult(name=name, limit=limit, value=value, passed=False)
+    assert figures.gate_limit(gate) == demand
+    assert figures.gate_failure(gate) == failure
+
+
+def test_verdict(report: Report, failed: Report, empty: Report) -> None:
+    assert figures.verdict(report) == "All 2 gates passed"
+    assert figures.verdict(failed) == "2 of 3 gates failed"
+    assert figures.verdict(empty) == "No gates set"

@@ -1,0 +1,60 @@
+import pytest
+
+from vitcompress.report import format as fmt
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (fmt.size(22_913_024), "22.9 MB"),
+        (fmt.size(6_174_211), "6.17 MB"),
+        (fmt.size(999_999), "1.00 MB"),
+        (fmt.size(12), "12 B"),
+        (fmt.size(1_215_000_000), "1.22 GB"),
+        (fmt.count(1_258_000_000), "1.26 G"),
+        (fmt.count(5_717_416), "5.72 M"),
+        (fmt.count(192), "192"),
+        (fmt.percent(98.6), "98.6 %"),
+        (fmt.percent(99.97), "99.97 %"),
+        (fmt.percent(99.9999), "99.9999 %"),
+        (fmt.percent(100.0), "100.0 %"),
+        (fmt.points(-0.2), "−0.2 points"),
+        (fmt.points(86.2 - 86.4), "−0.2 points"),
+        (fmt.points(-0.04), "−0.04 points"),
+        (fmt.points(0.31), "+0.3 points"),
+        (fmt.points(0.0), "0.0 points"),
+        (fmt.share(-0.7305), "−73 %"),
+        (fmt.share(0.031), "+3.1 %"),
+        (fmt.share(0.0), "0 %"),
+        (fmt.milliseconds(12.34), "12.3 ms"),
+        (fmt.milliseconds(0.674), "0.674 ms"),
+        (fmt.milliseconds(9.999), "10.0 ms"),
+        (fmt.milliseconds(1234.5), "1,234 ms"),
+        (fmt.seconds(59.96), "1 min 00 s"),
+        (fmt.seconds(3900), "1 h 05 min"),
+        (fmt.nats(0.00213), "0.0021"),
+        (fmt.times(2.411), "2.41×"),
+        (fmt.error(0.012), "0.0120"),
+        (fmt.error(0.0), "0.00"),
+        (fmt.span("29.7 ms", "11.2 ms"), "29.7 → 11.2 ms"),
+        (fmt.span("1.02 MB", "812 kB"), "1.02 MB → 812 kB"),
+        (fmt.span(fmt.DASH, "11.2 ms"), "– → 11.2 ms"),
+        (fmt.value(True), "yes"),
+        (fmt.value([1, 0.25, None]), "1, 0.25, –"),
+        (fmt.value({"macs": 0.75, "peak_bytes": 22_900_000}), "macs 0.75, peak bytes 22.9 MB"),
+        (fmt.value([]), "–"),
+    ],
+)
+def test_a_number_is_written_for_people(text: str, wanted: str) -> None:
+    assert text == wanted
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        fmt.size, fmt.count, fmt.whole, fmt.percent, fmt.points, fmt.share, fmt.milliseconds,
+        fmt.seconds, fmt.nats, fmt.times, fmt.error, fmt.number, fmt.value,
+    ],
+)  # fmt: skip
+def test_what_was_not_measured_is_a_dash(write: fmt.Formatter) -> None:
+    assert write(None) == "–"

@@ -1,0 +1,135 @@
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from vitcompress.report import html, svg
+from vitcompress.report.details import Chart
+from vitcompress.report.model import Report
+
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class _Page(HTMLParser):
+    """Checks that tags nest, and keeps the visible text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.words: list[str] = []
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        if tag not in VOID and not self.get_starttag_text().endswith("/>"):  # type: ignore[union-attr]
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID and (not self.open or self.open[-1] == tag):
+            self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.extend(data.split())
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+
+def test_nothing_is_fetched_and_nothing_runs(report: Report) -> None:
+    page = html.render(report)
+    assert not re.search(r"https?:|//\w|url\(|@import|<script|<link|\bsrc=", page)
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_the_figures_are_there(report: Report) -> None:
+    text = _Page(html.render(report)).text
+    for figure in ("3.71×", "22.9 → 6.17 MB", "−0.2 points", "98.6 %", "0.0021", "1.26 G", "−73 %"):
+        assert figure in text
+    assert "All 2 gates passed" in text
+    assert "2 images could not be read" in text
+
+
+def test_null_is_a_dash(report: Report, failed: Report, empty: Report) -> None:
+    for each in (report, failed, empty):
+        text = _Page(html.render(each)).text
+        assert "None" not in text
+        assert "nan" not in text.split()
+    text = _Page(html.render(empty)).text
+    assert text.count("– not measured") == 5  # every card
+    assert "Top-1 – – –" in text
+
+
+def test_a_failing_gate_shows(report: Report, failed: Report) -> None:
+    assert "✗" not in html.render(report)
+    text = _Page(html.render(failed)).text
+    assert "✗ 2 of 3 gates failed" in text
+    assert "✗ failed Top-1 may drop by at most 1 point – not measured" in text
+    assert "✗ failed Agreement at least 99 % 98.6 %" in text
+    assert "✓ passed Speed-up at least 1.5× 2.652×" in text
+
+
+def test_a_failed_parity_shows(report: Report) -> None:
+    broken = report.artifacts[0].model_copy(update={"parity": {"passed": False}})
+    assert "✗ failed" in _Page(html.render(report.model_copy(update={"artifacts": [broken]}))).text
+
+
+def test_hostile_text_stays_text(report: Report) -> None:
+    attack = "<script>alert(1)</script>"
+    stage = report.stages[1].model_copy(
+        update={
+            "name": attack,
+            "details": {
+                attack: attack,
+                "layers": [{"layer": f"{attack}.{i}.x", "output_error": i} for i in range(3)],
+                "rows": [{attack: attack}],
+            },
+        }
+    )
+    hostile = report.model_copy(
+        update={"model": {"name": attack}, "stages": [stage], "warnings": [attack]}
+    )
+    page = html.render(hostile)
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_layers_become_a_table_and_a_chart(report: Report) -> None:
+    page = html.render(report)
+    parsed = _Page(page)
+    assert parsed.seen.count("svg") == 1
+    assert parsed.seen.count("rect") == 12
+    assert page.count('<i class="bar">') == 24  # two columns of error, twelve layers
+    assert "<title>2 fc2: 0.0330</title>" in page
+    assert "layers (12)" in parsed.text
+    assert "blocks.1.attn.proj 8 static – 0.00400 0.0210" in parsed.text
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"a": [], "b": {}, "c": [{}, {}], "d": [[]], "": ""},
+        {"rows": [{"layer": None, "bits": 1}, {"layer": 2, "bits": "all"}]},
+        {"rows": [{"layer": "a", "output_error": -1e-9}, {"layer": "b", "output_error": 0}]},
+        {"deep": {"deeper": {"deepest": [[1, 2], {"a": [True]}]}}, "tiny": [0, 0, 0, 5e-324]},
+        {"rows": [{"layer": f"b.{i}.l{j}", "bits": j} for i in range(60) for j in range(9)]},
+    ],
+)
+def test_any_details_render(report: Report, details: dict[str, object]) -> None:
+    stage = report.stages[0].model_copy(update={"details": details})
+    text = _Page(html.render(report.model_copy(update={"stages": [stage]}))).text
+    assert "None" not in text
+
+
+def test_bars_have_the_height_of_their_values() -> None:
+    chart = Chart("x", ["0", "1"], {"a": [1.0, -2.0], "b": [None, 4.0]}, "x")
+    root = ElementTree.fromstring(str(svg.bars(chart)))
+    heights = [float(bar.get("height", "0")) for bar in root.iter("rect")]
+    assert len(heights) == 3
+    assert heights[1] / heights[0] == 2
+    assert heights[2] / heights[0] == 4
+    assert all(0 <= float(bar.get("y", "-1")) <= svg.HEIGHT for bar in root.iter("rect"))

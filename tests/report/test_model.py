@@ -1,0 +1,72 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from vitcompress.errors import InputError
+from vitcompress.report.model import GateResult, Metrics, Report, StageReport
+
+
+def test_json_round_trip(report: Report, failed: Report, empty: Report) -> None:
+    for each in (report, failed, empty):
+        assert Report.from_json(each.to_json()) == each
+
+
+def test_json_has_the_promised_shape(report: Report) -> None:
+    text = report.to_json()
+    data = json.loads(text)
+    assert text.endswith("}\n")
+    assert text == report.to_json()
+    assert list(data) == [
+        "schema", "model", "baseline", "stages", "final", "artifacts", "gates", "environment",
+        "warnings",
+    ]  # fmt: skip
+    assert data["schema"] == 1
+    assert set(data["stages"][0]) == {"name", "type", "seconds", "metrics", "details"}
+    assert set(data["artifacts"][0]) == {"path", "bytes", "sha256", "parity"}
+    assert set(data["gates"][0]) == {"name", "limit", "value", "passed"}
+    assert set(data["final"]) == {
+        "images", "top1", "top5", "agreement", "kl", "params", "macs", "bytes", "latency_ms",
+        "speedup",
+    }  # fmt: skip
+    assert data["final"]["latency_ms"] == {"p50": 11.2, "p90": 11.9, "p99": 13.4}
+    assert data["baseline"]["agreement"] is None
+    assert data["stages"][0]["metrics"] is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_refused(bad: float, report: Report) -> None:
+    with pytest.raises(ValidationError):
+        Metrics(kl=bad)
+    with pytest.raises(ValidationError):
+        GateResult(name="min.agreement", limit=97, value=bad, passed=True)
+    with pytest.raises(ValidationError, match=r"layers\[0\]\.output_error"):
+        StageReport(name="q", type="q", seconds=1, details={"layers": [{"output_error": bad}]})
+    smuggled = report.model_copy(update={"final": Metrics.model_construct(kl=bad)})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        smuggled.to_json()
+
+
+def test_details_become_plain_data() -> None:
+    details = {"widths": np.array([3, 2]), "error": np.float32(0.5), "pair": (1, "a"), 4: None}
+    stage = StageReport(name="p", type="prune", seconds=1, details=details)
+    assert stage.details == {"widths": [3, 2], "error": 0.5, "pair": [1, "a"], "4": None}
+    with pytest.raises(ValidationError, match="a is a object"):
+        StageReport(name="p", type="prune", seconds=1, details={"a": object()})
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "JSON"),
+        ('{"schema": 2}', "schema"),
+        ('{"schema": 1, "model": {}, "baseline": {"top9": 1}, "final": {}}', "baseline.top9"),
+        ('{"schema": 1, "model": {}, "baseline": {"kl": NaN}, "final": {}}', "baseline.kl"),
+    ],
+)
+def test_a_bad_file_is_told_in_one_line(text: str, told: str) -> None:
+    with pytest.raises(InputError, match=told) as caught:
+        Report.from_json(text)
+    assert "\n" not in str(caught.value)

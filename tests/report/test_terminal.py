@@ -1,0 +1,34 @@
+from rich.console import Console
+
+from vitcompress.report import terminal
+from vitcompress.report.model import Report
+
+
+def _shown(report: Report, width: int = 80) -> str:
+    console = Console(width=width, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(terminal.summary(report))
+    return capture.get()
+
+
+def test_baseline_final_and_change(report: Report) -> None:
+    text = _shown(report)
+    rows = {line.split("  ")[0]: line.split("  ", 1)[-1].split() for line in text.splitlines()}
+    assert rows["Size"] == ["22.9", "MB", "6.17", "MB", "−73", "%"]
+    assert rows["Top-1"] == ["86.4", "%", "86.2", "%", "−0.2", "points"]
+    assert rows["Agreement"] == ["–", "98.6", "%"]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_gates_and_warnings(report: Report, failed: Report, empty: Report) -> None:
+    assert "✗" not in _shown(report)
+    assert "✓ Size at most 0.4× of the baseline  0.2695×" in _shown(report)
+    assert "! 2 images could not be read" in _shown(report)
+    assert "✗ Top-1 may drop by at most 1 point  not measured" in _shown(failed)
+    assert "None" not in _shown(failed) + _shown(empty)
+
+
+def test_markup_in_a_warning_is_only_text(report: Report) -> None:
+    assert "! [red]x[/nothing]" in _shown(
+        report.model_copy(update={"warnings": ["[red]x[/nothing]"]})
+    )

@@ -1,0 +1,242 @@
+"""Sets of images: opened from a source, labelled, sampled, and streamed in batches."""
+
+import hashlib
+import os
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL.Image import Image
+
+from vitcompress.console import console
+from vitcompress.data.preprocess import Preprocess, prepare
+from vitcompress.data.sources import Listing, decode, list_source
+from vitcompress.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    import torch
+
+_WORKERS = min(4, max(2, os.cpu_count() or 2))
+_AHEAD = 4 * _WORKERS  # images decoded or being decoded that the consumer has not taken yet
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in a fixed order, read one at a time.
+
+    `names` are relative to the source. `num_classes` is the number of lines in the classes file or
+    of class folders; it is None without labels, and where the source stores labels as numbers
+    without saying how many there are. `skipped` fills as `batches` meets unreadable images: the
+    name and the reason of each, for the report.
+    """
+
+    source: str
+    names: list[str]
+    labels: list[int] | None
+    num_classes: int | None
+    fetch: Callable[[int], bytes]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> Image:
+        """Decode one image; whatever the file system or Pillow raises comes through."""
+        return decode(self.fetch(index))
+
+    def fingerprint(self) -> str:
+        """Return the sha256 (hex) over names, labels and file contents, in order.
+
+        Equal sets have equal fingerprints wherever they are stored. A file that cannot be read
+        counts as empty.
+        """
+        total = hashlib.sha256()
+        for index, name in enumerate(self.names):
+            try:
+                content = self.fetch(index)
+            except OSError:
+                content = b""
+            label = None if self.labels is None else self.labels[index]
+            # repr quotes the name and the digest has a fixed length: no two records look alike
+            total.update(f"{name!r} {label} {hashlib.sha256(content).hexdigest()}\n".encode())
+        return total.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """`pixels` float32 [B, C, H, W], `labels` int64 [B] or None, `names` B of them."""
+
+    pixels: "torch.Tensor"
+    labels: "torch.Tensor | None"
+    names: list[str]
+
+
+def open_images(
+    source: str | Path,
+    *,
+    classes: Path | None = None,
+    labelled: bool,
+    limit: int | None = None,
+    seed: int | None = None,
+) -> ImageSet:
+    """Open the images of a folder, a .tar, a .npz or `example:glyphs/{calibration,evaluation}`.
+
+    A folder has one folder a class, or, when no labels are asked for, images at any depth. A .tar
+    has class folders or webdataset members KEY.jpg, KEY.cls. A .npz has uint8 `images` (or `x`)
+    [n, H, W, 3] or [n, H, W] and integer `labels` (or `y`) [n].
+
+    The label of a class folder is its line in the file `classes` (one folder name a line; blank
+    lines, lines starting with # and columns after a tab are ignored), without that file its place
+    in the sorted order of folder names, as in torchvision's ImageFolder.
+
+    `limit` takes that many images, in sorted order. With a `seed` they are a random sample spread
+    over the classes as evenly as it can be; without one they are evenly spaced in sorted order.
+
+    Raises InputError, naming the file or folder, when there are no images to open or no labels.
+    """
+    listing = list_source(str(source))
+    labels, num_classes = _labels(listing, str(source), classes) if labelled else (None, None)
+    chosen = _sample(listing.classes, limit, seed)
+    return ImageSet(
+        source=str(source),
+        names=[listing.names[i] for i in chosen],
+        labels=None if labels is None else [labels[i] for i in chosen],
+        num_classes=num_classes,
+        fetch=lambda index: listing.fetch(chosen[index]),
+    )
+
+
+def _labels(listing: Listing, source: str, classes: Path | None) -> tuple[list[int], int | None]:
+    if None in listing.classes:
+        name = listing.names[listing.classes.index(None)]
+        raise InputError(
+            f"{source}: {name} has no label; put images in one folder a class, "
+            "or give a .tar or .npz with labels"
+        )
+    names = _read_classes(classes) if classes else listing.class_names
+    places = {name: place for place, name in enumerate(names)}
+    labels = []
+    for found in listing.classes:
+        label = found if isinstance(found, int) else places.get(str(found))
+        if label is None:
+            raise InputError(f"{source}: class {found} is not named in {classes}; add it there")
+        if classes and label >= len(names):
+            raise InputError(f"{source}: label {label}, but {classes} has {len(names)} classes")
+        labels.append(label)
+    return labels, len(names) or None
+
+
+def _read_classes(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read the classes file ({error})") from error
+    names = [line.partition("\t")[0].strip() for line in lines if not line.startswith("#")]
+    names = [name for name in names if name]
+    if not names:
+        raise InputError(f"{path}: the classes file names no class; write one folder name a line")
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{path}: class {name} is named {times} times; name each class once")
+    return names
+
+
+def _sample(groups: Sequence[Hashable], limit: int | None, seed: int | None) -> Sequence[int]:
+    """Return the places of the images to take, in ascending order."""
+    count = len(groups)
+    if limit is None or limit >= count:
+        return range(count)
+    if limit < 1:
+        raise InputError(f"a limit of {limit} images leaves none; give at least 1")
+    if seed is None:
+        return [i * count // limit for i in range(limit)]
+    shuffle = random.Random(seed).shuffle
+    members: dict[Hashable, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    order = list(members.values())
+    shuffle(order)
+    for group_members in order:
+        shuffle(group_members)
+    # Everyone's first image, then everyone's second, …: (round, turn) sorts them.
+    rounds = [(r, turn, i) for turn, group in enumerate(order) for r, i in enumerate(group)]
+    return sorted(i for _, _, i in sorted(rounds)[:limit])
+
+
+def batches(
+    images: ImageSet, spec: Preprocess, batch_size: int, *, max_unreadable: float = 0.01
+) -> Iterator[Batch]:
+    """Stream prepared batches in the order of `images`; the last one may be smaller.
+
+    Images are decoded by a few threads a bounded number ahead, so memory does not depend on how
+    many there are. An unreadable image is left out, named on the console once, and noted in
+    `images.skipped`. Raises RunError when more than max(1, `max_unreadable` × their number), or
+    all of them, are unreadable.
+    """
+    import torch
+
+    if batch_size < 1:
+        raise InputError(f"a batch size of {batch_size} is not possible; give at least 1")
+    allowed = max(1, int(max_unreadable * len(images)))
+    pixels: list[torch.Tensor] = []
+    places: list[int] = []
+
+    def batch() -> Batch:
+        labels = None
+        if images.labels is not None:
+            labels = torch.tensor([images.labels[i] for i in places], dtype=torch.int64)
+        return Batch(torch.stack(pixels), labels, [images.names[i] for i in places])
+
+    for index, result in enumerate(_prepared(images, spec)):
+        if isinstance(result, str):
+            _skip(images, index, result, allowed)
+            continue
+        pixels.append(result)
+        places.append(index)
+        if len(places) == batch_size:
+            yield batch()
+            pixels, places = [], []
+    if places:
+        yield batch()
+
+
+def _prepared(images: ImageSet, spec: Preprocess) -> "Iterator[torch.Tensor | str]":
+    """Yield each image prepared, in order; for an unreadable one, the reason."""
+
+    def load(index: int) -> "torch.Tensor | str":
+        try:
+            return prepare(images.read(index), spec)
+        except Exception as error:  # decoders of damaged files raise almost anything
+            return str(error) or type(error).__name__
+
+    pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="decode")
+    pending: deque[Future[torch.Tensor | str]] = deque()
+    try:
+        for index in range(len(images)):
+            pending.append(pool.submit(load, index))
+            if len(pending) == _AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _skip(images: ImageSet, index: int, reason: str, allowed: int) -> None:
+    name = images.names[index]
+    if name not in images.skipped:
+        images.skipped[name] = reason
+        warning = f"warning: {name} is unreadable and left out ({reason})"
+        console.print(warning, style="yellow", markup=False, soft_wrap=True)
+    count = len(images.skipped)
+    if count > allowed or count == len(images):
+        first = ", ".join(list(images.skipped)[:3])
+        raise RunError(
+            f"{images.source}: {count} of {len(images)} images are unreadable "
+            f"(allowed: {allowed}): {first}"
+            f"{', …' if count > 3 else ''}; replace or remove them"
+        )

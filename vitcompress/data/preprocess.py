@@ -1,0 +1,120 @@
+"""How an image becomes the model's input: facts as data, and timm's evaluation transform."""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from vitcompress.errors import InputError
+
+if TYPE_CHECKING:  # torch and Pillow are slow to import, and the recipe schema needs neither
+    import torch
+    from PIL.Image import Image
+
+Interpolation = Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"]
+CropMode = Literal["center", "squash", "border"]
+
+
+class Preprocess(BaseModel):
+    """The evaluation preprocessing of one model, in timm's terms.
+
+    `input_size` is (height, width) in pixels; one number means a square. `mean` and `std` have one
+    value a channel, on the 0…1 scale. The image is resized to input_size / `crop_pct`, then
+    cropped. `crop_mode` says how: "center" keeps the aspect ratio and cuts what sticks out,
+    "squash" does not keep it, "border" pads.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    input_size: tuple[int, int]
+    channels: int = 3
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    interpolation: Interpolation
+    crop_mode: CropMode = "center"
+
+    @field_validator("input_size", mode="before")
+    @classmethod
+    def _square(cls, value: object) -> object:
+        return (value, value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if min(self.input_size) < 1:
+            raise ValueError(f"input_size {self.input_size} must be positive")
+        if self.channels not in (1, 3):
+            raise ValueError(f"images have 1 or 3 channels, not {self.channels}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise ValueError(
+                    f"{name} has {len(values)} values and the model {self.channels} channels; "
+                    f"give {name} one value a channel"
+                )
+        if min(self.std) <= 0:
+            raise ValueError(f"std {self.std} must be positive")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct {self.crop_pct} must lie in (0, 1]")
+        return self
+
+    @classmethod
+    def from_timm(cls, pretrained_cfg: Mapping[str, Any], **overrides: Any) -> Self:
+        """Read timm's `pretrained_cfg`; what it leaves out takes timm's own defaults.
+
+        `overrides` are fields of this model that win over it; one that is None counts as not given.
+        Raises InputError for values that no model can be prepared with.
+        """
+        from timm.data import resolve_data_config
+
+        # The first argument must not be empty when the second is; a None there counts as absent.
+        resolved = resolve_data_config({"in_chans": None}, pretrained_cfg=dict(pretrained_cfg))
+        channels, height, width = resolved.pop("input_size")
+        facts = {"input_size": (height, width), "channels": channels, **resolved}
+        given = {key: value for key, value in overrides.items() if value is not None}
+        try:
+            return cls.model_validate(facts | given)
+        except ValidationError as error:
+            raise InputError(f"preprocessing: {_one_line(error)}") from None
+
+
+def prepare(image: "Image", spec: Preprocess) -> "torch.Tensor":
+    """Return the model input for one image: float32 [channels, height, width].
+
+    The result is that of timm's evaluation transform. Before it the image becomes RGB, or L for a
+    one-channel model, as torchvision's ImageFolder does it: transparency is dropped and the EXIF
+    orientation is not applied. 16-bit greyscale keeps its high byte, where Pillow would clip it.
+    Raises ValueError for pixels without a known range (32-bit integers, floats).
+    """
+    return _transform(spec)(_eight_bit(image).convert("RGB" if spec.channels == 3 else "L"))
+
+
+def _eight_bit(image: "Image") -> "Image":
+    if image.mode.startswith("I;16"):
+        import numpy as np
+        from PIL import Image
+
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of type {image.mode} have no known range")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA")  # the same colours as the direct way, which warns
+    return image
+
+
+@lru_cache(maxsize=16)
+def _transform(spec: Preprocess) -> "Callable[[Image], torch.Tensor]":
+    from timm.data import create_transform
+
+    facts = spec.model_dump(exclude={"channels", "input_size"})
+    transform = create_transform((spec.channels, *spec.input_size), is_training=False, **facts)
+    return cast("Callable[[Image], torch.Tensor]", transform)
+
+
+def _one_line(error: ValidationError) -> str:
+    parts = []
+    for detail in error.errors():
+        where = ".".join(str(place) for place in detail["loc"])
+        what = detail["msg"].removeprefix("Value error, ")
+        parts.append(f"{where}: {what}" if where else what)
+    return "; ".join(parts)

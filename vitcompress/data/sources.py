@@ -1,0 +1,217 @@
+"""Where images come from: each kind of source is listed as names, classes and a way to read."""
+
+import io
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from vitcompress.errors import InputError
+
+# The only decoders that are tried, whatever a file is called (others start programs, or guess).
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+
+_EXAMPLE_COUNTS = {"calibration": 512, "evaluation": 1000}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a source, before labels are given and a sample is drawn.
+
+    `classes` has one entry an image: its class name, its label where the source stores numbers,
+    or None. `class_names` are all class names in label order, those without images included.
+    `fetch(i)` returns image i as the bytes of an image file.
+    """
+
+    names: list[str]
+    classes: list[str | int | None]
+    class_names: list[str]
+    fetch: Callable[[int], bytes]
+
+
+def list_source(source: str) -> Listing:
+    """List a folder, a .tar, a .npz or `example:glyphs/SPLIT`.
+
+    Raises InputError when the source is missing, of no known kind, damaged or without images.
+    """
+    if source.startswith("example:"):
+        return _example(source)
+    path = Path(source)
+    if path.is_dir():
+        return _folder(path)
+    kinds = {".tar": _tar, ".npz": _npz}
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file or folder of images")
+    if path.suffix.lower() not in kinds:
+        raise InputError(f"{path}: images come from a folder, a .tar or a .npz, not from this file")
+    return kinds[path.suffix.lower()](path)
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode the bytes of an image file; whatever Pillow raises comes through."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:  # its message is the address of a buffer
+        raise UnidentifiedImageError("not an image, or cut off at the start") from None
+    image.load()
+    return image
+
+
+@cache
+def _extensions() -> frozenset[str]:
+    return frozenset(ext for ext, kind in Image.registered_extensions().items() if kind in FORMATS)
+
+
+def _is_image(path: PurePosixPath) -> bool:
+    hidden = any(part.startswith(".") for part in path.parts)
+    return path.suffix.lower() in _extensions() and not hidden
+
+
+def _no_images(path: Path) -> InputError:
+    return InputError(
+        f"no images found in {path}; expected .jpg, .png, .webp, … in it or in class folders"
+    )
+
+
+def _folder(root: Path) -> Listing:
+    """A class is a folder directly in `root`, and has the images at any depth below it."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: {error.strerror}; make the folder readable")
+
+    paths = []
+    for folder, below, files in os.walk(root, followlinks=True, onerror=refuse):
+        below[:] = [name for name in below if not name.startswith(".")]
+        found = (PurePosixPath((Path(folder) / name).relative_to(root)) for name in files)
+        paths += [path for path in found if _is_image(path)]
+    if not paths:
+        raise _no_images(root)
+    names = sorted(str(path) for path in paths)
+    folders = sorted(f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
+    return Listing(names, _first_folders(names), folders, lambda i: (root / names[i]).read_bytes())
+
+
+def _first_folders(names: list[str]) -> list[str | int | None]:
+    return [name.partition("/")[0] if "/" in name else None for name in names]
+
+
+def _tar(path: Path) -> Listing:
+    """Classes are KEY.cls texts beside KEY.jpg (webdataset), otherwise the first folder.
+
+    The archive is indexed once; each image is read at its offset when it is asked for.
+    """
+    places: dict[str, tuple[int, int]] = {}
+    texts: dict[str, str] = {}
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                name = PurePosixPath(member.name)
+                if member.isfile() and _is_image(name):
+                    places[str(name)] = (member.offset_data, member.size)
+                elif member.isfile() and name.suffix == ".cls":
+                    content = archive.extractfile(member)
+                    texts[_key(str(name))] = content.read().decode().strip() if content else ""
+    except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: not a readable, uncompressed tar ({error}); pack it again"
+        ) from error
+    if not places:
+        raise _no_images(path)
+    names = sorted(places)
+
+    def fetch(i: int) -> bytes:
+        offset, size = places[names[i]]
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    if texts:
+        classes = _parsed([texts.get(_key(name)) for name in names])
+    else:
+        classes = _first_folders(_without_shared_folders(names))
+    return Listing(names, classes, sorted({c for c in classes if isinstance(c, str)}), fetch)
+
+
+def _key(name: str) -> str:
+    path = PurePosixPath(name)
+    return str(path.with_name(path.name.partition(".")[0]))
+
+
+def _parsed(texts: list[str | None]) -> list[str | int | None]:
+    """Labels when every text is a number, otherwise class names."""
+    if all(text is None or text.isdecimal() for text in texts):
+        return [None if text is None else int(text) for text in texts]
+    return list(texts)
+
+
+def _without_shared_folders(names: list[str]) -> list[str]:
+    """Drop leading folders that all names share, but not the class folder."""
+    while all(name.count("/") >= 2 for name in names) and len(set(_first_folders(names))) == 1:
+        names = [name.partition("/")[2] for name in names]
+    return names
+
+
+def _npz(path: Path) -> Listing:
+    try:
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
+            images = next((arrays[key] for key in ("images", "x") if key in arrays), None)
+            labels = next((arrays[key] for key in ("labels", "y") if key in arrays), None)
+            keys = ", ".join(arrays.files)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{path}: not readable as plain arrays ({error}); write it with numpy.savez"
+        ) from error
+    if images is None:
+        raise InputError(f"{path}: no array 'images' or 'x' in it, only {keys or 'nothing'}")
+    return _arrays(images, labels, [], str(path))
+
+
+def _example(source: str) -> Listing:
+    example, _, split = source.removeprefix("example:").partition("/")
+    if example != "glyphs" or split not in _EXAMPLE_COUNTS:
+        splits = " or ".join(f"example:glyphs/{name}" for name in _EXAMPLE_COUNTS)
+        raise InputError(f"{source}: there is no such example; use {splits}")
+    from vitcompress.example.glyphs import CLASSES, draw
+
+    images, labels = draw(split, _EXAMPLE_COUNTS[split])
+    return _arrays(images, labels, list(CLASSES), source)
+
+
+def _arrays(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64] | None,
+    class_names: list[str],
+    source: str,
+) -> Listing:
+    """List uint8 images [n, H, W, 3] or [n, H, W] with integer labels [n]; read as PPM or PGM."""
+    grey = images.ndim == 3
+    if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[3] == 3)):
+        raise InputError(
+            f"{source}: images are {images.dtype} {list(images.shape)}; "
+            "expected uint8 [n, H, W, 3] or [n, H, W]"
+        )
+    if images.size == 0:
+        raise InputError(f"{source}: no images in it, shape {list(images.shape)}")
+    count, height, width = images.shape[:3]
+    classes: list[str | int | None] = [None] * count
+    if labels is not None:
+        if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+            raise InputError(
+                f"{source}: labels are {labels.dtype} {list(labels.shape)}; "
+                f"expected integers from 0, [{count}]"
+            )
+        classes = [int(label) for label in labels]
+    header = f"{'P5' if grey else 'P6'} {width} {height} 255\n".encode()
+    names = [f"{i:06d}" for i in range(count)]
+    return Listing(names, classes, class_names, lambda i: header + images[i].tobytes())

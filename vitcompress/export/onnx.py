@@ -1,0 +1,113 @@
+"""ONNX files: a module exported, cleaned and described."""
+
+import ast
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnxscript.optimizer
+import torch
+from torch import nn
+
+from vitcompress.export.translate import OPSET, TABLE
+from vitcompress.model.architecture import VitModel
+
+INPUT, OUTPUT = "pixels", "logits"
+PREFIX = "vitcompress."
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_OPERATOR = "quantized_linear"
+# Protocol buffers end at 2 GB; weights of larger models lie beside the file.
+_EXTERNAL_BYTES = 1_900_000_000
+_FOLDED_ELEMENTS = 64
+
+
+def export_onnx(model: VitModel, path: Path, facts: Mapping[str, str]) -> None:
+    """Write `model` to `path`: pixels float32 [batch, C, H, W] → logits [batch, classes].
+
+    Only the batch is dynamic. `facts` go into the file's metadata as `vitcompress.KEY`. The nodes
+    of a quantized layer are named LAYER/…, and its output is named LAYER.
+    """
+    graph_model = _traced(model.module, model.preprocess.channels, model.preprocess.input_size)
+    _name_quantized_layers(graph_model.graph)
+    _store_in_half(graph_model.graph, model.architecture.half)
+    for node in graph_model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+    graph_model.metadata_props.clear()
+    graph_model.producer_name = "vitcompress"
+    graph_model.metadata_props.update({PREFIX + key: value for key, value in facts.items()})
+    proto = ir.to_proto(graph_model)
+    del proto.graph.value_info[:]
+    large = sum(t.nbytes for t in model.module.state_dict().values()) > _EXTERNAL_BYTES
+    onnx.save(proto, path, save_as_external_data=large, location=f"{path.name}.data")
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The facts that `export_onnx` wrote, by key without the prefix."""
+    props = onnx.load(path, load_external_data=False).metadata_props
+    return {p.key.removeprefix(PREFIX): p.value for p in props if p.key.startswith(PREFIX)}
+
+
+def _traced(module: nn.Module, channels: int, size: tuple[int, int]) -> ir.Model:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's, about its own code
+        program = torch.onnx.export(
+            module,
+            (torch.zeros(2, channels, *size),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65535)},),
+            custom_translation_table=TABLE,
+            optimize=False,
+            verbose=False,
+        )
+        assert program is not None
+        # Small constants only: packed codes must stay packed.
+        onnxscript.optimizer.optimize(program.model, input_size_limit=_FOLDED_ELEMENTS)
+    return program.model
+
+
+def _name_quantized_layers(graph: ir.Graph) -> None:
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "['']"))
+        if len(scopes) > 1 and scopes[-1].startswith(_OPERATOR):
+            layer = scopes[-2]
+            if node.outputs[0].name == scopes[-1]:
+                node.outputs[0].name = layer
+            node.name = f"{layer}/{node.name}"
+
+
+def _store_in_half(graph: ir.Graph, names: tuple[str, ...]) -> None:
+    """Store the initializers `names` in float16, each followed by a Cast that load time folds."""
+    for name in names:
+        value = graph.initializers.get(name)
+        if value is None or value.const_value is None:
+            continue  # a tensor that this graph does not read
+        half = ir.Value(
+            name=f"{name}.float16",
+            const_value=ir.tensor(value.const_value.numpy().astype("float16")),
+        )
+        half.const_value.name = half.name
+        cast = ir.node("Cast", [half], {"to": ir.DataType.FLOAT}, name=f"{name}/Cast")
+        value.replace_all_uses_with(cast.outputs[0])
+        del graph.initializers[name]
+        cast.outputs[0].name = name
+        graph.initializers[half.name] = half
+        graph.insert_before(graph[0], cast)
+
+
+def facts_of(model: VitModel, extra: Mapping[str, str]) -> dict[str, str]:
+    """What an exported file says of itself: how to prepare images, and what was quantized."""
+    quantized = {n: layer.model_dump() for n, layer in model.architecture.quantized.items()}
+    return {
+        "preprocessing": model.preprocess.model_dump_json(),
+        "quantization": json.dumps(quantized),
+        "timm": model.architecture.timm,
+        **extra,
+    }

@@ -1,0 +1,42 @@
+"""Per-channel shifts and scales of activations that the neighbouring weights absorb.
+
+Channels with wide ranges decide the step of a per-tensor quantizer and the narrow ones pay.
+RepQ-ViT (2212.08254, section 3.2) quantizes each channel on its own and folds the difference into
+the LayerNorm before and the weights after. Here the folding is graded, from none to full, and the
+scales of outlier channels are clipped, since a wide channel comes back as a wide weight column.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Fold(NamedTuple):
+    """x → (x − shift) / scale, both [channels]; `strength` and `clip` say how they were made."""
+
+    shift: Tensor
+    scale: Tensor
+    strength: float
+    clip: float
+
+
+def identity(channels: int) -> Fold:
+    return Fold(torch.zeros(channels), torch.ones(channels), 0.0, 0.0)
+
+
+def candidates(low: Tensor, high: Tensor) -> Iterator[Fold]:
+    """Folds that bring channels with the ranges `low` … `high` [channels] nearer to one range.
+
+    The scale is (range / mean range)^strength, ranges first limited to their own quantiles
+    `clip` … 1 − `clip`; the shift moves the middle of each range towards 0 by `strength`.
+    """
+    middle, half = (high + low) / 2, (high - low) / 2
+    half = half.clamp_min(half.max() * 1e-3 + torch.finfo(torch.float32).tiny)
+    for clip in (0.0, 0.02):
+        bounds = torch.quantile(half, torch.tensor([clip, 1 - clip]))
+        limited = half.clamp(bounds[0], bounds[1])
+        for strength in (0.5, 0.75, 1.0):
+            scale = (limited / limited.mean()) ** strength
+            yield Fold(middle * strength, scale, strength, clip)

@@ -1,0 +1,62 @@
+"""Histograms of many channels at once, filled in one streaming pass."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_BINS = 512
+
+
+@dataclass
+class Histogram:
+    """Counts [channels, 512] over the range −limit … limit of each channel.
+
+    `limit` [channels] doubles as larger values come, pairs of bins being merged, so that no value
+    is ever out of range and no second pass is needed.
+    """
+
+    limit: Tensor
+    counts: Tensor
+
+    @classmethod
+    def empty(cls, channels: int) -> "Histogram":
+        return cls(torch.full((channels,), 2.0**-10), torch.zeros(channels, _BINS))
+
+    def update(self, x: Tensor) -> None:
+        """Count the values of `x`, finite floats [rows, channels]."""
+        self._widen(x.abs().amax(0))
+        place = ((x / self.limit + 1) * (_BINS / 2)).long().clamp_(0, _BINS - 1)
+        place += torch.arange(x.shape[1]) * _BINS
+        self.counts += torch.bincount(place.flatten(), minlength=self.counts.numel()).view(
+            -1, _BINS
+        )
+
+    def _widen(self, largest: Tensor) -> None:
+        while (small := largest > self.limit).any():
+            merged = torch.zeros(int(small.sum()), _BINS)
+            merged[:, _BINS // 4 : -_BINS // 4] = self.counts[small].view(-1, _BINS // 2, 2).sum(-1)
+            self.counts[small] = merged
+            self.limit[small] *= 2
+
+    def centres(self) -> Tensor:
+        """The middle of each bin, [channels, 512]."""
+        steps = (torch.arange(_BINS) + 0.5) * (2 / _BINS) - 1
+        return self.limit[:, None] * steps
+
+
+def quantiles(values: Tensor, counts: Tensor, shares: Tensor, steps: int = 8192) -> Tensor:
+    """The values below which `shares` [s] of the weight `counts` lie, to 1/`steps` of the range.
+
+    `values` and `counts`: [n]. Returns [s].
+    """
+    held = counts > 0
+    values, counts = values[held], counts[held].double()
+    low, high = values.min(), values.max()
+    width = (high - low) / steps
+    if width == 0:
+        return low.expand(len(shares))
+    place = ((values - low) / width).long().clamp_(max=steps - 1)
+    cumulative = torch.bincount(place, weights=counts, minlength=steps).cumsum(0)
+    wanted = shares.double() * cumulative[-1]
+    return low + width * (torch.searchsorted(cumulative, wanted) + 0.5)

@@ -1,0 +1,138 @@
+"""The description of a model as plain JSON, and the module that a description stands for."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from vitcompress.data.preprocess import Preprocess
+from vitcompress.errors import InputError
+from vitcompress.model import checkpoint
+from vitcompress.model.layers import Activations, Attention, QuantizedLinear, TailBlock
+
+
+class QuantizedLayer(BaseModel):
+    """How one Linear is quantized: the width of its weight codes, and its activations."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bits: int
+    activations: Activations
+
+
+class Architecture(BaseModel):
+    """All that `build` needs to make the module whose tensors are stored beside it.
+
+    `tail_tokens`: the last block computes only so many leading tokens (None: all of them).
+    `quantized`: by layer name. `half`: names of tensors stored in float16 and computed in float32.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    timm: str
+    options: dict[str, Any] = {}
+    tail_tokens: int | None = None
+    quantized: dict[str, QuantizedLayer] = {}
+    half: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class VitModel:
+    """A module (in eval mode, without gradients), its description and its preprocessing."""
+
+    module: nn.Module
+    architecture: Architecture
+    preprocess: Preprocess
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.module.num_classes)
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over the description and all tensors."""
+        total = hashlib.sha256(self.architecture.model_dump_json().encode())
+        for name, tensor in sorted(self.module.state_dict().items()):
+            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            total.update(tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        return total.hexdigest()
+
+
+def from_source(
+    source: str,
+    name: str | None,
+    options: dict[str, Any],
+    num_classes: int | None,
+    preprocess: dict[str, Any],
+) -> VitModel:
+    """Read a checkpoint (a path, `timm:NAME` or `example:glyphs`) as a dense model.
+
+    `preprocess` holds what the recipe overrides; the rest follows timm's configuration.
+    Raises `InputError` for whatever is wrong with the checkpoint.
+    """
+    if source.startswith("timm:"):
+        module, spec = checkpoint.pretrained_model(source.removeprefix("timm:"))
+    else:
+        if source == "example:glyphs":
+            from vitcompress.example import glyphs
+
+            name, options = glyphs.TIMM_NAME, {**glyphs.TIMM_OPTIONS, **options}
+            preprocess = {"mean": glyphs.MEAN, "std": glyphs.STD, "crop_pct": 1.0, **preprocess}
+            source = str(Path(glyphs.__file__).with_name("glyphs.safetensors"))
+        state = checkpoint.read_state_dict(Path(source))
+        module, spec = checkpoint.load_model(state, name, options, num_classes, source=source)
+    facts = checkpoint.pretrained_cfg(spec)
+    return VitModel(
+        module=adopt(module),
+        architecture=Architecture(timm=spec.timm, options=spec.options),
+        preprocess=Preprocess.from_timm(facts, **preprocess),
+    )
+
+
+def adopt(module: nn.Module) -> nn.Module:
+    """Put our attention in the place of timm's, switch to eval mode and drop gradients."""
+    from timm.layers import Attention as TimmAttention
+
+    for name, child in list(module.named_modules()):
+        if type(child) is TimmAttention:
+            module.set_submodule(name, Attention(child))
+    return module.eval().requires_grad_(False)
+
+
+def set_tail(module: nn.Module, tokens: int) -> None:
+    """Let the last block compute only the first `tokens` tokens (in place)."""
+    last = f"blocks.{len(module.blocks) - 1}"
+    module.set_submodule(last, TailBlock(module.get_submodule(last), tokens))
+
+
+def build(architecture: Architecture) -> nn.Module:
+    """The module that `architecture` describes, its tensors not yet filled in.
+
+    Raises `InputError` when the installed timm does not know the name.
+    """
+    module = adopt(
+        checkpoint.build(architecture.timm, architecture.options, f"timm {architecture.timm}")
+    )
+    if architecture.tail_tokens is not None:
+        set_tail(module, architecture.tail_tokens)
+    for name, layer in architecture.quantized.items():
+        linear = module.get_submodule(name)
+        if not isinstance(linear, nn.Linear):
+            raise InputError(f"config.json: {name} is no linear layer of {architecture.timm}")
+        empty = QuantizedLinear(
+            linear.in_features, linear.out_features, layer.bits, layer.activations
+        )
+        module.set_submodule(name, empty)
+    return module.eval().requires_grad_(False)
+
+
+def stored_tensors(model: VitModel) -> dict[str, Tensor]:
+    """The tensors to write, by name: packed codes as they are, `half` ones in float16."""
+    half = set(model.architecture.half)
+    return {
+        name: (tensor.half() if name in half else tensor).contiguous()
+        for name, tensor in model.module.state_dict().items()
+    }

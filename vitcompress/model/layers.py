@@ -1,0 +1,159 @@
+"""The modules that replace timm's where ours export better or compute with integers.
+
+Attention and the quantized Linear are PyTorch custom operators: each is one node when a model is
+exported, which the ONNX exporter turns into the operators that onnxruntime runs best.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitcompress.methods import quantizer
+
+Activations = Literal["static", "dynamic"]
+
+
+@torch.library.custom_op("vitcompress::attention", mutates_args=())
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+    """Multi-head attention of q [B, M, h·d], k [B, N, h·d], v [B, N, h·e] → [B, M, h·e]."""
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
+
+
+@attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+    return q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+
+
+@torch.library.custom_op("vitcompress::quantized_linear", mutates_args=())
+def quantized_linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    activation_scale: Tensor | None,
+    activation_zero_point: Tensor | None,
+    bits: int,
+) -> Tensor:
+    """A Linear in integer arithmetic, exactly as the integer kernels compute it.
+
+    Args:
+        x: float32 [..., in].
+        codes: uint8, packed weight codes of `bits` bits (methods.quantizer.pack_weight).
+        scale: float32 [out], of the weights.
+        bias: float32 [out].
+        activation_scale: float32 scalar, or None to take the range of `x` at each call.
+        activation_zero_point: uint8 scalar, or None likewise.
+        bits: width of the weight codes.
+    """
+    if activation_scale is None or activation_zero_point is None:
+        activation_scale, zero_point = quantizer.activation_parameters(x.amin(), x.amax())
+    else:
+        zero_point = activation_zero_point.float()
+    weight = quantizer.unpack_weight(codes, bits, x.shape[-1])
+    return quantizer.integer_linear(x, weight, scale, bias, activation_scale, zero_point)
+
+
+@quantized_linear.register_fake
+def _(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    activation_scale: Tensor | None,
+    activation_zero_point: Tensor | None,
+    bits: int,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], scale.shape[0])
+
+
+class QuantizedLinear(nn.Module):
+    """A Linear whose weights are packed codes and whose input is quantized to unsigned 8 bits.
+
+    Made empty, to be filled by `load_state_dict` or by the quantize stage.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor
+    activation_scale: Tensor | None
+    activation_zero_point: Tensor | None
+
+    def __init__(
+        self, in_features: int, out_features: int, bits: int, activations: Activations
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.bits, self.activations = bits, activations
+        zeros = torch.zeros(out_features, in_features)
+        self.register_buffer("codes", quantizer.pack_weight(zeros, bits))
+        self.register_buffer("scale", torch.ones(out_features))
+        self.register_buffer("bias", torch.zeros(out_features))
+        static = activations == "static"
+        self.register_buffer("activation_scale", torch.tensor(1.0) if static else None)
+        zero_point = torch.tensor(0, dtype=torch.uint8) if static else None
+        self.register_buffer("activation_zero_point", zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return quantized_linear(
+            x,
+            self.codes,
+            self.scale,
+            self.bias,
+            self.activation_scale,
+            self.activation_zero_point,
+            self.bits,
+        )
+
+
+class Attention(nn.Module):
+    """timm's self-attention, computing the same with one attention operator.
+
+    `queries` limits the rows that are computed to the first tokens; keys and values are all used.
+    """
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        self.num_heads: int = source.num_heads
+        self.scale: float = source.scale
+        self.qkv = source.qkv
+        self.q_norm, self.k_norm = source.q_norm, source.k_norm
+        self.norm = source.norm
+        self.gate = source.gate if hasattr(source, "gate") else None
+        self.proj = source.proj
+
+    def forward(
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        queries: int | None = None,
+    ) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q = q[:, :queries]
+        if not isinstance(self.q_norm, nn.Identity):
+            q = self.q_norm(q.unflatten(-1, (self.num_heads, -1))).flatten(2)
+            k = self.k_norm(k.unflatten(-1, (self.num_heads, -1))).flatten(2)
+        y = self.norm(attention(q, k, v, self.num_heads, self.scale))
+        if self.gate is not None:
+            y = y * self.gate(x[:, :queries]).sigmoid()
+        return self.proj(y)
+
+
+class TailBlock(nn.Module):
+    """A last block that computes only the first `tokens` tokens, the only ones the head reads."""
+
+    def __init__(self, block: nn.Module, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        for name, child in block.named_children():
+            self.add_module(name, child)
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        y = self.ls1(self.attn(self.norm1(x), queries=self.tokens))
+        x = x[:, : self.tokens] + y
+        return x + self.ls2(self.mlp(self.norm2(x)))

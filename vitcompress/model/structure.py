@@ -1,0 +1,97 @@
+"""The layers of a model: their names, and which tensors feed which layer."""
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitcompress.errors import InputError
+from vitcompress.model.layers import Attention, TailBlock
+
+
+def linears(module: nn.Module) -> dict[str, nn.Linear]:
+    """All float Linear layers by name, in the order of the module."""
+    return {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
+
+
+def match(patterns: Iterable[str], names: Sequence[str], key: str) -> list[str]:
+    """The `names` that any pattern selects, in their order.
+
+    A pattern is a shell pattern (`blocks.*.mlp.fc1`) or, after `re:`, a regular expression for the
+    whole name. Raises `InputError` naming `key` for a pattern that selects nothing.
+    """
+    chosen: set[str] = set()
+    for pattern in patterns:
+        is_regex = pattern.startswith("re:")
+        try:
+            test = re.compile(pattern[3:] if is_regex else fnmatch.translate(pattern))
+        except re.error as error:
+            raise InputError(f"{key}: {pattern!r} is no regular expression: {error}") from error
+        found = [name for name in names if test.fullmatch(name)]
+        if not found:
+            near = difflib.get_close_matches(pattern, names, 3, 0.0)
+            raise InputError(f"{key}: {pattern!r} matches no layer; nearest: {', '.join(near)}")
+        chosen.update(found)
+    return [name for name in names if name in chosen]
+
+
+def input_fold(module: nn.Module, name: str) -> Callable[[Tensor, Tensor], None] | None:
+    """How the input channels of the Linear `name` can be shifted and scaled without a trace.
+
+    Returns a function of (shift, scale), both [in], that changes the tensors feeding the layer, so
+    that its input x becomes (x − shift) / scale, and the layer itself, so that its output stays;
+    or None where something between forbids it. Three kinds of input allow it: those of qkv and fc1
+    follow a LayerNorm, that of proj is a mixture of values with weights that sum to one.
+    """
+    owner, _, kind = name.rpartition(".")
+    block_name = owner.rpartition(".")[0]
+    block: Any = module.get_submodule(block_name) if block_name else None
+    if type(block).__name__ not in ("Block", TailBlock.__name__):
+        return None
+    layer: Any = module.get_submodule(name)
+    attention = block.attn
+    plain = isinstance(attention, Attention) and attention.gate is None
+    if kind == "qkv" and plain:
+        return _norm_fold(block.norm1, layer)
+    if kind == "fc1" and type(block.mlp).__name__ == "Mlp":
+        return _norm_fold(block.norm2, layer)
+    if kind == "proj" and plain and isinstance(attention.norm, nn.Identity):
+        return _value_fold(attention.qkv, layer)
+    return None
+
+
+def _norm_fold(norm: nn.Module, layer: nn.Linear) -> Callable[[Tensor, Tensor], None] | None:
+    if not (isinstance(norm, nn.LayerNorm) and norm.bias is not None):
+        return None
+
+    def fold(shift: Tensor, scale: Tensor) -> None:
+        norm.bias.copy_((norm.bias - shift) / scale)
+        norm.weight.div_(scale)
+        _absorb(layer, shift, scale)
+
+    return fold
+
+
+def _value_fold(qkv: nn.Linear, layer: nn.Linear) -> Callable[[Tensor, Tensor], None] | None:
+    if not isinstance(qkv, nn.Linear) or qkv.bias is None:
+        return None
+
+    def fold(shift: Tensor, scale: Tensor) -> None:
+        qkv.bias[-len(scale) :].sub_(shift).div_(scale)
+        qkv.weight[-len(scale) :].div_(scale[:, None])
+        _absorb(layer, shift, scale)
+
+    return fold
+
+
+def _absorb(layer: nn.Linear, shift: Tensor, scale: Tensor) -> None:
+    """Change `layer` so that on (x − shift) / scale it gives what it gave on x."""
+    offset = layer.weight @ shift
+    if layer.bias is None:
+        layer.bias = nn.Parameter(torch.zeros_like(offset), requires_grad=False)
+    layer.bias.add_(offset)
+    layer.weight.mul_(scale)

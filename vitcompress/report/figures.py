@@ -1,0 +1,202 @@
+"""What a report says, before any markup: the figures by name, their change, gates in words."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Literal
+
+from vitcompress.report import format as fmt
+from vitcompress.report.model import GateResult, Metrics, Report
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of every comparison table."""
+
+    key: str
+    label: str
+    text: fmt.Formatter
+    change: Literal["share", "points"] | None = None
+    better: Literal["low", "high"] | None = None
+
+    def read(self, metrics: Metrics) -> float | None:
+        """The value in `metrics`; `latency_ms.p50` looks inside."""
+        name, _, inner = self.key.partition(".")
+        found = getattr(metrics, name)
+        value: float | None = attrgetter(inner)(found) if inner and found is not None else found
+        return value
+
+
+@dataclass(frozen=True)
+class Change:
+    """The way from the baseline to the end, and whether it went the right way."""
+
+    text: str
+    trend: Literal["better", "worse", "same"]
+
+
+FIGURES = (
+    Figure("bytes", "Size", fmt.size, "share", "low"),
+    Figure("params", "Parameters", fmt.count, "share", "low"),
+    Figure("macs", "MACs per image", fmt.count, "share", "low"),
+    Figure("latency_ms.p50", "Latency p50", fmt.milliseconds, "share", "low"),
+    Figure("latency_ms.p90", "Latency p90", fmt.milliseconds, "share", "low"),
+    Figure("latency_ms.p99", "Latency p99", fmt.milliseconds, "share", "low"),
+    Figure("speedup", "Speed-up", fmt.times),
+    Figure("top1", "Top-1", fmt.percent, "points", "high"),
+    Figure("top5", "Top-5", fmt.percent, "points", "high"),
+    Figure("agreement", "Agreement", fmt.percent),
+    Figure("kl", "KL (nats)", fmt.nats),
+    Figure("images", "Images", fmt.whole),
+)
+BY_KEY = {figure.key: figure for figure in FIGURES}
+
+
+def change(figure: Figure, before: Metrics, after: Metrics) -> Change:
+    """How `figure` moved; a dash when either side was not measured."""
+    old, new = figure.read(before), figure.read(after)
+    if (
+        figure.change is None
+        or old is None
+        or new is None
+        or (figure.change == "share" and not old)
+    ):
+        return Change(fmt.DASH, "same")
+    text = fmt.points(new - old) if figure.change == "points" else fmt.share(new / old - 1)
+    if new == old:
+        return Change(text, "same")
+    return Change(text, "better" if (new < old) == (figure.better == "low") else "worse")
+
+
+def columns(report: Report) -> list[tuple[str, Metrics]]:
+    """The columns of the comparison: baseline, each stage that was measured, final."""
+    measured = [(stage.name, stage.metrics) for stage in report.stages if stage.metrics]
+    return [("Baseline", report.baseline), *measured, ("Final", report.final)]
+
+
+def model_name(report: Report) -> str:
+    """What to call the model in a title."""
+    return str(report.model.get("name") or "model")
+
+
+def size_ratio(report: Report) -> float | None:
+    """How many times smaller the ONNX file is."""
+    before, after = report.baseline.bytes, report.final.bytes
+    return before / after if before and after else None
+
+
+def gain(ratio: float | None, more: str, less: str) -> str:
+    """`2.41× faster`, or `1.20× slower` where the ratio is below one."""
+    if ratio is None or ratio <= 0:
+        return fmt.DASH
+    return f"{fmt.times(ratio)} {more}" if ratio >= 1 else f"{fmt.times(1 / ratio)} {less}"
+
+
+def headline(report: Report) -> str:
+    """One sentence: what was gained, what it cost."""
+    final = report.final
+    gained = [
+        gain(ratio, more, less)
+        for ratio, more, less in (
+            (size_ratio(report), "smaller", "larger"),
+            (final.speedup, "faster", "slower"),
+        )
+        if ratio
+    ]
+    lost = []
+    top1 = change(BY_KEY["top1"], report.baseline, final)
+    if top1.text != fmt.DASH:
+        span = fmt.span(fmt.percent(report.baseline.top1), fmt.percent(final.top1))
+        lost.append(f"top-1 {top1.text} ({span})")
+    if final.agreement is not None:
+        lost.append(f"{fmt.percent(final.agreement)} agreement with the dense model")
+    elif final.kl is not None:
+        lost.append(f"KL {fmt.nats(final.kl)} nats from the dense model")
+    if lost and final.images:
+        lost[-1] += f" on {fmt.whole(final.images)} images"
+    parts = [" and ".join(gained), ", ".join(lost) or "accuracy was not measured"]
+    sentence = "; ".join(part for part in parts if part)
+    return sentence[0].upper() + sentence[1:] + "."
+
+
+def verdict(report: Report) -> str:
+    """The gates in one phrase: `2 of 3 gates passed`."""
+    total = len(report.gates)
+    if not total:
+        return "No gates set"
+    passed = sum(gate.passed for gate in report.gates)
+    if passed == total:
+        return f"All {total} gates passed" if total > 1 else "Gate passed"
+    return f"{total - passed} of {total} gates failed" if total > 1 else "Gate failed"
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How a kind of gate is told: the limit in words, and a breach in words."""
+
+    limit: Callable[[str, str], str]
+    breach: Callable[[str, str, str], str]
+    unit: str = ""
+
+
+_RULES = {
+    "max_drop": _Rule(
+        lambda name, limit: f"{name} may drop by at most {limit}",
+        lambda name, value, limit: f"{name} dropped {value}, allowed {limit}",
+        " points",
+    ),
+    "max_ratio": _Rule(
+        lambda name, limit: f"{name} at most {limit} of the baseline",
+        lambda name, value, limit: f"{name} is {value} of the baseline, allowed {limit}",
+        "×",
+    ),
+    "min": _Rule(
+        lambda name, limit: f"{name} at least {limit}",
+        lambda name, value, limit: f"{name} is {value}, at least {limit} required",
+    ),
+    "max": _Rule(
+        lambda name, limit: f"{name} at most {limit}",
+        lambda name, value, limit: f"{name} is {value}, allowed {limit}",
+    ),
+}
+_UNKNOWN = _Rule(
+    lambda name, limit: f"{name}, limit {limit}",
+    lambda name, value, limit: f"{name} is {value}, limit {limit}",
+)
+_UNITS = {"top1": " %", "top5": " %", "agreement": " %", "speedup": "×"}
+
+
+def _rule(gate: GateResult) -> tuple[_Rule, str, str]:
+    """The rule, the metric and the unit of a gate."""
+    kind, _, metric = gate.name.partition(".")
+    rule = _RULES.get(kind) if metric else None
+    if rule is None:
+        return _UNKNOWN, gate.name, ""
+    return rule, metric, rule.unit or _UNITS.get(metric, "")
+
+
+def gate_limit(gate: GateResult) -> str:
+    """What the gate demands, in words."""
+    rule, metric, unit = _rule(gate)
+    name = BY_KEY[metric].label if metric in BY_KEY else metric
+    return rule.limit(name, _with_unit(gate.limit, unit))
+
+
+def gate_value(gate: GateResult) -> str:
+    """What was measured, with its unit; precise enough to stand beside the limit."""
+    return fmt.DASH if gate.value is None else _with_unit(gate.value, _rule(gate)[2])
+
+
+def _with_unit(value: float, unit: str) -> str:
+    return fmt.number(value) + (
+        unit.removesuffix("s") if unit == " points" and value == 1 else unit
+    )
+
+
+def gate_failure(gate: GateResult) -> str:
+    """Why a gate failed: `top1 dropped 1.9, allowed 1`."""
+    rule, metric, _ = _rule(gate)
+    if gate.value is None:
+        return f"{metric} was not measured, so {gate.name} (limit {gate.limit:g}) cannot hold"
+    value, limit = fmt.number(gate.value), fmt.number(gate.limit)
+    return rule.breach(metric, repr(gate.value) if value == limit else value, limit)

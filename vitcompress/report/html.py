@@ -1,0 +1,131 @@
+"""The report as one self-contained HTML page: no script, no network, light and dark."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from vitcompress.report import figures, svg
+from vitcompress.report import format as fmt
+from vitcompress.report.details import Table, sections
+from vitcompress.report.model import GateResult, Metrics, Report
+
+
+@dataclass(frozen=True)
+class Card:
+    """One headline figure, with the gates that watch it."""
+
+    label: str
+    value: str
+    unit: str
+    note: str
+    trend: str
+    gates: list[GateResult]
+
+
+@dataclass(frozen=True)
+class Meter:
+    """One figure through the run, each column's bar as a percentage of the longest."""
+
+    label: str
+    bars: list[tuple[str, str, float]]
+
+
+def render(report: Report) -> str:
+    """`report.html`."""
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            title=figures.model_name(report),
+            headline=figures.headline(report).replace(" %", "\N{NO-BREAK SPACE}%"),
+            verdict=figures.verdict(report),
+            cards=list(_cards(report)),
+            columns=figures.columns(report),
+            figures=figures.FIGURES,
+            meters=list(_meters(figures.columns(report))),
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("vitcompress", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(value=fmt.value, label=fmt.label, size=fmt.size, seconds=fmt.seconds)
+    environment.globals.update(
+        change=figures.change,
+        gate_limit=figures.gate_limit,
+        gate_value=figures.gate_value,
+        sections=sections,
+        bars=svg.bars,
+        colour=svg.colour,
+        cell=_cell,
+        DASH=fmt.DASH,
+    )
+    return environment
+
+
+def _cards(report: Report) -> Iterator[Card]:
+    before, after = report.baseline, report.final
+    ratio = figures.size_ratio(report)
+
+    def card(key: str, label: str, value: str, note: str, trend: str = "same") -> Card:
+        measured = note if value != fmt.DASH else "not measured"
+        watching = [g for g in report.gates if g.name.partition(".")[2] == key]
+        amount, _, unit = value.partition(" ")
+        return Card(label, amount, unit, measured, trend, watching)
+
+    def span(key: str) -> str:
+        figure = figures.BY_KEY[key]
+        return fmt.span(figure.text(figure.read(before)), figure.text(figure.read(after)))
+
+    images = f"of {fmt.whole(after.images)} images" if after.images else ""
+    top1 = figures.change(figures.BY_KEY["top1"], before, after)
+    yield card(
+        "bytes", "Size", figures.gain(ratio, "smaller", "larger"), span("bytes"), _way(ratio)
+    )
+    faster = figures.gain(after.speedup, "faster", "slower")
+    yield card("speedup", "Speed", faster, f"p50 {span('latency_ms.p50')}", _way(after.speedup))
+    yield card("top1", "Top-1", top1.text, span("top1"), top1.trend)
+    yield card("agreement", "Agreement", fmt.percent(after.agreement), images)
+    yield card(
+        "kl",
+        "KL divergence",
+        f"{fmt.nats(after.kl)} nats" if after.kl is not None else fmt.DASH,
+        "from the dense model",
+    )
+
+
+def _way(ratio: float | None) -> str:
+    return "same" if ratio is None or ratio == 1 else "better" if ratio > 1 else "worse"
+
+
+def _meters(columns: list[tuple[str, Metrics]]) -> Iterator[Meter]:
+    for key in ("bytes", "latency_ms.p50", "macs"):
+        figure = figures.BY_KEY[key]
+        found = [(name, figure.read(metrics)) for name, metrics in columns]
+        known = [(name, value) for name, value in found if value is not None]
+        if len({value for _, value in known}) > 1:
+            longest = max(value for _, value in known)
+            bars = [(name, figure.text(value), 100 * value / longest) for name, value in known]
+            yield Meter(figure.label, bars)
+
+
+def _cell(table: Table, row: dict[str, Any], column: str) -> Markup:
+    """The content of a table cell; a figure of error carries a small bar."""
+    item = row.get(column)
+    text = fmt.value(item, column)
+    if item is None or not (column.endswith("error") and table.numeric(column)):
+        return Markup("{}").format(text)
+    share = 100 * abs(item) / (table.peak(column) or 1)
+    return Markup('{}<i class="bar"><b style="width:{:.1f}%"></b></i>').format(text, share)

@@ -1,0 +1,107 @@
+"""The report as Markdown, for a pull request."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from vitcompress.report import figures
+from vitcompress.report import format as fmt
+from vitcompress.report.details import sections
+from vitcompress.report.model import Report
+
+
+def render(report: Report) -> str:
+    """`report.md`."""
+    blocks = [
+        f"# {_text(figures.model_name(report))}, compressed",
+        f"**{_text(figures.headline(report))}** {figures.verdict(report)}.",
+        *([_list(f"⚠ {_text(warning)}" for warning in report.warnings)] if report.warnings else []),
+        _comparison(report),
+        *_gates(report),
+        *_stages(report),
+        *_artifacts(report),
+        *_environment(report),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _comparison(report: Report) -> str:
+    columns = figures.columns(report)
+    rows = []
+    for figure in figures.FIGURES:
+        values = [figure.text(figure.read(metrics)) for _, metrics in columns]
+        moved = figures.change(figure, report.baseline, report.final).text if figure.change else ""
+        rows.append([figure.label, *values, moved])
+    heads = [_text(name) for name, _ in columns]
+    return _table(["", *heads, "Change"], rows, right=range(1, len(columns) + 2))
+
+
+def _gates(report: Report) -> Iterator[str]:
+    if report.gates:
+        yield "## Gates"
+        rows = [
+            [
+                "✓ passed" if gate.passed else "✗ **failed**",
+                _text(figures.gate_limit(gate)),
+                figures.gate_value(gate) if gate.value is not None else f"{fmt.DASH} not measured",
+            ]
+            for gate in report.gates
+        ]
+        yield _table(["", "Gate", "Measured"], rows, right=(2,))
+
+
+def _stages(report: Report) -> Iterator[str]:
+    if report.stages:
+        yield "## Stages"
+        rows = []
+        for stage in report.stages:
+            facts = sections(stage.details).facts
+            told = ", ".join(f"{fmt.label(key)} {fmt.value(item, key)}" for key, item in facts)
+            name = _text(stage.name)
+            kind = _text(stage.type)
+            rows.append([name, kind, fmt.seconds(stage.seconds), _text(told) or fmt.DASH])
+        yield _table(["Stage", "Type", "Time", "Details"], rows, right=(2,))
+
+
+def _artifacts(report: Report) -> Iterator[str]:
+    if report.artifacts:
+        yield "## Artifacts"
+        rows = [
+            [
+                _code(artifact.path),
+                fmt.size(artifact.bytes),
+                _code(artifact.sha256[:12]),
+                _text(fmt.value(artifact.parity)),
+            ]
+            for artifact in report.artifacts
+        ]
+        yield _table(["File", "Size", "sha256", "Parity"], rows, right=(1,))
+
+
+def _environment(report: Report) -> Iterator[str]:
+    if report.environment:
+        yield "## Environment"
+        yield _list(
+            f"{_text(fmt.label(key))}: {_text(fmt.value(item, key))}"
+            for key, item in report.environment.items()
+        )
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
+    aligned = set(right)
+    rule = ["---:" if index in aligned else "---" for index in range(len(heads))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))
+
+
+def _list(items: Iterable[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _text(text: str) -> str:
+    """`text` on one line, with nothing in it that Markdown or HTML would act on."""
+    line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", line)
+
+
+def _code(text: str) -> str:
+    """`text` as a code span that fits in a table cell."""
+    return "`" + " ".join(text.split()).replace("`", "'").replace("|", "\\|") + "`"

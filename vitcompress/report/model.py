@@ -1,0 +1,136 @@
+"""The report of one run, as data: what was measured before, on the way and at the end."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from vitcompress.errors import InputError
+
+
+def _plain(value: Any, where: str = "") -> Any:
+    """`value` as plain JSON data: arrays become lists; NaN, infinity and objects are refused."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where or 'value'} is {value}, which is no figure; use null")
+        return float(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v, f"{where}.{k}".lstrip(".")) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, PurePath):
+        return value.as_posix()
+    if hasattr(value, "tolist"):  # numpy and torch, without importing either
+        return _plain(value.tolist(), where)
+    raise ValueError(f"{where or 'value'} is a {type(value).__name__}, which JSON cannot hold")
+
+
+Facts = Annotated[dict[str, Any], BeforeValidator(_plain)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True
+    )
+
+
+class Latency(_Frozen):
+    """Milliseconds for one run of the model: the median and the slow tail."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+class Metrics(_Frozen):
+    """The figures of one model. A figure that was not measured is None, never guessed."""
+
+    images: int | None = None
+    top1: float | None = None
+    """Percent of the evaluation images."""
+    top5: float | None = None
+    agreement: float | None = None
+    """Percent of images on which the dense model has the same top-1."""
+    kl: float | None = None
+    """Mean KL(dense ‖ compressed) in nats."""
+    params: int | None = None
+    macs: int | None = None
+    """Multiply-accumulates for one image."""
+    bytes: int | None = None
+    """Size of the ONNX file."""
+    latency_ms: Latency | None = None
+    speedup: float | None = None
+    """p50 of the baseline over this p50, both timed in turns in the same run."""
+
+
+class StageReport(_Frozen):
+    """What one stage did, how long it took, and the model it left behind."""
+
+    name: str
+    type: str
+    seconds: float
+    metrics: Metrics | None = None
+    details: Facts = Field(default_factory=dict)
+
+
+class Artifact(_Frozen):
+    """A file that was written; `path` is relative to the output folder."""
+
+    path: str
+    bytes: int
+    sha256: str
+    parity: Facts = Field(default_factory=dict)
+
+
+class GateResult(_Frozen):
+    """A promise of the recipe, such as `max_drop.top1`, held against what was measured."""
+
+    name: str
+    limit: float
+    value: float | None
+    passed: bool
+
+
+class Report(_Frozen):
+    """Everything a run has to say. JSON, Markdown, HTML and JUnit are renderings of it."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    model: Facts
+    baseline: Metrics
+    stages: list[StageReport] = Field(default_factory=list)
+    final: Metrics
+    artifacts: list[Artifact] = Field(default_factory=list)
+    gates: list[GateResult] = Field(default_factory=list)
+    environment: Facts = Field(default_factory=dict)
+    warnings: list[str] = Field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate holds."""
+        return all(gate.passed for gate in self.gates)
+
+    def to_json(self) -> str:
+        """The text of `report.json`; the same report always gives the same text."""
+        data = self.model_dump(by_alias=True)
+        return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read `report.json` again.
+
+        Raises:
+            InputError: the text is not a report that this version can read.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the text"
+            raise InputError(
+                f"not a report of schema 1: {where}: {first['msg']}; run vitcompress again"
+            ) from error

@@ -1,0 +1,65 @@
+"""What a stage may use beside the model: images, randomness, progress and the cache."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vitcompress.console import console, track
+from vitcompress.data.images import ImageSet, batches
+from vitcompress.data.preprocess import Preprocess
+
+_CACHED_FILES = 4
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Context:
+    """Images, seed, device and cache of one run."""
+
+    calibration: ImageSet
+    preprocess: Preprocess
+    seed: int
+    device: torch.device
+    cache: Path
+    resume: bool
+
+    @property
+    def calibration_count(self) -> int:
+        return len(self.calibration)
+
+    @cached_property
+    def calibration_fingerprint(self) -> str:
+        return f"{self.calibration.fingerprint()} {self.preprocess.model_dump_json()}"
+
+    def calibration_batches(self, description: str) -> Iterator[Tensor]:
+        """The calibration images, prepared, float32 [≤ 16, C, H, W], with progress."""
+        total = -(-self.calibration_count // BATCH)
+        stream = batches(self.calibration, self.preprocess, BATCH)
+        for batch in track(stream, description, total):
+            yield batch.pixels
+
+    def say(self, text: str) -> None:
+        console.print(f"  {text}")
+
+    def keep(self, file: Path, save: Callable[[Path], None]) -> None:
+        """Write `file` to the cache, of which the few newest files stay.
+
+        The cache is a convenience: where it cannot be written, that is said and the run goes on.
+        """
+        temporary = file.with_suffix(".partial")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save(temporary)
+            temporary.replace(file)
+            files = sorted(file.parent.glob("*.safetensors"), key=lambda f: f.stat().st_mtime)
+            for old in files[:-_CACHED_FILES]:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            self.say(f"calibration results are not kept: {error}")
