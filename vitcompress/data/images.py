@@ -6,7 +6,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,17 @@ class ImageSet:
     def read(self, index: int) -> Image:
         """Decode one image; whatever the file system or Pillow raises comes through."""
         return decode(self.fetch(index))
+
+    def subset(self, indices: Sequence[int]) -> "ImageSet":
+        """The images at `indices`, in that order."""
+        labels = self.labels
+        return replace(
+            self,
+            names=[self.names[i] for i in indices],
+            labels=None if labels is None else [labels[i] for i in indices],
+            fetch=lambda index: self.fetch(indices[index]),
+            skipped={},
+        )
 
     def fingerprint(self) -> str:
         """Return the sha256 (hex) over names, labels and file contents, in order.

@@ -17,6 +17,7 @@ from vitcompress.model.architecture import VitModel
 
 INPUT, OUTPUT = "pixels", "logits"
 PREFIX = "vitcompress."
+WEIGHT = ".unpacked"  # what follows the name of a layer in the name of its unpacked codes
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _OPERATOR = "quantized_linear"
 # Protocol buffers end at 2 GB; weights of larger models lie beside the file.
@@ -28,7 +29,7 @@ def export_onnx(model: VitModel, path: Path, facts: Mapping[str, str]) -> None:
     """Write `model` to `path`: pixels float32 [batch, C, H, W] → logits [batch, classes].
 
     Only the batch is dynamic. `facts` go into the file's metadata as `vitcompress.KEY`. The nodes
-    of a quantized layer are named LAYER/…, and its output is named LAYER.
+    of a quantized layer are named LAYER/….
     """
     graph_model = _traced(model.module, model.preprocess.channels, model.preprocess.input_size)
     _name_quantized_layers(graph_model.graph)
@@ -78,8 +79,8 @@ def _name_quantized_layers(graph: ir.Graph) -> None:
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "['']"))
         if len(scopes) > 1 and scopes[-1].startswith(_OPERATOR):
             layer = scopes[-2]
-            if node.outputs[0].name == scopes[-1]:
-                node.outputs[0].name = layer
+            if node.op_type == "MatMulInteger" and (weight := node.inputs[1]) is not None:
+                weight.name = f"{layer}{WEIGHT}"
             node.name = f"{layer}/{node.name}"
 
 
@@ -89,16 +90,14 @@ def _store_in_half(graph: ir.Graph, names: tuple[str, ...]) -> None:
         value = graph.initializers.get(name)
         if value is None or value.const_value is None:
             continue  # a tensor that this graph does not read
-        half = ir.Value(
-            name=f"{name}.float16",
-            const_value=ir.tensor(value.const_value.numpy().astype("float16")),
-        )
-        half.const_value.name = half.name
+        stored = f"{name}.float16"
+        tensor = ir.tensor(value.const_value.numpy().astype("float16"), name=stored)
+        half = ir.Value(name=stored, const_value=tensor)
         cast = ir.node("Cast", [half], {"to": ir.DataType.FLOAT}, name=f"{name}/Cast")
         value.replace_all_uses_with(cast.outputs[0])
         del graph.initializers[name]
         cast.outputs[0].name = name
-        graph.initializers[half.name] = half
+        graph.initializers[stored] = half
         graph.insert_before(graph[0], cast)
 
 

@@ -64,18 +64,31 @@ def _quantized_linear(
     activation_scale: Any,
     activation_zero_point: Any,
     bits: int,
+    terms: int,
 ) -> Any:
     weight = _unpacked(codes, bits, int(x.shape[-1]))
     if activation_scale is None:
         x_codes, x_scale, zero_point = op.DynamicQuantizeLinear(x)
     else:
-        zero_point = activation_zero_point
-        x_codes = op.QuantizeLinear(x, activation_scale, zero_point)
-        # The scale once more, as the value of a code 1: onnxruntime never folds DequantizeLinear,
-        # so the two scales stay apart, as its fusion of kernel, rescaling and bias needs them.
-        x_scale = op.DequantizeLinear(_uint8(1), activation_scale)
+        x_scale, zero_point = activation_scale, activation_zero_point
+        x_codes = op.QuantizeLinear(x, x_scale, zero_point)
+    output = bias
+    if terms == 2:
+        rest = op.Sub(x, op.DequantizeLinear(x_codes, x_scale, zero_point))
+        rest_scale = op.Mul(x_scale, op.Constant(value_float=1 / 256))
+        rest_codes = op.QuantizeLinear(rest, rest_scale, _uint8(128))
+        output = _integer_matmul(rest_codes, weight, rest_scale, _uint8(128), scale, bias)
+    return _integer_matmul(x_codes, weight, x_scale, zero_point, scale, output)
+
+
+def _integer_matmul(
+    x_codes: Any, weight: Any, x_scale: Any, zero_point: Any, scale: Any, addend: Any
+) -> Any:
+    # The scale once more, as the value of a code 1: onnxruntime never folds DequantizeLinear, so
+    # the two scales stay apart, as its fusion of kernel, rescaling and bias needs them.
+    x_scale = op.DequantizeLinear(_uint8(1), x_scale)
     sums = op.Cast(op.MatMulInteger(x_codes, weight, zero_point), to=ir.DataType.FLOAT)
-    return op.Add(op.Mul(sums, op.Mul(x_scale, scale)), bias)
+    return op.Add(op.Mul(sums, op.Mul(x_scale, scale)), addend)
 
 
 TABLE: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -21,6 +21,10 @@ class Fold(NamedTuple):
     strength: float
     clip: float
 
+    def apply(self, x: Tensor) -> Tensor:
+        """`x` [..., channels], folded."""
+        return (x - self.shift) / self.scale
+
 
 def identity(channels: int) -> Fold:
     return Fold(torch.zeros(channels), torch.ones(channels), 0.0, 0.0)

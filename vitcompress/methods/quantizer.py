@@ -80,17 +80,45 @@ def quantize_activation(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 
 
 def integer_linear(
-    x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, x_scale: Tensor, x_zero_point: Tensor
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    static_range: tuple[Tensor, Tensor] | None,
+    terms: int = 1,
 ) -> Tensor:
-    """`x` [..., in] → [..., out] as the integer kernel computes it: exact sums, then one rescale.
+    """A Linear as the integer kernels compute it, [..., out]: exact sums, then a rescale.
 
-    The sums are whole numbers. They are taken in float32 where none can reach 2^24, below which
-    float32 is exact, and in float64 otherwise.
+    Args:
+        x: [..., in].
+        codes: signed, [out, in].
+        scale: [out], of the codes.
+        bias: [out].
+        static_range: scale and zero point of the input, or None to take them from `x`.
+        terms: 1, or 2 to quantize also what the first quantization left over, in a second sum with
+            the same weights: an input of nearly 16 bits for twice the work.
     """
-    x_codes = quantize_activation(x, x_scale, x_zero_point)
-    reach = ACTIVATION_LEVELS * codes.abs().sum(1).max()
-    if reach < 2**24:
-        sums = F.linear(x_codes, codes)
-    else:
-        sums = F.linear(x_codes.double(), codes.double()).float()
-    return sums * (x_scale * scale) + bias
+    if static_range is None:
+        static_range = activation_parameters(x.amin(), x.amax())
+    x_scale, zero_point = static_range
+    x_codes = quantize_activation(x, x_scale, zero_point)
+    output = bias
+    if terms == 2:
+        rest = x - x_codes * x_scale
+        output = integer_linear(rest, codes, scale, bias, rest_range(x_scale))
+    return whole_sums(x_codes, codes) * (x_scale * scale) + output
+
+
+def rest_range(scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of the second term: one step of the first in 256, around zero."""
+    return scale / 256, torch.full_like(scale, 128.0)
+
+
+def whole_sums(x_codes: Tensor, codes: Tensor) -> Tensor:
+    """x_codes [..., in] @ codes.T [in, out], both whole numbers, exactly.
+
+    Taken in float32 where no sum can reach 2^24, below which float32 is exact, else in float64.
+    """
+    if ACTIVATION_LEVELS * codes.abs().sum(1).max() < 2**24:
+        return F.linear(x_codes, codes)
+    return F.linear(x_codes.double(), codes.double()).float()

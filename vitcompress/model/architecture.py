@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -11,17 +11,21 @@ from torch import Tensor, nn
 
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
-from vitcompress.model import checkpoint
+from vitcompress.model import checkpoint, naming
 from vitcompress.model.layers import Activations, Attention, QuantizedLinear, TailBlock
 
 
 class QuantizedLayer(BaseModel):
-    """How one Linear is quantized: the width of its weight codes, and its activations."""
+    """How one Linear is quantized: the width of its weight codes, and its activations.
+
+    `terms`: 2 where the input is the sum of two 8-bit terms, worth nearly 16 bits.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bits: int
     activations: Activations
+    terms: Literal[1, 2] = 1
 
 
 class Architecture(BaseModel):
@@ -50,7 +54,7 @@ class VitModel:
 
     @property
     def num_classes(self) -> int:
-        return int(self.module.num_classes)
+        return int(cast(Any, self.module).num_classes)
 
     def fingerprint(self) -> str:
         """sha256 (hex) over the description and all tensors."""
@@ -104,7 +108,7 @@ def adopt(module: nn.Module) -> nn.Module:
 
 def set_tail(module: nn.Module, tokens: int) -> None:
     """Let the last block compute only the first `tokens` tokens (in place)."""
-    last = f"blocks.{len(module.blocks) - 1}"
+    last = f"blocks.{len(cast(nn.Sequential, module.blocks)) - 1}"
     module.set_submodule(last, TailBlock(module.get_submodule(last), tokens))
 
 
@@ -113,9 +117,8 @@ def build(architecture: Architecture) -> nn.Module:
 
     Raises `InputError` when the installed timm does not know the name.
     """
-    module = adopt(
-        checkpoint.build(architecture.timm, architecture.options, f"timm {architecture.timm}")
-    )
+    name = architecture.timm
+    module = adopt(naming.build(name, architecture.options, f"timm {name}"))
     if architecture.tail_tokens is not None:
         set_tail(module, architecture.tail_tokens)
     for name, layer in architecture.quantized.items():
@@ -123,7 +126,7 @@ def build(architecture: Architecture) -> nn.Module:
         if not isinstance(linear, nn.Linear):
             raise InputError(f"config.json: {name} is no linear layer of {architecture.timm}")
         empty = QuantizedLinear(
-            linear.in_features, linear.out_features, layer.bits, layer.activations
+            linear.in_features, linear.out_features, layer.bits, layer.activations, layer.terms
         )
         module.set_submodule(name, empty)
     return module.eval().requires_grad_(False)

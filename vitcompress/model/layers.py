@@ -4,7 +4,7 @@ Attention and the quantized Linear are PyTorch custom operators: each is one nod
 exported, which the ONNX exporter turns into the operators that onnxruntime runs best.
 """
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,18 @@ from vitcompress.methods import quantizer
 Activations = Literal["static", "dynamic"]
 
 
-@torch.library.custom_op("vitcompress::attention", mutates_args=())
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
     """Multi-head attention of q [B, M, h·d], k [B, N, h·d], v [B, N, h·e] → [B, M, h·e]."""
+    if torch.compiler.is_exporting():
+        return cast(Tensor, attention(q, k, v, heads, scale))
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
+
+
+@torch.library.custom_op("vitcompress::attention", mutates_args=())
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+    """`attend` as one node of an exported graph."""
+    return attend(q, k, v, heads, scale)
 
 
 @attention.register_fake
@@ -36,6 +43,7 @@ def quantized_linear(
     activation_scale: Tensor | None,
     activation_zero_point: Tensor | None,
     bits: int,
+    terms: int,
 ) -> Tensor:
     """A Linear in integer arithmetic, exactly as the integer kernels compute it.
 
@@ -47,13 +55,13 @@ def quantized_linear(
         activation_scale: float32 scalar, or None to take the range of `x` at each call.
         activation_zero_point: uint8 scalar, or None likewise.
         bits: width of the weight codes.
+        terms: how many 8-bit terms the input is the sum of, 1 or 2.
     """
-    if activation_scale is None or activation_zero_point is None:
-        activation_scale, zero_point = quantizer.activation_parameters(x.amin(), x.amax())
-    else:
-        zero_point = activation_zero_point.float()
+    static_range = None
+    if activation_scale is not None and activation_zero_point is not None:
+        static_range = (activation_scale, activation_zero_point.float())
     weight = quantizer.unpack_weight(codes, bits, x.shape[-1])
-    return quantizer.integer_linear(x, weight, scale, bias, activation_scale, zero_point)
+    return quantizer.integer_linear(x, weight, scale, bias, static_range, terms)
 
 
 @quantized_linear.register_fake
@@ -65,12 +73,13 @@ def _(
     activation_scale: Tensor | None,
     activation_zero_point: Tensor | None,
     bits: int,
+    terms: int,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], scale.shape[0])
 
 
 class QuantizedLinear(nn.Module):
-    """A Linear whose weights are packed codes and whose input is quantized to unsigned 8 bits.
+    """A Linear whose weights are packed codes and whose input is one or two unsigned 8-bit terms.
 
     Made empty, to be filled by `load_state_dict` or by the quantize stage.
     """
@@ -82,11 +91,18 @@ class QuantizedLinear(nn.Module):
     activation_zero_point: Tensor | None
 
     def __init__(
-        self, in_features: int, out_features: int, bits: int, activations: Activations
+        self,
+        in_features: int,
+        out_features: int,
+        bits: int,
+        activations: Activations,
+        terms: Literal[1, 2] = 1,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.bits, self.activations = bits, activations
+        self.bits = bits
+        self.activations: Activations = activations
+        self.terms: Literal[1, 2] = terms
         zeros = torch.zeros(out_features, in_features)
         self.register_buffer("codes", quantizer.pack_weight(zeros, bits))
         self.register_buffer("scale", torch.ones(out_features))
@@ -97,7 +113,7 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("activation_zero_point", zero_point)
 
     def forward(self, x: Tensor) -> Tensor:
-        return quantized_linear(
+        output = quantized_linear(
             x,
             self.codes,
             self.scale,
@@ -105,7 +121,9 @@ class QuantizedLinear(nn.Module):
             self.activation_scale,
             self.activation_zero_point,
             self.bits,
+            self.terms,
         )
+        return cast(Tensor, output)
 
 
 class Attention(nn.Module):
@@ -114,14 +132,14 @@ class Attention(nn.Module):
     `queries` limits the rows that are computed to the first tokens; keys and values are all used.
     """
 
-    def __init__(self, source: nn.Module) -> None:
+    def __init__(self, source: Any) -> None:
         super().__init__()
         self.num_heads: int = source.num_heads
         self.scale: float = source.scale
         self.qkv = source.qkv
         self.q_norm, self.k_norm = source.q_norm, source.k_norm
         self.norm = source.norm
-        self.gate = source.gate if hasattr(source, "gate") else None
+        self.gate = getattr(source, "gate", None)
         self.proj = source.proj
 
     def forward(
@@ -136,14 +154,21 @@ class Attention(nn.Module):
         if not isinstance(self.q_norm, nn.Identity):
             q = self.q_norm(q.unflatten(-1, (self.num_heads, -1))).flatten(2)
             k = self.k_norm(k.unflatten(-1, (self.num_heads, -1))).flatten(2)
-        y = self.norm(attention(q, k, v, self.num_heads, self.scale))
+        y = self.norm(attend(q, k, v, self.num_heads, self.scale))
         if self.gate is not None:
             y = y * self.gate(x[:, :queries]).sigmoid()
-        return self.proj(y)
+        return cast(Tensor, self.proj(y))
 
 
 class TailBlock(nn.Module):
     """A last block that computes only the first `tokens` tokens, the only ones the head reads."""
+
+    norm1: nn.Module
+    norm2: nn.Module
+    attn: Attention
+    mlp: nn.Module
+    ls1: nn.Module
+    ls2: nn.Module
 
     def __init__(self, block: nn.Module, tokens: int) -> None:
         super().__init__()
@@ -156,4 +181,4 @@ class TailBlock(nn.Module):
     ) -> Tensor:
         y = self.ls1(self.attn(self.norm1(x), queries=self.tokens))
         x = x[:, : self.tokens] + y
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        return cast(Tensor, x + self.ls2(self.mlp(self.norm2(x))))

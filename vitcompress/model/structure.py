@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ def input_fold(module: nn.Module, name: str) -> Callable[[Tensor, Tensor], None]
     return None
 
 
-def _norm_fold(norm: nn.Module, layer: nn.Linear) -> Callable[[Tensor, Tensor], None] | None:
+def _norm_fold(norm: Any, layer: nn.Linear) -> Callable[[Tensor, Tensor], None] | None:
     if not (isinstance(norm, nn.LayerNorm) and norm.bias is not None):
         return None
 
@@ -76,7 +76,7 @@ def _norm_fold(norm: nn.Module, layer: nn.Linear) -> Callable[[Tensor, Tensor], 
     return fold
 
 
-def _value_fold(qkv: nn.Linear, layer: nn.Linear) -> Callable[[Tensor, Tensor], None] | None:
+def _value_fold(qkv: Any, layer: nn.Linear) -> Callable[[Tensor, Tensor], None] | None:
     if not isinstance(qkv, nn.Linear) or qkv.bias is None:
         return None
 
@@ -91,7 +91,7 @@ def _value_fold(qkv: nn.Linear, layer: nn.Linear) -> Callable[[Tensor, Tensor], 
 def _absorb(layer: nn.Linear, shift: Tensor, scale: Tensor) -> None:
     """Change `layer` so that on (x − shift) / scale it gives what it gave on x."""
     offset = layer.weight @ shift
-    if layer.bias is None:
+    if cast(Tensor | None, layer.bias) is None:
         layer.bias = nn.Parameter(torch.zeros_like(offset), requires_grad=False)
     layer.bias.add_(offset)
     layer.weight.mul_(scale)

@@ -1,1 +1,27 @@
-"""The stages of a chain: one file a stage, each a config and a function."""
+"""The stages of a chain: one file a stage, each a config and its functions."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
+
+from vitcompress.stages import merge, quantize
+
+
+class Stage(NamedTuple):
+    """What can be done with a config.
+
+    `run`: (model, config, context) → the new model and details for the report. `plan`: (model,
+    config) → a model of the same shape, its tensors not computed, and details for the plan.
+    """
+
+    run: Callable[..., Any]
+    plan: Callable[..., Any]
+
+
+StageConfig = Annotated[merge.MergeConfig | quantize.QuantizeConfig, Field(discriminator="type")]
+
+STAGES: dict[type[Any], Stage] = {
+    merge.MergeConfig: Stage(merge.merge, merge.plan),
+    quantize.QuantizeConfig: Stage(quantize.quantize, quantize.plan),
+}

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from vitcompress.methods.histogram import Histogram
 from vitcompress.stages.context import Context
 
 _ROWS = 2048  # sampled input rows a layer
-_VERSION = 1  # of what is collected, part of the cache key
+_VERSION = 2  # of what is collected, part of the cache key
 
 
 @dataclass
@@ -25,18 +26,25 @@ class LayerStatistics:
     """What the inputs of one layer look like, [tokens, in] over all calibration images.
 
     `low`, `high` [in]: exact ranges. `limit` [in] and `counts` [in, bins]: histograms.
-    `total` [in] and `gram` [in, in], float64: sums of x and of x xᵀ over `tokens` rows.
-    `rows` [≤ 2048, in]: a sample, the first token of each image always among it.
+    `weight` [], `total` [in] and `gram` [in, in], float64: sums of w, of w·x and of w·x xᵀ over the
+    tokens. `rows` [≤ 2048, in], `row_weights` [rows]: a sample of x and w, the first token of each
+    image always among it. `output_weights` [out]: the mean importance of each output.
+
+    The weight w of a token is its importance: the mean square of the gradient of the loss at the
+    layer's output, with labels drawn from the model's own softmax (the Fisher information); its
+    mean over tokens is 1. Without gradients all weights are 1.
     """
 
-    tokens: Tensor
     low: Tensor
     high: Tensor
     limit: Tensor
     counts: Tensor
+    weight: Tensor
     total: Tensor
     gram: Tensor
     rows: Tensor
+    row_weights: Tensor
+    output_weights: Tensor
 
     @property
     def histogram(self) -> Histogram:
@@ -44,83 +52,127 @@ class LayerStatistics:
 
 
 class _Accumulator:
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, outputs: int) -> None:
         self.tokens = 0
         self.low = torch.full((channels,), torch.inf)
         self.high = torch.full((channels,), -torch.inf)
         self.histogram = Histogram.empty(channels)
+        self.weight = torch.zeros((), dtype=torch.float64)
         self.total = torch.zeros(channels, dtype=torch.float64)
         self.gram = torch.zeros(channels, channels, dtype=torch.float64)
         self.rows: list[Tensor] = []
+        self.row_weights: list[Tensor] = []
+        self.output_weights = torch.zeros(outputs, dtype=torch.float64)
 
-    def update(self, x: Tensor, rows_per_image: int, generator: torch.Generator) -> None:
-        """Add one batch of inputs [images, ..., in]."""
-        x = x.cpu()
-        x = x.flatten(1, -2) if x.ndim > 2 else x[:, None]
-        flat = x.flatten(0, 1)
+    def update(self, x: Tensor, importance: Tensor, sampled: Tensor) -> None:
+        """Add one batch: inputs and importances of outputs, [images, tokens, in or out]."""
+        flat, weights = x.flatten(0, 1), importance.mean(-1)
         self.tokens += len(flat)
         self.low = torch.minimum(self.low, flat.amin(0))
         self.high = torch.maximum(self.high, flat.amax(0))
         self.histogram.update(flat)
-        self.total += flat.sum(0, dtype=torch.float64)
-        self.gram += (flat.T @ flat).double()
-        others = torch.randperm(x.shape[1] - 1, generator=generator)[: rows_per_image - 1] + 1
-        self.rows.append(x[:, [0, *others.tolist()]].flatten(0, 1).clone())
+        weighted = flat * weights.flatten()[:, None]
+        self.weight += weights.sum(dtype=torch.float64)
+        self.total += weighted.sum(0, dtype=torch.float64)
+        self.gram += (weighted.T @ flat).double()
+        self.output_weights += importance.sum((0, 1), dtype=torch.float64)
+        self.rows.append(x[:, sampled].flatten(0, 1))
+        self.row_weights.append(weights[:, sampled].flatten())
 
     def finish(self) -> LayerStatistics:
+        mean = (self.weight / self.tokens).clamp_min(1e-30)
         return LayerStatistics(
-            tokens=torch.tensor(self.tokens),
             low=self.low,
             high=self.high,
             limit=self.histogram.limit,
             counts=self.histogram.counts,
-            total=self.total,
-            gram=self.gram,
-            rows=torch.cat(self.rows)[:_ROWS].contiguous(),
+            weight=self.weight / mean,
+            total=self.total / mean,
+            gram=self.gram / mean,
+            rows=torch.cat(self.rows)[:_ROWS],
+            row_weights=(torch.cat(self.row_weights)[:_ROWS] / mean).float(),
+            output_weights=(self.output_weights / self.output_weights.mean()).float(),
         )
 
 
+def _by_token(x: Tensor) -> Tensor:
+    """[images, ..., features] → [images, tokens, features], on the CPU."""
+    x = x.detach().cpu()
+    return x.flatten(1, -2) if x.ndim > 2 else x[:, None]
+
+
 def collect(
-    module: nn.Module, layers: Iterable[str], batches: Iterable[Tensor], images: int, seed: int
+    module: nn.Module,
+    layers: Iterable[str],
+    batches: Iterable[Tensor],
+    images: int,
+    seed: int,
+    gradients: bool = False,
 ) -> dict[str, LayerStatistics]:
-    """Run `module` over `batches` of pixels and gather the statistics of the `layers`' inputs."""
+    """Run `module` over `batches` of pixels and gather the statistics of the `layers`' inputs.
+
+    With `gradients`, one backward pass a batch weighs the tokens by their importance.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows_per_image = max(1, _ROWS // images)
     found: dict[str, _Accumulator] = {}
 
-    def hook(name: str) -> torch.utils.hooks.RemovableHandle:
-        def see(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            accumulator = found.setdefault(name, _Accumulator(inputs[0].shape[-1]))
-            accumulator.update(inputs[0], rows_per_image, generator)
+    def see(name: str, x: Tensor, importance: Tensor) -> None:
+        x, importance = (
+            t.detach().cpu().flatten(1, -2) if t.ndim > 2 else t.detach().cpu()[:, None]
+            for t in (x, importance)
+        )
+        accumulator = found.setdefault(name, _Accumulator(x.shape[-1], importance.shape[-1]))
+        others = torch.randperm(x.shape[1] - 1, generator=generator)[: rows_per_image - 1] + 1
+        accumulator.update(x, importance, torch.cat([torch.zeros(1, dtype=torch.long), others]))
 
-        return module.get_submodule(name).register_forward_pre_hook(see)
+    def hook(name: str) -> torch.utils.hooks.RemovableHandle:
+        def after(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if gradients:
+                output.register_hook(lambda g: see(name, inputs[0], g.square()))
+            else:
+                see(name, inputs[0], torch.ones_like(output))
+
+        return module.get_submodule(name).register_forward_hook(after)
 
     handles = [hook(name) for name in layers]
     try:
-        with torch.inference_mode():
+        with torch.set_grad_enabled(gradients):
             for pixels in batches:
-                module(pixels)
+                logits = module(pixels.requires_grad_(gradients))
+                if gradients:
+                    drawn = torch.multinomial(
+                        logits.detach().cpu().softmax(-1), 1, generator=generator
+                    )
+                    F.cross_entropy(
+                        logits, drawn[:, 0].to(logits.device), reduction="sum"
+                    ).backward()
     finally:
         for handle in handles:
             handle.remove()
-    return {name: accumulator.finish() for name, accumulator in found.items()}
+    return {name: found[name].finish() for name in layers}
 
 
 def statistics(
-    module: nn.Module, fingerprint: str, layers: list[str], context: Context
+    module: nn.Module,
+    fingerprint: str,
+    layers: list[str],
+    context: Context,
+    gradients: bool = False,
 ) -> dict[str, LayerStatistics]:
     """The statistics of `layers` over the calibration images, from the cache where it has them.
 
     The cache is keyed by the content of the model (`fingerprint`), of the images and by the seed.
     """
-    identity = [_VERSION, fingerprint, context.calibration_fingerprint, layers, context.seed]
+    images = context.calibration_fingerprint
+    identity = [_VERSION, fingerprint, images, layers, gradients, context.seed]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     file = context.cache / f"calibration-{key}.safetensors"
     if context.resume and file.is_file():
         context.say(f"calibration results reused from {file.name}")
         return _unflatten(load_file(file))
     batches = (pixels.to(context.device) for pixels in context.calibration_batches("calibrating"))
-    result = collect(module, layers, batches, context.calibration_count, context.seed)
+    result = collect(module, layers, batches, len(context.images), context.seed, gradients)
     context.keep(file, lambda path: save_file(_flatten(result), path))
     return result
 

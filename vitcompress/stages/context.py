@@ -12,6 +12,7 @@ from torch import Tensor
 from vitcompress.console import console, track
 from vitcompress.data.images import ImageSet, batches
 from vitcompress.data.preprocess import Preprocess
+from vitcompress.errors import InputError
 
 _CACHED_FILES = 4
 BATCH = 16
@@ -19,27 +20,34 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Context:
-    """Images, seed, device and cache of one run."""
+    """Images, seed, device and cache of one run.
 
-    calibration: ImageSet
+    `max_unreadable`: the share of images that may be unreadable before the run stops.
+    """
+
+    calibration: ImageSet | None
     preprocess: Preprocess
     seed: int
     device: torch.device
     cache: Path
     resume: bool
+    max_unreadable: float = 0.01
 
     @property
-    def calibration_count(self) -> int:
-        return len(self.calibration)
+    def images(self) -> ImageSet:
+        """The calibration images. Raises `InputError` where the run has none."""
+        if self.calibration is None:
+            raise InputError("no calibration images: give --calibration DIR, or data.calibration")
+        return self.calibration
 
     @cached_property
     def calibration_fingerprint(self) -> str:
-        return f"{self.calibration.fingerprint()} {self.preprocess.model_dump_json()}"
+        return f"{self.images.fingerprint()} {self.preprocess.model_dump_json()}"
 
     def calibration_batches(self, description: str) -> Iterator[Tensor]:
         """The calibration images, prepared, float32 [≤ 16, C, H, W], with progress."""
-        total = -(-self.calibration_count // BATCH)
-        stream = batches(self.calibration, self.preprocess, BATCH)
+        total = -(-len(self.images) // BATCH)
+        stream = batches(self.images, self.preprocess, BATCH, max_unreadable=self.max_unreadable)
         for batch in track(stream, description, total):
             yield batch.pixels
 

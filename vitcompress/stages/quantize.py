@@ -8,9 +8,11 @@ error that is left goes into the bias.
 
 import copy
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Annotated, Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -26,8 +28,9 @@ from vitcompress.stages.calibrate import LayerStatistics, statistics
 from vitcompress.stages.context import Context
 
 # Shares of the values that a static range holds; the rest is clipped at either end.
-_SHARES = (1.0, 0.999999, 0.99999, 0.9999, 0.9997, 0.999)
+_SHARES = (1.0, *(1 - 10.0**-digits for digits in (6, 5.5, 5, 4.75, 4.5, 4.25, 4, 3.5, 3)))
 _JUDGED_ROWS = 512  # enough to tell candidates apart
+_PROBED_BATCHES = 2  # of 16 images, to measure layers one by one
 
 
 class QuantizeConfig(BaseModel):
@@ -36,8 +39,10 @@ class QuantizeConfig(BaseModel):
     `layers`: patterns over layer names; `skip`: patterns taken out again. `activations`: `static`
     fixes each range from calibration images; `dynamic` takes it at run time from each batch.
     `rounding`: `gptq` feeds each rounding error to the weights not yet rounded. `fold`: move
-    channel ranges into the neighbouring tensors where that lowers the error. `rest`: the type in
-    which matrices that stay float (patch and position embeddings, …) are stored.
+    channel ranges into the neighbouring tensors where that lowers the error. `fine`: the share of
+    the layers' multiply-accumulates that may be spent once more, on a second 8-bit term of the
+    inputs, where that is worth most. `rest`: the type in which matrices that stay float (patch and
+    position embeddings, …) are stored.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +55,7 @@ class QuantizeConfig(BaseModel):
     skip: tuple[str, ...] = ()
     rounding: Literal["gptq", "nearest"] = "gptq"
     fold: bool = True
+    fine: Annotated[float, Field(ge=0, le=1)] = 0.05
     rest: Literal["float16", "float32"] = "float32"
 
 
@@ -71,25 +77,64 @@ def quantize(
 
     Raises `InputError` for a pattern that matches no layer.
     """
-    layers = selected(model, config)
-    found = statistics(model.module, model.fingerprint(), layers, context)
+    names = selected(model, config)
+    found = statistics(model.module, model.fingerprint(), names, context)
     module = copy.deepcopy(model.module)
     # Foldings first: that of one layer may change the weights of another.
     choices = {
         name: _choose(module, name, found[name], config)
-        for name in track(layers, "choosing ranges", len(layers))
+        for name in track(names, "choosing ranges", len(names))
     }
-    rows = [
-        {"layer": name, **_round(module, name, choices[name], found[name], config)}
-        for name in track(layers, "rounding weights", len(layers))
-    ]
+    floats = {name: cast(nn.Linear, module.get_submodule(name)) for name in names}
+    layers = {
+        name: _rounded(floats[name], choices[name], found[name], config)
+        for name in track(names, "rounding weights", len(names))
+    }
+    costs = _costs(module, layers, context) if config.fine else {}
+    for name in _finest(costs, found, floats, config.fine):
+        choices[name] = replace(choices[name], **_whole_range(choices[name], found[name]))
+        layers[name] = _rounded(floats[name], choices[name], found[name], config, terms=2)
+    for name, layer in layers.items():
+        module.set_submodule(name, layer)
     return _described(model, module, layers, config), {
         "bits": config.bits,
         "activations": config.activations,
         "rounding": config.rounding,
-        "quantized_layers": len(layers),
+        "quantized_layers": len(names),
         "folded_layers": sum(choice.fold.strength > 0 for choice in choices.values()),
-        "layers": rows,
+        "two_term_layers": sum(layer.terms == 2 for layer in layers.values()),
+        "layers": [
+            {
+                "layer": name,
+                "fold": choices[name].fold.strength,
+                "clipped_share": 1 - choices[name].share,
+                "terms": layers[name].terms,
+                "one_term_kl": costs.get(name),
+                "output_error": _layer_error(
+                    layers[name], floats[name], choices[name].fold.apply(found[name].rows)
+                ),
+            }
+            for name in names
+        ],
+    }
+
+
+def plan(model: VitModel, config: QuantizeConfig) -> tuple[VitModel, dict[str, Any]]:
+    """A model with empty quantized layers, one term each, and the names of these layers."""
+    names = selected(model, config)
+    module = copy.deepcopy(model.module)
+    layers = {}
+    for name in names:
+        linear = cast(nn.Linear, module.get_submodule(name))
+        layers[name] = QuantizedLinear(
+            linear.in_features, linear.out_features, config.bits, config.activations
+        )
+        module.set_submodule(name, layers[name])
+    return _described(model, module, layers, config), {
+        "bits": config.bits,
+        "activations": config.activations,
+        "quantized_layers": len(names),
+        "layers": names,
     }
 
 
@@ -102,17 +147,23 @@ def selected(model: VitModel, config: QuantizeConfig) -> list[str]:
 
 
 def _described(
-    model: VitModel, module: nn.Module, layers: list[str], config: QuantizeConfig
+    model: VitModel,
+    module: nn.Module,
+    layers: dict[str, QuantizedLinear],
+    config: QuantizeConfig,
 ) -> VitModel:
     """`module` with the description that belongs to it."""
-    layer = QuantizedLayer(bits=config.bits, activations=config.activations)
+    described = {
+        name: QuantizedLayer(bits=q.bits, activations=q.activations, terms=q.terms)
+        for name, q in layers.items()
+    }
     half: tuple[str, ...] = ()
     if config.rest == "float16":
         matrices = {n: p for n, p in module.named_parameters() if p.ndim > 1}
         for parameter in matrices.values():
             parameter.copy_(parameter.half())
         half = tuple(matrices)
-    quantized = {**model.architecture.quantized, **dict.fromkeys(layers, layer)}
+    quantized = {**model.architecture.quantized, **described}
     architecture = model.architecture.model_copy(update={"quantized": quantized, "half": half})
     return replace(model, module=module, architecture=architecture)
 
@@ -138,18 +189,17 @@ def _best_range(
     fold: Fold, weight: Tensor, found: LayerStatistics, config: QuantizeConfig
 ) -> _Choice:
     """The activation range with the least output error under `fold`, weights rounded to nearest."""
-    rows = (found.rows[:_JUDGED_ROWS] - fold.shift) / fold.scale
+    rows = fold.apply(found.rows[:_JUDGED_ROWS])
     weight = weight * fold.scale
     target = rows @ weight.T
-    scale = quantizer.weight_scale(weight, config.bits, _mean_square(fold, found))
+    scale = quantizer.weight_scale(weight, config.bits, _gram(fold, found).diagonal().float())
     codes = quantizer.round_weight(weight, scale, config.bits)
-    power = (target - target.mean(0)).square().mean()
 
     def choice(low: Tensor, high: Tensor, share: float) -> _Choice:
         x_scale, zero_point = quantizer.activation_parameters(low, high)
         x = quantizer.quantize_activation(rows, x_scale, zero_point) * x_scale
-        error = (x @ (codes * scale[:, None]).T - target).square().mean() / power
-        return _Choice(fold, low, high, share, float(error))
+        error = _error(x @ (codes * scale[:, None]).T, target)
+        return _Choice(fold, low, high, share, error)
 
     ranges = _ranges(fold, found)
     if config.activations == "dynamic":
@@ -169,32 +219,35 @@ def _ranges(fold: Fold, found: LayerStatistics) -> list[tuple[Tensor, Tensor, fl
     return [(low.amin(), high.amax(), 1.0), *zip(lows, highs, _SHARES[1:], strict=True)]
 
 
-def _mean_square(fold: Fold, found: LayerStatistics) -> Tensor:
-    """E[x²] of each channel of the folded input, [in]."""
-    mean = found.total / found.tokens
-    square = found.gram.diagonal() / found.tokens - 2 * fold.shift * mean + fold.shift.square()
-    return (square / fold.scale.square()).float()
+def _error(output: Tensor, target: Tensor) -> float:
+    """The mean squared error of `output` relative to the variance of `target`, both [rows, out]."""
+    return float((output - target).square().mean() / (target - target.mean(0)).square().mean())
 
 
 def _gram(fold: Fold, found: LayerStatistics) -> Tensor:
     """The mean of x xᵀ of the folded input, float64 [in, in]."""
-    mean, shift = found.total / found.tokens, fold.shift.double()
-    moved = found.gram / found.tokens - torch.outer(shift, mean) - torch.outer(mean, shift)
+    mean, shift = found.total / found.weight, fold.shift.double()
+    moved = found.gram / found.weight - torch.outer(shift, mean) - torch.outer(mean, shift)
     return (moved + torch.outer(shift, shift)) / torch.outer(fold.scale, fold.scale)
 
 
-def _round(
-    module: nn.Module, name: str, choice: _Choice, found: LayerStatistics, config: QuantizeConfig
-) -> dict[str, Any]:
-    """Put the quantized layer in the place of `name`; what was chosen for it, for the report."""
-    layer = cast(nn.Linear, module.get_submodule(name))
-    bits = config.bits
-    scale = quantizer.weight_scale(layer.weight, bits, _mean_square(choice.fold, found))
+def _rounded(
+    layer: nn.Linear,
+    choice: _Choice,
+    found: LayerStatistics,
+    config: QuantizeConfig,
+    terms: Literal[1, 2] = 1,
+) -> QuantizedLinear:
+    """The quantized twin of `layer`, whose weights are already folded."""
+    bits, gram = config.bits, _gram(choice.fold, found)
+    scale = quantizer.weight_scale(layer.weight, bits, gram.diagonal().float())
     if config.rounding == "gptq":
-        codes = gptq(layer.weight, scale, _gram(choice.fold, found), bits)
+        codes = gptq(layer.weight, scale, gram, bits)
     else:
         codes = quantizer.round_weight(layer.weight, scale, bits)
-    quantized = QuantizedLinear(layer.in_features, layer.out_features, bits, config.activations)
+    quantized = QuantizedLinear(
+        layer.in_features, layer.out_features, bits, config.activations, terms
+    )
     quantized.codes = quantizer.pack_weight(codes, bits)
     quantized.scale = scale
     if layer.bias is not None:
@@ -203,14 +256,50 @@ def _round(
         x_scale, zero_point = quantizer.activation_parameters(choice.low, choice.high)
         quantized.activation_scale = x_scale
         quantized.activation_zero_point = zero_point.to(torch.uint8)
-    rows = (found.rows - choice.fold.shift) / choice.fold.scale
-    target: Tensor = layer(rows)
+    rows = choice.fold.apply(found.rows)
     # The mean of the error over the sample is made good by the bias.
-    quantized.bias = quantized.bias - (quantized(rows) - target).mean(0)
-    error = (quantized(rows) - target).square().mean() / (target - target.mean(0)).square().mean()
-    module.set_submodule(name, quantized)
-    return {
-        "fold": choice.fold.strength,
-        "clipped_share": 1 - choice.share,
-        "output_error": float(error),
-    }
+    quantized.bias = quantized.bias - (quantized(rows) - layer(rows)).mean(0)
+    return quantized
+
+
+def _layer_error(quantized: QuantizedLinear, layer: nn.Linear, rows: Tensor) -> float:
+    return _error(quantized(rows), layer(rows))
+
+
+def _costs(
+    module: nn.Module, layers: dict[str, QuantizedLinear], context: Context
+) -> dict[str, float]:
+    """KL(float ‖ one layer quantized), in nats, for each layer alone, on a few images."""
+    batches = islice(context.calibration_batches("reading images"), _PROBED_BATCHES)
+    pixels = torch.cat(list(batches))
+    dense = module(pixels).log_softmax(-1)
+    costs = {}
+    for name, layer in track(layers.items(), "measuring layers", len(layers)):
+        before = module.get_submodule(name)
+        module.set_submodule(name, layer)
+        now = module(pixels).log_softmax(-1)
+        module.set_submodule(name, before)
+        costs[name] = float(F.kl_div(now, dense, reduction="batchmean", log_target=True))
+    return costs
+
+
+def _finest(
+    costs: dict[str, float],
+    found: dict[str, LayerStatistics],
+    floats: dict[str, nn.Linear],
+    share: float,
+) -> list[str]:
+    """The layers that cost most KL per multiply-accumulate, up to `share` of all of these."""
+    work = {n: float(found[n].weight) * floats[n].weight.numel() for n in costs}
+    left = share * sum(work.values())
+    chosen = []
+    for name in sorted(costs, key=lambda n: costs[n] / work[n], reverse=True):
+        if work[name] <= left:
+            left -= work[name]
+            chosen.append(name)
+    return chosen
+
+
+def _whole_range(choice: _Choice, found: LayerStatistics) -> dict[str, Any]:
+    low, high, share = _ranges(choice.fold, found)[0]
+    return {"low": low, "high": high, "share": share}

@@ -1,0 +1,124 @@
+"""A tiny ViT with weights that leave nothing at zero or one, and a few images in memory."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from vitcompress.data.images import ImageSet
+from vitcompress.data.preprocess import Preprocess
+from vitcompress.model.architecture import Architecture, VitModel, adopt
+from vitcompress.stages.context import Context
+
+NAME = "vit_tiny_patch16_224"
+OPTIONS: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 64,
+    "depth": 2,
+    "num_heads": 2,
+    "num_classes": 10,
+}
+IMAGES = 20  # more than one batch of a context
+PREPROCESS = Preprocess(
+    input_size=(32, 32),
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    crop_pct=1.0,
+    interpolation="bilinear",
+)
+
+
+def _fill(module: torch.nn.Module) -> None:
+    """Draw all parameters: matrices that keep variances, vectors away from 0 and from 1."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in module.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim > 1:
+            fan_in = parameter[0].numel() if parameter.shape[0] > 1 else 4
+            value = noise / fan_in**0.5
+        elif "norm" in name and name.endswith("weight"):
+            value = (noise / 2).exp()  # channels of unequal width
+        else:
+            value = noise / 2
+        parameter.data.copy_(value)
+
+
+@pytest.fixture(scope="session")
+def make_module() -> Callable[..., torch.nn.Module]:
+    """A function that returns a tiny timm model as timm made it, in eval mode."""
+
+    def make(name: str = NAME, **options: Any) -> torch.nn.Module:
+        module: torch.nn.Module = timm.create_model(name, **{**OPTIONS, **options})
+        _fill(module)
+        return module.eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_vit(make_module: Callable[..., torch.nn.Module]) -> Callable[..., VitModel]:
+    """A function that returns a tiny model, always with the same weights."""
+
+    def make(name: str = NAME, **options: Any) -> VitModel:
+        return VitModel(
+            module=adopt(make_module(name, **options)),
+            architecture=Architecture(timm=name, options={**OPTIONS, **options}),
+            preprocess=PREPROCESS,
+        )
+
+    return make
+
+
+@pytest.fixture
+def vit(make_vit: Callable[..., VitModel]) -> VitModel:
+    return make_vit()
+
+
+@pytest.fixture(scope="session")
+def pixels() -> torch.Tensor:
+    """Three images, prepared."""
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def images() -> ImageSet:
+    """Images that differ in brightness and texture."""
+    random = np.random.default_rng(2)
+    files = []
+    for i in range(IMAGES):
+        coarse = random.integers(0, 256, (2 + i % 7, 3, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC).save(file, "PNG")
+        files.append(file.getvalue())
+    names = [f"{i:02}.png" for i in range(IMAGES)]
+    return ImageSet("memory", names, None, None, files.__getitem__)
+
+
+@pytest.fixture
+def make_context(images: ImageSet, tmp_path: Path) -> Callable[..., Context]:
+    """A function that returns a context with a cache of its own; keywords replace its fields."""
+
+    def make(**changes: Any) -> Context:
+        fields: dict[str, Any] = {
+            "calibration": images,
+            "preprocess": PREPROCESS,
+            "seed": 0,
+            "device": torch.device("cpu"),
+            "cache": tmp_path / "cache",
+            "resume": True,
+        }
+        return Context(**{**fields, **changes})
+
+    return make
+
+
+@pytest.fixture
+def context(make_context: Callable[..., Context]) -> Context:
+    return make_context()

@@ -1,0 +1,65 @@
+"""Candidate folds: what they do to ranges."""
+
+import pytest
+import torch
+
+from vitcompress.methods.folding import Fold, candidates, identity
+
+LOW = torch.tensor([-1.0, -10.0, 2.0, -0.1, 0.0])
+HIGH = torch.tensor([1.0, 30.0, 3.0, 0.1, 0.0])
+
+
+def ranges(fold: Fold) -> tuple[torch.Tensor, torch.Tensor]:
+    return fold.apply(LOW), fold.apply(HIGH)
+
+
+def test_the_identity_changes_nothing() -> None:
+    assert all(map(torch.equal, ranges(identity(5)), (LOW, HIGH)))
+    assert identity(5).strength == 0
+
+
+def test_every_fold_is_finite_and_positive() -> None:
+    folds = list(candidates(LOW, HIGH))
+    assert len({(f.strength, f.clip) for f in folds}) == len(folds) > 1
+    for fold in folds:
+        assert fold.shift.isfinite().all()
+        assert fold.scale.isfinite().all()
+        assert (fold.scale > 0).all()
+
+
+def test_the_full_fold_makes_all_ranges_one() -> None:
+    full = next(f for f in candidates(LOW, HIGH) if f.strength == 1 and f.clip == 0)
+    low, high = (end[:4] for end in ranges(full))  # the last channel has no range
+    assert torch.allclose(low, -high, atol=1e-5)
+    assert torch.allclose(high, high.mean().expand(4), rtol=1e-5)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.02])
+def test_a_stronger_fold_brings_ranges_nearer_to_each_other(clip: float) -> None:
+    def spread(fold: Fold) -> float:
+        low, high = (end[:4] for end in ranges(fold))
+        return float((high - low).log().std())
+
+    spreads = [
+        spread(f)
+        for f in sorted(candidates(LOW, HIGH), key=lambda fold: fold.strength)
+        if f.clip == clip
+    ]
+    assert [spread(identity(5)), *spreads] == sorted([spread(identity(5)), *spreads], reverse=True)
+
+
+def test_clipping_limits_the_scale_of_outlier_channels() -> None:
+    half = torch.ones(100)
+    half[0] = 1000
+    plain, clipped = (
+        next(f for f in candidates(-half, half) if f.strength == 1 and f.clip == clip)
+        for clip in (0.0, 0.02)
+    )
+    assert plain.scale[0] / plain.scale[1] == pytest.approx(1000)
+    assert clipped.scale[0] / clipped.scale[1] < 100
+
+
+def test_channels_that_are_always_zero_can_be_folded() -> None:
+    for fold in candidates(torch.zeros(3), torch.zeros(3)):
+        assert fold.scale.isfinite().all()
+        assert (fold.scale > 0).all()

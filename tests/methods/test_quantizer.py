@@ -1,0 +1,198 @@
+"""Scales, codes and integer sums, against onnxruntime and against whole numbers in numpy."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from vitcompress.methods import quantizer
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def one_node(op: str, inputs: list[tuple[str, int]], outputs: list[tuple[str, int]]) -> bytes:
+    """An ONNX model of one operator, as bytes."""
+    node = helper.make_node(op, [n for n, _ in inputs], [n for n, _ in outputs])
+    infos = [
+        [helper.make_tensor_value_info(name, kind, None) for name, kind in values]
+        for values in (inputs, outputs)
+    ]
+    graph = helper.make_graph([node], op, *infos)
+    opset = [helper.make_opsetid("", 21)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+
+
+F32, U8 = TensorProto.FLOAT, TensorProto.UINT8
+DYNAMIC = onnxruntime.InferenceSession(
+    one_node("DynamicQuantizeLinear", [("x", F32)], [("codes", U8), ("scale", F32), ("zero", U8)])
+)
+STATIC = onnxruntime.InferenceSession(
+    one_node("QuantizeLinear", [("x", F32), ("scale", F32), ("zero", U8)], [("codes", U8)])
+)
+
+INPUTS = {
+    "around zero": randn(7, 33),
+    "positive": randn(7, 33).abs() + 3,
+    "negative": -randn(7, 33).abs() - 3,
+    "nearly positive": randn(7, 33).abs() - 1e-4,
+    "nearly negative": 1e-4 - randn(7, 33).abs(),
+    "tiny": randn(7, 33) * 1e-20,
+    "huge": randn(7, 33) * 1e20,
+    "outlier": randn(7, 33) + 1000 * torch.eye(7, 33),
+    "zeros": torch.zeros(2, 3),
+    "one value": torch.full((2, 3), 0.7),
+}
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_scale_is_never_worse_than_that_of_the_largest_weight(
+    bits: int, weighted: bool
+) -> None:
+    weight = randn(12, 50) * torch.linspace(0.01, 9, 12)[:, None]
+    weight[3, 7] = 100  # an outlier
+    importance = randn(50, seed=1).square() if weighted else torch.ones(50)
+
+    def errors(scale: Tensor) -> Tensor:
+        rounded = quantizer.round_weight(weight, scale, bits) * scale[:, None]
+        return ((rounded - weight).square() * importance).sum(1)
+
+    largest = weight.abs().amax(1) / quantizer.weight_limit(bits)
+    best = quantizer.weight_scale(weight, bits, importance if weighted else None)
+    assert (errors(best) <= errors(largest)).all()
+    if bits < 5:  # clipping pays
+        assert errors(best).sum() < 0.97 * errors(largest).sum()
+
+
+def test_the_importance_of_inputs_moves_the_scale() -> None:
+    weight = torch.cat([randn(4, 40), torch.full((4, 1), 8.0)], 1)
+    matters = torch.ones(41)
+    ignored = matters.clone()
+    ignored[-1] = 0
+    large = quantizer.weight_scale(weight, 3, 100 * matters - 99 * ignored)
+    small = quantizer.weight_scale(weight, 3, ignored)
+    assert (small < large).all()
+
+
+def test_a_channel_of_zeros_has_a_scale() -> None:
+    scale = quantizer.weight_scale(torch.zeros(2, 5), 8)
+    assert (scale > 0).all()
+    assert torch.equal(quantizer.round_weight(torch.zeros(2, 5), scale, 8), torch.zeros(2, 5))
+
+
+@given(bits=st.integers(2, 8), out=st.integers(1, 9), inputs=st.integers(1, 41))
+@settings(max_examples=50, deadline=None)
+def test_packed_weights_come_back(bits: int, out: int, inputs: int) -> None:
+    limit = quantizer.weight_limit(bits)
+    generator = torch.Generator().manual_seed(out * 41 + inputs)
+    codes = torch.randint(-limit, limit + 1, (out, inputs), generator=generator).float()
+    packed = quantizer.pack_weight(codes, bits)
+    assert packed.dtype == torch.uint8
+    assert torch.equal(quantizer.unpack_weight(packed, bits, inputs), codes)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_the_extreme_codes_come_back(bits: int) -> None:
+    limit = quantizer.weight_limit(bits)
+    codes = torch.tensor([[-limit, 0, limit]]).float()
+    assert torch.equal(quantizer.unpack_weight(quantizer.pack_weight(codes, bits), bits, 3), codes)
+
+
+@pytest.mark.parametrize("x", INPUTS.values(), ids=INPUTS)
+def test_dynamic_ranges_are_those_of_onnxruntime(x: Tensor) -> None:
+    scale, zero_point = quantizer.activation_parameters(x.amin(), x.amax())
+    codes, ort_scale, ort_zero_point = DYNAMIC.run(None, {"x": x.numpy()})
+    assert scale.item() == ort_scale.item()
+    assert zero_point.item() == ort_zero_point.item()
+    ours = quantizer.quantize_activation(x, scale, zero_point) + zero_point
+    assert np.array_equal(ours.numpy(), codes)
+
+
+@pytest.mark.parametrize("zero_point", [0, 1, 100, 128, 255])
+@pytest.mark.parametrize("scale", [0.5, 0.037])
+def test_static_codes_are_those_of_onnxruntime(scale: float, zero_point: int) -> None:
+    halves = (torch.arange(-600, 601) / 2) * scale  # every half, and both ends well passed
+    x = torch.cat([halves, randn(1000) * 60 * scale, torch.tensor([1e30, -1e30])])
+    feeds = {"x": x.numpy(), "scale": np.array(scale, "float32"), "zero": np.array(zero_point, "uint8")}
+    (codes,) = STATIC.run(None, feeds)
+    ours = quantizer.quantize_activation(x, torch.tensor(scale), torch.tensor(float(zero_point)))
+    assert np.array_equal(ours.numpy() + zero_point, codes)
+    assert {0, 255} <= set(codes.tolist())
+
+
+def reference(
+    x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, x_scale: Tensor, zero_point: int
+) -> np.ndarray:
+    """The definition, with sums in int64 and one float32 operation after the other."""
+    steps = np.rint(x.numpy() / x_scale.numpy()).astype(np.int64)
+    x_codes = np.clip(steps + zero_point, 0, 255) - zero_point
+    sums = x_codes @ codes.numpy().astype(np.int64).T
+    return sums.astype(np.float32) * (x_scale * scale).numpy() + bias.numpy()
+
+
+@pytest.mark.parametrize(("inputs", "beyond_float32"), [(64, False), (1037, True)])
+@pytest.mark.parametrize("zero_point", [0, 93, 255])
+def test_integer_sums_are_exact(inputs: int, beyond_float32: bool, zero_point: int) -> None:
+    codes = randn(9, inputs).sign() * torch.randint(100, 128, (9, inputs))
+    codes[0] = 127
+    scale, bias = randn(9, seed=2).abs(), randn(9, seed=3)
+    x, x_scale = randn(5, inputs, seed=4), torch.tensor(0.011)
+    x[0] = 3.0 if zero_point < 128 else -3.0  # all codes at one end
+    given = (x_scale, torch.tensor(float(zero_point)))
+    expected = reference(x, codes, scale, bias, x_scale, zero_point)
+    assert np.array_equal(quantizer.integer_linear(x, codes, scale, bias, given), expected)
+    sums = quantizer.whole_sums(quantizer.quantize_activation(x, *given), codes)
+    assert (sums.abs().max() >= 2**24) == beyond_float32
+
+
+def test_sums_that_float32_cannot_hold_are_rounded_once() -> None:
+    x_codes = torch.full((1, 4096), 255.0)
+    codes = torch.full((1, 4096), 127.0)
+    codes[0, ::3] = 101
+    x_codes[0, ::5] = 253
+    exact = int((x_codes.long() * codes.long()).sum())
+    assert exact > 2**24
+    assert quantizer.whole_sums(x_codes, codes).item() == float(np.float32(exact))
+
+
+def test_without_a_range_that_of_the_input_is_taken() -> None:
+    x, codes = randn(3, 4, 16), torch.randint(-127, 128, (5, 16)).float()
+    scale, bias = torch.rand(5), randn(5)
+    given = quantizer.activation_parameters(x.amin(), x.amax())
+    static = quantizer.integer_linear(x, codes, scale, bias, given)
+    assert torch.equal(quantizer.integer_linear(x, codes, scale, bias, None), static)
+    assert static.shape == (3, 4, 5)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_second_term_takes_off_all_but_a_256th_of_the_error(dynamic: bool) -> None:
+    x, codes = randn(200, 64), torch.randint(-127, 128, (16, 64)).float()
+    scale, bias = torch.full((16,), 0.01), randn(16)
+    exact = (x.double() @ (codes * 0.01).double().T + bias).float()
+    given = None if dynamic else quantizer.activation_parameters(x.amin(), x.amax())
+    one, two = (
+        (quantizer.integer_linear(x, codes, scale, bias, given, terms) - exact).square().mean()
+        for terms in (1, 2)
+    )
+    assert 200 < (one / two).sqrt() < 300
+
+
+def test_two_terms_are_the_sum_of_both_layers() -> None:
+    x, codes = randn(6, 10), torch.randint(-127, 128, (4, 10)).float()
+    scale, bias = torch.rand(4), randn(4)
+    x_scale, zero_point = torch.tensor(0.02), torch.tensor(120.0)
+    x_codes = quantizer.quantize_activation(x, x_scale, zero_point)
+    rest_codes = quantizer.quantize_activation(
+        x - x_codes * x_scale, x_scale / 256, torch.tensor(128.0)
+    )
+    expected = (x_codes @ codes.T) * (x_scale * scale) + (
+        (rest_codes @ codes.T) * (x_scale / 256 * scale) + bias
+    )
+    got = quantizer.integer_linear(x, codes, scale, bias, (x_scale, zero_point), terms=2)
+    assert torch.equal(got, expected)

@@ -1,0 +1,108 @@
+"""A gate holds up to its limit and no further, and never for a figure that was not measured."""
+
+from typing import Any
+
+import pytest
+
+from vitcompress.gates import evaluate
+from vitcompress.recipe import Gates
+from vitcompress.report.model import GateResult, Metrics
+
+BASELINE = Metrics(top1=80.2, top5=95.0, params=100, macs=1000, bytes=400)
+FINAL = Metrics(
+    top1=80.0,
+    top5=95.5,
+    agreement=97.5,
+    kl=0.02,
+    params=100,
+    macs=900,
+    bytes=101,
+    speedup=2.5,
+)
+
+
+def gate(name: str, limit: float, baseline: Metrics = BASELINE, final: Metrics = FINAL) -> Any:
+    kind, _, metric = name.partition(".")
+    gates = Gates.model_validate({kind: {metric: limit}})
+    (result,) = evaluate(gates, baseline, final)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "holds", "fails"),
+    [
+        ("max_drop.top1", 0.2, 0.3, 0.1),
+        ("max_drop.top5", -0.5, 0.0, None),
+        ("min.top1", 80.0, 79.9, 80.1),
+        ("min.top5", 95.5, 95.4, 95.6),
+        ("min.agreement", 97.5, 97, 98),
+        ("min.speedup", 2.5, 2.4, 2.6),
+        ("max.kl", 0.02, 0.03, 0.019),
+        ("max.bytes", 101, 102, 100),
+        ("max_ratio.bytes", 0.2525, 0.26, 0.25),
+        ("max_ratio.macs", 0.9, 1, 0.8),
+        ("max_ratio.params", 1.0, 1, 0.99),
+        ("max_ratio.latency", 0.4, 0.5, 0.39),
+    ],
+)
+def test_under_at_and_over_the_limit(
+    name: str, value: float, holds: float, fails: float | None
+) -> None:
+    result = gate(name, holds)
+    assert (result.name, result.limit, result.passed) == (name, holds, True)
+    assert result.value == pytest.approx(value)
+    if value >= 0:
+        assert gate(name, value).passed
+    if fails is not None:
+        assert not gate(name, fails).passed
+
+
+@pytest.mark.parametrize(
+    ("drop", "passed"), [(0.2, True), (0.2000001, True), (0.20001, False), (-3.0, True)]
+)
+def test_rounding_of_floats_fails_no_gate_but_one_image_does(drop: float, passed: bool) -> None:
+    final = FINAL.model_copy(update={"top1": 80.2 - drop})
+    assert gate("max_drop.top1", 0.2, final=final).passed is passed
+
+
+def test_one_byte_too_many_is_too_many() -> None:
+    final = Metrics(bytes=25_000_001)
+    assert not gate("max.bytes", 25_000_000, final=final).passed
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "max_drop.top1",
+        "max_drop.top5",
+        "min.top1",
+        "min.top5",
+        "min.agreement",
+        "min.speedup",
+        "max.kl",
+        "max.bytes",
+        "max_ratio.bytes",
+        "max_ratio.macs",
+        "max_ratio.params",
+        "max_ratio.latency",
+    ],
+)
+def test_what_was_not_measured_does_not_hold(name: str) -> None:
+    expected = GateResult(name=name, limit=1, value=None, passed=False)
+    assert gate(name, 1, BASELINE, Metrics()) == expected
+    if name.startswith(("max_drop", "max_ratio")) and name != "max_ratio.latency":
+        assert gate(name, 1, Metrics(), FINAL) == expected
+
+
+def test_a_limit_of_zero_is_a_limit() -> None:
+    assert not gate("max_drop.top1", 0).passed
+    assert gate("max_drop.top5", 0).passed
+
+
+def test_there_is_one_result_a_limit_and_none_without() -> None:
+    assert evaluate(Gates(), BASELINE, FINAL) == []
+    gates = Gates.model_validate(
+        {"max_ratio": {"bytes": 0.5}, "min": {"agreement": 97}, "max_drop": {"top5": 1, "top1": 1}}
+    )
+    names = [result.name for result in evaluate(gates, BASELINE, FINAL)]
+    assert names == ["max_drop.top1", "max_drop.top5", "min.agreement", "max_ratio.bytes"]

@@ -1,0 +1,69 @@
+"""The output folder as a model: safetensors and config.json, written and read again."""
+
+import json
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from vitcompress.data.preprocess import Preprocess
+from vitcompress.errors import InputError
+from vitcompress.model.architecture import Architecture, VitModel, build, stored_tensors
+
+SAFETENSORS, CONFIG = "model.safetensors", "config.json"
+
+
+class Config(BaseModel):
+    """What config.json holds: all that is needed beside the tensors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = 1
+    architecture: Architecture
+    preprocessing: Preprocess
+
+
+def save_folder(model: VitModel, folder: Path) -> None:
+    """Write model.safetensors and config.json; the same model always gives the same bytes."""
+    config = Config(architecture=model.architecture, preprocessing=model.preprocess)
+    (folder / SAFETENSORS).write_bytes(save(stored_tensors(model)))
+    text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def load_folder(folder: Path) -> VitModel:
+    """Read what `save_folder` wrote.
+
+    Raises `InputError` when a file is missing, damaged or of another version.
+    """
+    try:
+        text = (folder / CONFIG).read_text(encoding="utf-8")
+        config = Config.model_validate_json(text)
+        tensors = load_file(folder / SAFETENSORS)
+    except OSError as error:
+        missing = Path(error.filename or folder).name
+        raise InputError(f"{folder}: no readable {missing}; give the folder a run wrote") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{folder / CONFIG}: {where}: {first['msg']}; run again") from error
+    except SafetensorError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{folder / SAFETENSORS}: damaged ({reason}); run again") from error
+    if config.format != 1:
+        raise InputError(f"{folder / CONFIG}: format {config.format}; this version reads 1")
+    module = build(config.architecture)
+    floats = {n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()}
+    try:
+        module.load_state_dict(floats)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder / SAFETENSORS}: does not fit {CONFIG}: {reason}") from error
+    return VitModel(module, config.architecture, config.preprocessing)
+
+
+def stored_bytes(model: VitModel) -> int:
+    """Bytes of all tensors as they are written, without the file formats around them."""
+    return sum(tensor.nbytes for tensor in stored_tensors(model).values())

@@ -1,0 +1,157 @@
+"""The check that an exported file computes what the torch model computes.
+
+A float export must give the same logits. A quantized network cannot be held to that: each rounding
+turns a tiny float difference δ into noise of about √(δ·step), so that after some layers two correct
+runs differ by about the quantization noise. It is held to three things instead: every quantized
+layer became an integer kernel; each layer, on the very inputs it has in onnxruntime, gives the same
+integers; and the whole model is no further from torch than quantization put torch from the dense
+model.
+"""
+
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from vitcompress.errors import ParityError
+from vitcompress.export.onnx import WEIGHT
+from vitcompress.measure.accuracy import agreement, mean_kl
+from vitcompress.measure.runtime import session
+from vitcompress.methods import quantizer
+from vitcompress.model.architecture import VitModel
+from vitcompress.model.layers import QuantizedLinear
+
+_FUSED = {"MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
+_FLOAT_TOLERANCE = 1e-4
+# Sums that differ because a value lay within float rounding of the middle of two codes.
+_TIES = 1e-3
+
+
+def check(
+    path: Path, model: VitModel, pixels: Tensor, dense: np.ndarray, threads: int
+) -> dict[str, Any]:
+    """Compare the file at `path` with `model` on `pixels` [n, C, H, W].
+
+    `dense`: the logits [n, classes] of the dense model there. Returns the facts for the report.
+    Raises `ParityError` naming the layer, or the figure and its limit.
+    """
+    layers = {
+        name: layer
+        for name, layer in model.module.named_modules()
+        if isinstance(layer, QuantizedLinear)
+    }
+    facts: dict[str, Any] = {"images": len(pixels)}
+    if layers:
+        facts["fused_layers"] = fused_layers(path, layers)
+        facts["worst_layer_mismatch"] = _check_layers(path, layers, pixels, threads)
+    with torch.inference_mode():
+        ours = model.module(pixels).float().cpu().numpy()
+    theirs = session(path, threads).run(None, {"pixels": pixels.numpy()})[0]
+    difference = np.abs(theirs - ours)
+    facts["max_logit_difference"] = float(difference.max())
+    facts["mean_logit_difference"] = float(difference.mean())
+    if layers:
+        noise = float(np.abs(ours - dense).mean())
+        facts["mean_quantization_noise"] = noise
+        facts["torch_agreement"] = agreement(theirs, ours)
+        facts["torch_kl"] = mean_kl(theirs, ours)
+        # Two noisy copies of one signal lie √2 apart where their noises are independent.
+        if not difference.mean() <= 2**0.5 * noise:
+            raise ParityError(
+                f"{path.name}: mean |Δlogit| between onnxruntime and torch is "
+                f"{difference.mean():.4g}, beyond the quantization noise of {noise:.4g}"
+            )
+    elif not difference.max() <= _FLOAT_TOLERANCE * max(1.0, float(np.abs(ours).max())):
+        raise ParityError(
+            f"{path.name}: onnxruntime and torch differ by up to {difference.max():.3g} in the "
+            f"logits; {_FLOAT_TOLERANCE:g} of the largest logit is allowed"
+        )
+    facts["passed"] = True
+    return facts
+
+
+def fused_layers(path: Path, layers: dict[str, QuantizedLinear]) -> int:
+    """How many layers onnxruntime runs in integer kernels; all, or `ParityError` names one."""
+    with TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        session(path, 1, optimized)
+        graph = onnx.load(optimized, load_external_data=False).graph
+    kernels = Counter(node.input[1] for node in graph.node if node.op_type in _FUSED)
+    for name, layer in layers.items():
+        if kernels[name + WEIGHT] != layer.terms:
+            raise ParityError(
+                f"{path.name}: {name}: onnxruntime did not fuse it to an integer kernel "
+                f"({kernels[name + WEIGHT]} of {layer.terms}); leave it out with `skip`, and "
+                "report this with the versions of onnxruntime and onnx"
+            )
+    return len(layers)
+
+
+def _check_layers(
+    path: Path, layers: dict[str, QuantizedLinear], pixels: Tensor, threads: int
+) -> float:
+    """The largest share of sums that differ in any layer, each fed with onnxruntime's input."""
+    model = onnx.load(path)
+    ends = _layer_ends(model.graph, layers)
+    wanted = list(dict.fromkeys(name for pair in ends.values() for name in pair))
+    present = {output.name for output in model.graph.output}
+    float32 = onnx.TensorProto.FLOAT
+    model.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, float32, None)
+        for name in wanted
+        if name not in present
+    )
+    worst = 0.0
+    with TemporaryDirectory() as folder:
+        probe = Path(folder) / "probe.onnx"
+        onnx.save(model, probe, save_as_external_data=model.ByteSize() > 1_900_000_000)
+        run = session(probe, threads)
+        for image in pixels.split(1):
+            values = run.run(wanted, {"pixels": image.numpy()})
+            found = dict(zip(wanted, map(torch.from_numpy, values), strict=True))
+            for name, layer in layers.items():
+                share = mismatch(layer, *(found[end] for end in ends[name]))
+                if not share <= _TIES:
+                    raise ParityError(
+                        f"{path.name}: {name}: {share:.2%} of the integer sums differ between "
+                        f"onnxruntime and torch on equal inputs; {_TIES:.2%} may be rounding ties"
+                    )
+                worst = max(worst, share)
+    return worst
+
+
+def _layer_ends(
+    graph: onnx.GraphProto, layers: dict[str, QuantizedLinear]
+) -> dict[str, tuple[str, str]]:
+    """The names of the float input and of the output of each quantized layer."""
+    quantizing = {"QuantizeLinear", "DynamicQuantizeLinear"}
+    inputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}
+    for node in graph.node:
+        layer = node.name.rpartition("/")[0]
+        if layer in layers:
+            if node.op_type in quantizing:  # the first of a layer quantizes its input
+                inputs.setdefault(layer, node.input[0])
+            outputs[layer] = node.output[0]  # that of its last node stays
+    return {name: (inputs[name], outputs[name]) for name in layers}
+
+
+def mismatch(layer: QuantizedLinear, x: Tensor, output: Tensor) -> float:
+    """The share of `output` that is not the layer's output on `x`, to a fraction of one step.
+
+    One step is the change of an output when its integer sum changes by one.
+    """
+    if layer.activation_scale is None:
+        x_scale, _ = quantizer.activation_parameters(x.amin(), x.amax())
+    else:
+        x_scale = layer.activation_scale
+    expected = cast(Tensor, layer(x))
+    step = x_scale * layer.scale / (256 if layer.terms == 2 else 1)
+    # float32 holds seven digits of the output, whatever the step.
+    tolerance = 0.5 * step + 2e-6 * expected.abs().amax()
+    return float(((output - expected).abs() > tolerance).double().mean())

@@ -1,0 +1,161 @@
+"""Looking at models without changing them: what they hold, how good and how fast they are."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from vitcompress.data.images import open_images
+from vitcompress.data.preprocess import Preprocess
+from vitcompress.errors import InputError
+from vitcompress.evaluation import Runner, check_labels, judge, torch_runner
+from vitcompress.export import folder
+from vitcompress.export.onnx import metadata
+from vitcompress.measure import cost
+from vitcompress.measure.runtime import logits, session, time_in_turns
+from vitcompress.model.architecture import VitModel, from_source
+from vitcompress.output import ONNX, onnx_bytes
+
+_MAX_UNREADABLE = 0.01
+
+
+def facts(path: str, name: str | None) -> dict[str, Any]:
+    """What a checkpoint, an output folder or an ONNX file holds.
+
+    Raises `InputError` when it is none of these.
+    """
+    if path.endswith(".onnx"):
+        return _onnx_facts(_existing(path))
+    if _is_output(path):
+        found = _model_facts(folder.load_folder(Path(path)))
+        files = {f.name: f.stat().st_size for f in sorted(Path(path).iterdir())}
+        exported = Path(path) / ONNX
+        onnx_file = {"onnx": _onnx_facts(exported)} if exported.exists() else {}
+        return {**found, "file_bytes": files, **onnx_file}
+    return _model_facts(from_source(path, name, {}, None, {}))
+
+
+def evaluate(
+    model: str, name: str | None, evaluation: str, classes: Path | None, limit: int | None
+) -> dict[str, Any]:
+    """Accuracy of a model on labelled images. Raises `InputError`, and `RunError` on bad images."""
+    images = open_images(evaluation, classes=classes, labelled=True, limit=limit)
+    runner, preprocess, count = _runner(model, name)
+    if count is not None:
+        check_labels(images, count)
+    judged = judge(runner, images, preprocess, _MAX_UNREADABLE, "evaluating")
+    figures = judged.figures(None)
+    return {key: figures[key] for key in ("images", "top1", "top5")}
+
+
+def bench(paths: list[str], batch: int, seconds: float, threads: int) -> dict[str, Any]:
+    """Latencies of ONNX files, timed in turns on the same random pixels.
+
+    Raises `InputError` when a file cannot be run, or the files take pixels of different sizes.
+    """
+    files = {path: _onnx_of(path) for path in dict.fromkeys(paths)}
+    sessions = {path: session(file, threads) for path, file in files.items()}
+    shapes = {path: held.get_inputs()[0].shape[1:] for path, held in sessions.items()}
+    shape = shapes[paths[0]]
+    for path, other in shapes.items():
+        if other != shape:
+            raise InputError(f"{path}: takes pixels {other}, and {paths[0]} takes {shape}")
+    pixels = np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32)
+    timed = time_in_turns(sessions, pixels, seconds)
+    found: dict[str, Any] = {
+        path: {
+            "p50_ms": timing.p50,
+            "p90_ms": timing.percentile(90),
+            "p99_ms": timing.percentile(99),
+            "runs": len(timing.milliseconds),
+        }
+        for path, timing in timed.items()
+    }
+    found["threads"], found["batch"] = threads, batch
+    if len(timed) == 2:
+        first, second = timed.values()
+        found["speedup"] = first.p50 / second.p50
+    return found
+
+
+def _is_output(path: str) -> bool:
+    config = Path(path) / folder.CONFIG
+    return (
+        config.is_file()
+        and '"architecture"' in config.read_text(encoding="utf-8")[:2000]
+        and (Path(path) / "manifest.json").is_file()
+    )
+
+
+def _existing(path: str) -> Path:
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    return Path(path)
+
+
+def _onnx_of(path: str) -> Path:
+    if path.endswith(".onnx"):
+        return _existing(path)
+    if not (Path(path) / ONNX).is_file():
+        raise InputError(f"{path}: no ONNX file and no folder with a {ONNX}")
+    return Path(path) / ONNX
+
+
+def _model_facts(model: VitModel) -> dict[str, Any]:
+    layers = Counter(
+        f"{layer.bits}-bit weights, {layer.activations} activations, {layer.terms} term(s)"
+        for layer in model.architecture.quantized.values()
+    )
+    return {
+        "timm": model.architecture.timm,
+        "options": model.architecture.options,
+        "classes": model.num_classes,
+        "parameters": cost.parameters(model.module),
+        "macs": cost.macs(model),
+        "tensor_bytes": folder.stored_bytes(model),
+        "quantized_layers": dict(layers),
+        "preprocessing": model.preprocess.model_dump(mode="json"),
+    }
+
+
+def _onnx_facts(path: Path) -> dict[str, Any]:
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception as error:  # protobuf's own exceptions share no base class
+        raise InputError(f"{path}: not an ONNX file") from error
+    return {
+        "bytes": onnx_bytes(path),
+        "inputs": {i.name: _shape(i) for i in graph.input},
+        "outputs": {o.name: _shape(o) for o in graph.output},
+        "operators": dict(Counter(node.op_type for node in graph.node).most_common()),
+        "metadata": {k: v for k, v in metadata(path).items() if k != "quantization"},
+    }
+
+
+def _shape(value: onnx.ValueInfoProto) -> str:
+    return " × ".join(d.dim_param or str(d.dim_value) for d in value.type.tensor_type.shape.dim)
+
+
+def _runner(model: str, name: str | None) -> tuple[Runner, Preprocess, int | None]:
+    """What runs `model`, its preprocessing, and how many classes it has."""
+    if model.endswith(".onnx") or (Path(model) / ONNX).is_file():
+        path = _onnx_of(model)
+        described = metadata(path).get("preprocessing")
+        if described is None:
+            raise InputError(f"{path}: says nothing of preprocessing; give the folder of a run")
+        held = session(path, 0)
+        classes = held.get_outputs()[0].shape[1]
+        return (
+            lambda pixels: next(logits(held, [pixels])),
+            Preprocess.model_validate_json(described),
+            classes if isinstance(classes, int) else None,
+        )
+    loaded = (
+        folder.load_folder(Path(model))
+        if _is_output(model)
+        else from_source(model, name, {}, None, {})
+    )
+    return torch_runner(loaded, torch.device("cpu")), loaded.preprocess, loaded.num_classes

@@ -1,0 +1,37 @@
+"""What a model costs: multiply-accumulates and parameters."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+
+from vitcompress.model.architecture import VitModel
+from vitcompress.model.layers import QuantizedLinear
+
+
+@register_flop_formula(torch.ops.vitcompress.quantized_linear, get_raw=True)
+def _quantized_linear_flops(x: Any, codes: Any, scale: Any, *args: Any, **kwargs: Any) -> int:
+    terms: int = args[-1]
+    return 2 * int(x.numel()) * int(scale.numel()) * terms
+
+
+def macs(model: VitModel) -> int:
+    """Multiply-accumulates for one image, in matrix products and convolutions.
+
+    A product that is taken twice (a second term of quantized inputs) counts twice.
+    """
+    pixels = torch.zeros(1, model.preprocess.channels, *model.preprocess.input_size)
+    device = next(model.module.buffers(), next(model.module.parameters())).device
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model.module(pixels.to(device))
+    return int(counter.get_total_flops()) // 2
+
+
+def parameters(module: nn.Module) -> int:
+    """Weights and biases, whatever their width; scales and zero points are not counted."""
+    total = sum(parameter.numel() for parameter in module.parameters())
+    for layer in module.modules():
+        if isinstance(layer, QuantizedLinear):
+            total += (layer.in_features + 1) * layer.out_features
+    return total

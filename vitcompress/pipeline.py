@@ -1,0 +1,309 @@
+"""One run: load → baseline → stages → export → measure → gates → report."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitcompress import gates, output
+from vitcompress.console import console
+from vitcompress.data.images import ImageSet, batches, open_images
+from vitcompress.errors import InputError, ParityError
+from vitcompress.evaluation import Judged, check_labels, held_back, judge, torch_runner
+from vitcompress.export import folder
+from vitcompress.export.onnx import export_onnx, facts_of
+from vitcompress.export.parity import check
+from vitcompress.measure import cost
+from vitcompress.measure.runtime import logits as onnx_logits
+from vitcompress.measure.runtime import session, time_in_turns
+from vitcompress.model.architecture import VitModel, from_source
+from vitcompress.recipe import Recipe
+from vitcompress.report.model import Artifact, Latency, Metrics, Report, StageReport
+from vitcompress.stages import STAGES
+from vitcompress.stages.context import Context
+
+_PARITY_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Options:
+    """What concerns the running of a recipe and not its result, but for `seed` and `limit`.
+
+    `limit`: at most so many images of each set. `threads`: of onnxruntime when latencies are taken.
+    """
+
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 1
+    limit: int | None = None
+    resume: bool = False
+
+
+def load(recipe: Recipe) -> VitModel:
+    """The dense model a recipe names. Raises `InputError` where it cannot be had."""
+    source = recipe.model.checkpoint
+    if source is None:
+        raise InputError("no model: give a checkpoint after the recipe, or model.checkpoint in it")
+    return from_source(
+        source,
+        recipe.model.name,
+        dict(recipe.model.options),
+        recipe.model.num_classes,
+        recipe.data.preprocess_overrides(),
+    )
+
+
+def plan(recipe: Recipe) -> list[dict[str, Any]]:
+    """What each stage would leave: name, multiply-accumulates, stored bytes, and its details.
+
+    The first row is the dense model. Nothing is written and no image is read.
+    """
+    model = load(recipe)
+
+    def row(name: str, details: dict[str, Any]) -> dict[str, Any]:
+        stored = folder.stored_bytes(model)
+        return {"stage": name, "macs": cost.macs(model), "bytes": stored, "details": details}
+
+    rows = [row("dense", {"timm": model.architecture.timm})]
+    for config in recipe.stages:
+        model, details = STAGES[type(config)].plan(model, config)
+        rows.append(row(config.name, details))
+    return rows
+
+
+@torch.no_grad()
+def run(recipe: Recipe, out: Path, options: Options) -> Report:
+    """Carry out `recipe` and write the folder `out`, which appears only when all is done.
+
+    Raises `InputError`, `RunError` and `ParityError`. A failed gate is no error: see
+    `Report.passed`.
+    """
+    with output.writing(out) as target, TemporaryDirectory(prefix="vitcompress-") as scratch:
+        torch.manual_seed(options.seed)
+        dense = load(recipe)
+        _say_model(dense)
+        data = _open_data(recipe, dense, options)
+        context = Context(
+            calibration=data.calibration,
+            preprocess=dense.preprocess,
+            seed=options.seed,
+            device=_device(options.device),
+            cache=output.cache_folder(),
+            resume=options.resume,
+            max_unreadable=recipe.data.max_unreadable,
+        )
+        report = _Run(recipe, options, dense, data, context, target, Path(scratch)).carry_out()
+        output.write_reports(target, report)
+        output.write_manifest(target, recipe, options, data.fingerprints())
+    return report
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The images of a run: to calibrate on, and to judge on (labelled or not)."""
+
+    calibration: ImageSet | None
+    evaluation: ImageSet
+
+    def fingerprints(self) -> dict[str, str]:
+        sets = {"calibration": self.calibration, "evaluation": self.evaluation}
+        return {name: images.fingerprint() for name, images in sets.items() if images is not None}
+
+    def warnings(self) -> list[str]:
+        sets = [images for images in (self.calibration, self.evaluation) if images is not None]
+        return [
+            f"{i.source}: {name} skipped: {why}" for i in sets for name, why in i.skipped.items()
+        ]
+
+
+def _open_data(recipe: Recipe, model: VitModel, options: Options) -> _Data:
+    data, seed = recipe.data, options.seed
+    images = min(data.images, options.limit or data.images)
+    calibration = evaluation = None
+    if data.evaluation is not None:
+        classes = Path(data.classes) if data.classes else None
+        evaluation = open_images(
+            data.evaluation, classes=classes, labelled=True, limit=options.limit
+        )
+        check_labels(evaluation, model.num_classes)
+    if data.calibration is not None:
+        calibration = open_images(data.calibration, labelled=False, limit=images, seed=seed)
+        if evaluation is None:
+            everything = open_images(data.calibration, labelled=False)
+            calibration, evaluation = held_back(everything, images, calibration)
+    if evaluation is None:
+        raise InputError("no images: give --evaluation DIR (labelled) or --calibration DIR")
+    if calibration is None and recipe.stages:
+        raise InputError("no calibration images: give --calibration DIR, or data.calibration")
+    return _Data(calibration, evaluation)
+
+
+@dataclass
+class _Run:
+    """The state of one run, so that its steps need not pass everything along."""
+
+    recipe: Recipe
+    options: Options
+    dense: VitModel
+    data: _Data
+    context: Context
+    target: Path
+    scratch: Path
+
+    def carry_out(self) -> Report:
+        baseline_file = self.scratch / "baseline.onnx"
+        with _step("baseline: fp32 export, checked and measured"):
+            self.parity_pixels = self._parity_pixels()
+            dense_logits = self.dense.module(self.parity_pixels).numpy()
+            export_onnx(self.dense, baseline_file, {})
+            check(baseline_file, self.dense, self.parity_pixels, dense_logits, 0)
+            self.judged_dense = self._judge_onnx(baseline_file)
+        model, stages = self.dense, list[StageReport]()
+        for config in self.recipe.stages:
+            with _step(f"{config.name} ({config.type})") as started:
+                model, details = STAGES[type(config)].run(model, config, self.context)
+                seconds = time.monotonic() - started
+                is_last = config is self.recipe.stages[-1]
+                metrics = None if is_last else self._torch_metrics(model)
+            stages.append(
+                StageReport(
+                    name=config.name,
+                    type=config.type,
+                    seconds=round(seconds, 2),
+                    metrics=metrics,
+                    details=details,
+                )
+            )
+        with _step("export, parity and measurement"):
+            artifacts, final, baseline = self._finish(model, dense_logits, baseline_file)
+        if stages:
+            stages[-1] = stages[-1].model_copy(update={"metrics": final})
+        return Report(
+            model=_model_facts(self.recipe, self.dense, model),
+            baseline=baseline,
+            stages=stages,
+            final=final,
+            artifacts=artifacts,
+            gates=gates.evaluate(self.recipe.gates, baseline, final),
+            environment=output.environment(self.options.threads),
+            warnings=self.data.warnings(),
+        )
+
+    def _finish(
+        self, model: VitModel, dense_logits: np.ndarray, baseline_file: Path
+    ) -> tuple[list[Artifact], Metrics, Metrics]:
+        """Write and check the artifacts; the figures of the exported file and of the baseline."""
+        export = self.recipe.export
+        home = self.target if export.onnx else self.scratch
+        file = home / output.ONNX
+        export_onnx(model, file, facts_of(model, output.identity(self.recipe, self.dense)))
+        parity = check(file, model, self.parity_pixels, dense_logits, 0)
+        artifacts = []
+        if export.onnx:
+            artifacts += [output.artifact(file, parity)]
+            artifacts += [output.artifact(f, {}) for f in self.target.glob("*.onnx.data")]
+        if export.safetensors:
+            folder.save_folder(model, self.target)
+            reloaded = _check_reload(self.target, model, self.parity_pixels)
+            artifacts += [
+                output.artifact(self.target / folder.SAFETENSORS, reloaded),
+                output.artifact(self.target / folder.CONFIG, {}),
+            ]
+        judged = self._judge_onnx(file)
+        timed = time_in_turns(
+            {
+                "baseline": session(baseline_file, self.options.threads),
+                "final": session(file, self.options.threads),
+            },
+            self.parity_pixels[:1].numpy(),
+        )
+
+        def metrics(of: VitModel, path: Path, figures: Judged, name: str) -> Metrics:
+            timing = timed[name]
+            return Metrics(
+                **figures.figures(self.judged_dense),
+                params=cost.parameters(of.module),
+                macs=cost.macs(of),
+                bytes=output.onnx_bytes(path),
+                latency_ms=Latency(
+                    p50=timing.p50, p90=timing.percentile(90), p99=timing.percentile(99)
+                ),
+                speedup=timed["baseline"].p50 / timing.p50,
+            )
+
+        final = metrics(model, file, judged, "final")
+        return artifacts, final, metrics(self.dense, baseline_file, self.judged_dense, "baseline")
+
+    def _judge_onnx(self, path: Path) -> Judged:
+        held = session(path, 0)
+        return self._judge(lambda pixels: next(onnx_logits(held, [pixels])))
+
+    def _torch_metrics(self, model: VitModel) -> Metrics:
+        """Figures between stages, from the torch model; the ONNX file is measured at the end."""
+        judged = self._judge(torch_runner(model, self.context.device))
+        return Metrics(
+            **judged.figures(self.judged_dense),
+            params=cost.parameters(model.module),
+            macs=cost.macs(model),
+        )
+
+    def _judge(self, runner: Any) -> Judged:
+        unreadable = self.recipe.data.max_unreadable
+        images = self.data.evaluation
+        return judge(runner, images, self.dense.preprocess, unreadable, "evaluating")
+
+    def _parity_pixels(self) -> Tensor:
+        images = self.data.evaluation.subset(range(min(_PARITY_IMAGES, len(self.data.evaluation))))
+        return torch.cat([b.pixels for b in batches(images, self.dense.preprocess, 8)])
+
+
+def _check_reload(home: Path, model: VitModel, pixels: Tensor) -> dict[str, Any]:
+    """Read the safetensors again and compare logits, which must be the same to the last bit."""
+    again = folder.load_folder(home).module(pixels)
+    if not torch.equal(again, model.module.cpu()(pixels)):
+        raise ParityError(f"{folder.SAFETENSORS}: the model read again gives other logits")
+    return {"passed": True, "images": len(pixels), "reloaded": "same logits"}
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device {name}: not to be had here; use cpu") from error
+    return device
+
+
+@contextmanager
+def _step(title: str) -> Iterator[float]:
+    """Say what is being done, and how long it took."""
+    console.print(f"[bold]{title}[/bold]")
+    start = time.monotonic()
+    yield start
+    console.print(f"  done in {time.monotonic() - start:.1f} s")
+
+
+def _say_model(model: VitModel) -> None:
+    spec = model.preprocess
+    console.print(
+        f"[bold]{model.architecture.timm}[/bold]: {model.num_classes} classes, images "
+        f"{spec.input_size[0]}×{spec.input_size[1]} {spec.interpolation}, crop {spec.crop_pct}, "
+        f"mean {spec.mean}, std {spec.std}"
+    )
+
+
+def _model_facts(recipe: Recipe, dense: VitModel, model: VitModel) -> dict[str, Any]:
+    return {
+        "name": dense.architecture.timm,
+        "checkpoint": Path(recipe.model.checkpoint or "").name,
+        "classes": dense.num_classes,
+        "preprocessing": dense.preprocess.model_dump(mode="json"),
+        "stages": [config.name for config in recipe.stages],
+    }

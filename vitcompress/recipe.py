@@ -1,0 +1,288 @@
+"""The recipe: what to compress, how, and what must hold in the end."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from vitcompress.data.preprocess import CropMode, Interpolation
+from vitcompress.errors import InputError
+from vitcompress.recipe_errors import describe
+from vitcompress.stages import StageConfig
+from vitcompress.yamltext import parse, read_override, replaced
+
+
+def _no_boolean(value: object) -> object:
+    """YAML's `yes` and `on` are booleans, which would otherwise count as 1."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("float_type", "must be a number")
+    return value
+
+
+def _square(value: object) -> object:
+    return (value, value) if isinstance(value, int) else value
+
+
+_Text = Annotated[str, Field(min_length=1)]
+_Count = Annotated[int, Field(gt=0, strict=True)]
+_Number = Annotated[float, BeforeValidator(_no_boolean)]
+_Size = Annotated[
+    tuple[_Count, _Count],
+    BeforeValidator(_square),
+    WithJsonSchema({"type": ["integer", "array"], "items": {"type": "integer"}}),
+]
+_Limit = Annotated[_Number, Field(ge=0)]
+_Percent = Annotated[_Number, Field(ge=0, le=100)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSection(_Section):
+    """Where the model comes from.
+
+    `checkpoint`: a path, `timm:NAME` or `example:glyphs`. `name`: the timm architecture, where the
+    checkpoint does not tell. `options`: keyword arguments of `timm.create_model`.
+    """
+
+    checkpoint: _Text | None = None
+    name: _Text | None = None
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    num_classes: _Count | None = None
+
+
+class DataSection(_Section):
+    """Images, and how they are prepared where the model does not tell.
+
+    `calibration` and `evaluation`: a folder, a .tar, a .npz or `example:glyphs/SPLIT`. `images`:
+    how many to calibrate on. `max_unreadable`: the share of images that may be unreadable.
+    """
+
+    calibration: _Text | None = None
+    evaluation: _Text | None = None
+    classes: _Text | None = None
+    images: _Count = 256
+    max_unreadable: Annotated[_Number, Field(ge=0, le=1)] = 0.01
+    mean: Annotated[tuple[_Number, ...], Field(min_length=1)] | None = None
+    std: Annotated[tuple[Annotated[_Number, Field(gt=0)], ...], Field(min_length=1)] | None = None
+    crop_pct: Annotated[_Number, Field(gt=0, le=1)] | None = None
+    interpolation: Interpolation | None = None
+    crop_mode: CropMode | None = None
+    input_size: _Size | None = None
+
+    def preprocess_overrides(self) -> dict[str, Any]:
+        """The fields of `Preprocess` that are given here."""
+        keys = {"mean", "std", "crop_pct", "interpolation", "crop_mode", "input_size"}
+        return self.model_dump(include=keys, exclude_none=True)
+
+
+class ExportSection(_Section):
+    """Which files to write."""
+
+    onnx: bool = True
+    safetensors: bool = True
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not (self.onnx or self.safetensors):
+            raise ValueError("onnx and safetensors are both off; leave one of them on")
+        return self
+
+
+class MaxDrop(_Section):
+    """Percentage points that may be lost."""
+
+    top1: _Percent | None = None
+    top5: _Percent | None = None
+
+
+class Minimum(_Section):
+    """Figures that must be reached: percent, and times for `speedup`."""
+
+    top1: _Percent | None = None
+    top5: _Percent | None = None
+    agreement: _Percent | None = None
+    speedup: _Limit | None = None
+
+
+class Maximum(_Section):
+    """Figures that must not be passed: nats for `kl`, and the bytes of the ONNX file."""
+
+    kl: _Limit | None = None
+    bytes: _Limit | None = None
+
+
+class MaxRatio(_Section):
+    """Shares of the baseline that must not be passed."""
+
+    bytes: _Limit | None = None
+    macs: _Limit | None = None
+    params: _Limit | None = None
+    latency: _Limit | None = None
+
+
+class Gates(_Section):
+    """What must hold in the end; one gate that fails makes the run fail."""
+
+    max_drop: MaxDrop = MaxDrop()
+    min: Minimum = Minimum()
+    max: Maximum = Maximum()
+    max_ratio: MaxRatio = MaxRatio()
+
+
+class Recipe(_Section):
+    """A chain of stages over a model. Everything but `stages` has a default."""
+
+    version: Literal[1] = 1
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    stages: tuple[StageConfig, ...]
+    export: ExportSection = ExportSection()
+    gates: Gates = Gates()
+
+    @field_validator("stages", mode="after")
+    @classmethod
+    def _named_apart(cls, stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
+        seen: dict[str, int] = {}
+        for index, name in enumerate(stage.name for stage in stages):
+            if not re.fullmatch(r"[\w-]+", name):
+                what = f"must consist of letters, digits, - and _, not {name!r}"
+                raise PydanticCustomError("stage_name", "{what}", _at(what, index, "name"))
+            if seen.setdefault(name, index) != index:
+                what = f"stages {seen[name] + 1} and {index + 1} are both called {name}; rename one"
+                raise PydanticCustomError("stage_name", "{what}", _at(what, index))
+        return stages
+
+
+def _at(what: str, *place: str | int) -> dict[str, Any]:
+    """The context of an error that is to be told at `place`, inside the validated field."""
+    return {"what": what, "at": place}
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; `overrides` (`stages.quant.bits=8`) are applied before it is validated.
+
+    Relative paths become absolute: those of the file start at its folder, those of `overrides` at
+    the working directory. Raises `InputError`, with the line and the key, for what is wrong.
+    """
+    document = parse(_read(path), lambda line: f"{path}:{line}")
+    if document.data is None:
+        raise InputError(f"{path}: the recipe is empty; it needs at least stages")
+    if not isinstance(document.data, dict):
+        raise InputError(f"{path}:1: a recipe is a mapping of keys such as stages, and this is not")
+    data = _absolute(document.data, path.parent)
+    applied = []
+    for text in overrides:
+        applied.append(read_override(text, data))
+        data = replaced(data, applied[-1])
+    data = _absolute(data, Path.cwd())
+    try:
+        return Recipe.model_validate({k: v for k, v in data.items() if not _left_empty(k, v)})
+    except ValidationError as error:
+        what = describe(error, Recipe, data, document, str(path), applied)
+        raise InputError(what) from None
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe with all its keys; `load_recipe` reads an equal recipe from it."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors and checkers."""
+    schema = Recipe.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """The recipes that come with vitcompress, by name."""
+    package = Path(__file__).parent
+    folder = next(
+        (f for f in (package / "recipes", package.parent / "recipes") if f.is_dir()), None
+    )
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))} if folder else {}
+
+
+def find_recipe(text: str) -> Path:
+    """The recipe that is meant by a path or by the name of a packaged recipe.
+
+    Raises `InputError` with the nearest names when there is none.
+    """
+    path, packaged = Path(text), packaged_recipes()
+    if path.exists() and not path.is_dir():  # a folder may be an output, named after its recipe
+        return path
+    if text.removesuffix(".yaml") in packaged:
+        return packaged[text.removesuffix(".yaml")]
+    raise _missing(path)
+
+
+def _read(path: Path) -> str:
+    if path.is_dir() or not path.exists():
+        raise _missing(path)
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not text in UTF-8; a recipe is a YAML file") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; make the file readable") from None
+
+
+def _missing(path: Path) -> InputError:
+    folder = path if path.is_dir() else path.parent
+    files = sorted(f for f in folder.glob("*") if f.suffix in (".yaml", ".yml"))
+    there = {f.name: str(f) for f in files} | {f.stem: str(f) for f in files}
+    names = {name: name for name in packaged_recipes()} | there
+    near = difflib.get_close_matches(path.name, names, 3) or difflib.get_close_matches(
+        path.stem, names, 3
+    )
+    nearest = list(dict.fromkeys(names[name] for name in near))
+    remedy = f"did you mean {' or '.join(nearest)}?" if nearest else _listed(packaged_recipes())
+    what = "a folder, not a recipe" if path.is_dir() else "there is no such recipe"
+    return InputError(f"{path}: {what}; {remedy}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return f"give a .yaml file or one of {', '.join(names)}"
+
+
+def _left_empty(key: Any, value: object) -> bool:
+    """Whether a section is there without content, as when all of it is commented out."""
+    return value is None and key in Recipe.model_fields and key != "stages"
+
+
+_PATHS = (("model", ("checkpoint",)), ("data", ("calibration", "evaluation", "classes")))
+
+
+def _absolute(data: dict[Any, Any], folder: Path) -> dict[Any, Any]:
+    """`data` with the paths in it made absolute, starting at `folder`."""
+    sections = {
+        name: data[name] | {k: _path(data[name][k], folder) for k in keys if k in data[name]}
+        for name, keys in _PATHS
+        if isinstance(data.get(name), dict)
+    }
+    return data | sections
+
+
+def _path(value: object, folder: Path) -> object:
+    if not isinstance(value, str) or not value or value.startswith(("timm:", "example:")):
+        return value
+    path = Path(value).expanduser() if value.startswith("~/") else Path(value)
+    # Only `..` is resolved: a linked checkpoint keeps the name by which its kind is known.
+    return os.path.normpath(folder.resolve() / path)

@@ -1,0 +1,165 @@
+"""YAML text as plain data that remembers its lines, and values that are set over it."""
+
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from vitcompress.errors import InputError
+
+Place = tuple[str | int, ...]
+"""The way to a value: keys of mappings and indices of lists."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """What the text holds, and where in it."""
+
+    data: Any
+    node: yaml.Node | None
+
+    def line(self, place: Place) -> tuple[int, bool]:
+        """The line of `place` or of the nearest thing around it, and whether it is there itself."""
+        node, line = self.node, 1
+        for part in place:
+            found = next((pair for key, *pair in _children(node) if key == part), None)
+            if found is None:
+                return line, False
+            mark, node = found
+            line = mark.start_mark.line + 1
+        return line, True
+
+
+def parse(text: str, where: Callable[[int], str]) -> Document:
+    """Read `text` as YAML does it without tags that build objects.
+
+    `where(line)` begins the message of the `InputError` that is raised for text that is not YAML,
+    for a second document and for a key that is given twice.
+    """
+    loader = yaml.SafeLoader("")
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        repeated = None if node is None else next(_repeated(node, (), set()), None)
+        # Deep construction refuses anchors that contain themselves.
+        data = None if node is None else loader.construct_object(node, deep=True)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = error.problem or "it cannot be read"
+        if problem.startswith("but "):  # the second half of a sentence
+            problem = f"{error.context}, {problem}"
+        raise InputError(f"{where(mark.line + 1 if mark else 1)}: not YAML: {problem}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise InputError(f"{where(line)}: not YAML: it contains a control character") from None
+    except (ValueError, RecursionError) as error:  # a date such as 2024-99-99; brackets by hundreds
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise InputError(f"{where(1)}: not YAML: {why}") from None
+    finally:
+        loader.dispose()
+    if repeated:
+        place, first, second = repeated
+        raise InputError(f"{where(second)}: {dotted(place, data)}: given before, in line {first}")
+    return Document(data, node)
+
+
+def dotted(place: Place, data: Any) -> str:
+    """`stages.quant.bits`: a list item is called by its `name`, its `type` or its number from 1."""
+    parts = []
+    for part in place:
+        held = step(data, part)
+        name = (held.get("name") or held.get("type")) if isinstance(held, dict) else None
+        if isinstance(part, int) and not isinstance(data, dict):
+            parts.append(name if isinstance(name, str) else str(part + 1))
+        else:
+            parts.append(str(part))
+        data = held
+    return ".".join(parts)
+
+
+def step(data: Any, part: str | int) -> Any:
+    """What `data` holds at a key or an index; None where it holds nothing there."""
+    if isinstance(data, dict):
+        return data.get(part)
+    inside = isinstance(data, list) and isinstance(part, int) and part < len(data)
+    return data[part] if inside else None
+
+
+@dataclass(frozen=True)
+class Override:
+    """A value given on the command line; `where` is how messages call it."""
+
+    where: str
+    place: Place
+    value: Any
+
+
+def read_override(text: str, data: dict[Any, Any]) -> Override:
+    """Read `dotted.key=value`, meant for `data`; a stage is addressed as `dotted` calls it.
+
+    Raises `InputError` for text of another form and for a stage that `data` does not have.
+    """
+    key, equals, value = text.partition("=")
+    where = f"--set {text}"
+    place: list[str | int] = [*key.strip().split(".")]
+    if not equals or "" in place:
+        raise InputError(f"{where}: write KEY=VALUE, such as data.images=64")
+    if place[0] == "stages" and len(place) > 1:
+        place[1] = _stage_index(str(place[1]), data, where)
+    return Override(where, tuple(place), parse(value, lambda _: where).data)
+
+
+def replaced(data: Any, override: Override, depth: int = 0) -> Any:
+    """`data` with the value of `override` at its place; mappings on the way come into being.
+
+    Raises `InputError` where a value on the way is no mapping.
+    """
+    if depth == len(override.place):
+        return override.value
+    part = override.place[depth]
+    if isinstance(part, int):
+        changed = replaced(data[part], override, depth + 1)
+        return [*data[:part], changed, *data[part + 1 :]]
+    if data is None or isinstance(data, dict):
+        held = data or {}
+        return held | {part: replaced(held.get(part), override, depth + 1)}
+    parent = override.place[depth - 1]
+    raise InputError(f"{override.where}: {parent} has no keys of its own; set it as a whole")
+
+
+def _stage_index(name: str, data: dict[Any, Any], where: str) -> int:
+    stages = data.get("stages")
+    count = len(stages) if isinstance(stages, list) else 0
+    names = [dotted(("stages", index), data).partition(".")[2] for index in range(count)]
+    if name in names:
+        return names.index(name)
+    there = f"its stages are {', '.join(names)}" if names else "it has no stages"
+    raise InputError(f"{where}: the recipe has no stage {name}; {there}")
+
+
+def _children(node: yaml.Node | None) -> Iterator[tuple[Hashable, yaml.Node, yaml.Node]]:
+    """Key or index, the node that marks the line, and the value; later keys win, so come first."""
+    if isinstance(node, yaml.MappingNode):
+        yield from ((key.value, key, value) for key, value in reversed(node.value))
+    elif isinstance(node, yaml.SequenceNode):
+        yield from ((index, value, value) for index, value in enumerate(node.value))
+
+
+def _repeated(node: yaml.Node, place: Place, seen: set[int]) -> Iterator[tuple[Place, int, int]]:
+    """Keys that a mapping has twice, with both lines; an anchored node is looked at once."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    yield (*place, key.value), lines[key.value], line
+                lines[key.value] = line
+                yield from _repeated(value, (*place, key.value), seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _repeated(value, (*place, index), seen)
