@@ -16,6 +16,9 @@ from vitcompress.data.preprocess import Preprocess
 from vitcompress.model.architecture import Architecture, VitModel, adopt
 from vitcompress.stages.context import Context
 
+# The tensors here are tiny: on a busy machine, threads that wait for each other cost minutes.
+torch.set_num_threads(1)
+
 NAME = "vit_tiny_patch16_224"
 OPTIONS: dict[str, Any] = {
     "img_size": 32,

@@ -138,6 +138,9 @@ def _open_data(recipe: Recipe, model: VitModel, options: Options) -> _Data:
         if evaluation is None:
             everything = open_images(data.calibration, labelled=False)
             calibration, evaluation = held_back(everything, images, calibration)
+    if calibration is not None:  # whole batches of one class would mislead the stages
+        order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(seed))
+        calibration = calibration.subset(order.tolist())
     if evaluation is None:
         raise InputError("no images: give --evaluation DIR (labelled) or --calibration DIR")
     if calibration is None and recipe.stages:

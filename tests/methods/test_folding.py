@@ -48,6 +48,13 @@ def test_a_stronger_fold_brings_ranges_nearer_to_each_other(clip: float) -> None
     assert [spread(identity(5)), *spreads] == sorted([spread(identity(5)), *spreads], reverse=True)
 
 
+def test_a_fold_moves_the_middle_by_its_strength() -> None:
+    for fold in candidates(LOW, HIGH):
+        low, high = ranges(fold)
+        left = (low + high) / 2 * fold.scale
+        assert torch.allclose(left, (1 - fold.strength) * (LOW + HIGH) / 2, atol=1e-5)
+
+
 def test_clipping_limits_the_scale_of_outlier_channels() -> None:
     half = torch.ones(100)
     half[0] = 1000

@@ -119,7 +119,11 @@ def test_dynamic_ranges_are_those_of_onnxruntime(x: Tensor) -> None:
 def test_static_codes_are_those_of_onnxruntime(scale: float, zero_point: int) -> None:
     halves = (torch.arange(-600, 601) / 2) * scale  # every half, and both ends well passed
     x = torch.cat([halves, randn(1000) * 60 * scale, torch.tensor([1e30, -1e30])])
-    feeds = {"x": x.numpy(), "scale": np.array(scale, "float32"), "zero": np.array(zero_point, "uint8")}
+    feeds = {
+        "x": x.numpy(),
+        "scale": np.array(scale, "float32"),
+        "zero": np.array(zero_point, "uint8"),
+    }
     (codes,) = STATIC.run(None, feeds)
     ours = quantizer.quantize_activation(x, torch.tensor(scale), torch.tensor(float(zero_point)))
     assert np.array_equal(ours.numpy() + zero_point, codes)

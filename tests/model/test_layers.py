@@ -149,4 +149,6 @@ def test_the_operators_are_well_formed(x: Tensor) -> None:
     arguments = (x, layer.codes, layer.scale, layer.bias)
     ranges = (layer.activation_scale, layer.activation_zero_point)
     torch.library.opcheck(layers.quantized_linear, (*arguments, *ranges, 8, 1), test_utils=checks)
-    torch.library.opcheck(layers.quantized_linear, (*arguments, None, None, 8, 2), test_utils=checks)
+    torch.library.opcheck(
+        layers.quantized_linear, (*arguments, None, None, 8, 2), test_utils=checks
+    )

@@ -16,9 +16,7 @@ from vitcompress.model.structure import input_fold, linears, match
 
 MakeVit = Callable[..., VitModel]
 
-NAMES = [
-    f"blocks.{i}.{layer}" for i in range(2) for layer in ("attn.qkv", "attn.proj", "mlp.fc1")
-]
+NAMES = [f"blocks.{i}.{layer}" for i in range(2) for layer in ("attn.qkv", "attn.proj", "mlp.fc1")]
 
 
 def test_the_linears_come_in_the_order_of_the_model(vit: VitModel) -> None:

@@ -4,6 +4,7 @@ import ast
 import json
 import warnings
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import onnx
@@ -22,7 +23,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 _OPERATOR = "quantized_linear"
 # Protocol buffers end at 2 GB; weights of larger models lie beside the file.
 _EXTERNAL_BYTES = 1_900_000_000
-_FOLDED_ELEMENTS = 64
+_FOLDED_ELEMENTS = 16
 
 
 def export_onnx(model: VitModel, path: Path, facts: Mapping[str, str]) -> None:
@@ -38,7 +39,8 @@ def export_onnx(model: VitModel, path: Path, facts: Mapping[str, str]) -> None:
         node.metadata_props.clear()
         node.doc_string = None
     graph_model.metadata_props.clear()
-    graph_model.producer_name = "vitcompress"
+    graph_model.graph.metadata_props.clear()
+    graph_model.producer_name, graph_model.producer_version = "vitcompress", version("vitcompress")
     graph_model.metadata_props.update({PREFIX + key: value for key, value in facts.items()})
     proto = ir.to_proto(graph_model)
     del proto.graph.value_info[:]
@@ -69,7 +71,7 @@ def _traced(module: nn.Module, channels: int, size: tuple[int, int]) -> ir.Model
             verbose=False,
         )
         assert program is not None
-        # Small constants only: packed codes must stay packed.
+        # Small constants only: packed codes must stay packed, and scales apart.
         onnxscript.optimizer.optimize(program.model, input_size_limit=_FOLDED_ELEMENTS)
     return program.model
 

@@ -3,10 +3,10 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from vitcompress.data.preprocess import Preprocess
@@ -23,7 +23,7 @@ class QuantizedLayer(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    bits: int
+    bits: Annotated[int, Field(ge=2, le=8)]
     activations: Activations
     terms: Literal[1, 2] = 1
 
@@ -61,7 +61,7 @@ class VitModel:
         total = hashlib.sha256(self.architecture.model_dump_json().encode())
         for name, tensor in sorted(self.module.state_dict().items()):
             total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            total.update(tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+            total.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
         return total.hexdigest()
 
 
@@ -121,9 +121,10 @@ def build(architecture: Architecture) -> nn.Module:
     module = adopt(naming.build(name, architecture.options, f"timm {name}"))
     if architecture.tail_tokens is not None:
         set_tail(module, architecture.tail_tokens)
+    linears = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear)}
     for name, layer in architecture.quantized.items():
-        linear = module.get_submodule(name)
-        if not isinstance(linear, nn.Linear):
+        linear = linears.get(name)
+        if linear is None:
             raise InputError(f"config.json: {name} is no linear layer of {architecture.timm}")
         empty = QuantizedLinear(
             linear.in_features, linear.out_features, layer.bits, layer.activations, layer.terms

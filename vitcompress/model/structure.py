@@ -50,7 +50,7 @@ def input_fold(module: nn.Module, name: str) -> Callable[[Tensor, Tensor], None]
     owner, _, kind = name.rpartition(".")
     block_name = owner.rpartition(".")[0]
     block: Any = module.get_submodule(block_name) if block_name else None
-    if type(block).__name__ not in ("Block", TailBlock.__name__):
+    if type(block).__name__ not in ("Block", TailBlock.__name__) or not hasattr(block, "norm2"):
         return None
     layer: Any = module.get_submodule(name)
     attention = block.attn

@@ -18,7 +18,9 @@ from vitcompress.methods.histogram import Histogram
 from vitcompress.stages.context import Context
 
 _ROWS = 2048  # sampled input rows a layer
-_VERSION = 2  # of what is collected, part of the cache key
+_EXTREMES = 2  # rows a batch with the largest values, which a random sample may miss,
+_MOST_EXTREMES = 128  # and how many of them are kept
+_VERSION = 3  # of what is collected, part of the cache key
 
 
 @dataclass
@@ -27,8 +29,10 @@ class LayerStatistics:
 
     `low`, `high` [in]: exact ranges. `limit` [in] and `counts` [in, bins]: histograms.
     `weight` [], `total` [in] and `gram` [in, in], float64: sums of w, of w·x and of w·x xᵀ over the
-    tokens. `rows` [≤ 2048, in], `row_weights` [rows]: a sample of x and w, the first token of each
-    image always among it. `output_weights` [out]: the mean importance of each output.
+    tokens. `rows` [≤ 2048, in]: a sample of x, in random order: the first token of each image and
+    the tokens with the largest values (as far as there is room), and others at random.
+    `row_weights` [rows]: how many tokens each stands for, times its w, to a mean of 1.
+    `output_weights` [out]: the mean importance of each output.
 
     The weight w of a token is its importance: the mean square of the gradient of the loss at the
     layer's output, with labels drawn from the model's own softmax (the Fisher information); its
@@ -62,6 +66,7 @@ class _Accumulator:
         self.gram = torch.zeros(channels, channels, dtype=torch.float64)
         self.rows: list[Tensor] = []
         self.row_weights: list[Tensor] = []
+        self.extremes: list[Tensor] = []
         self.output_weights = torch.zeros(outputs, dtype=torch.float64)
 
     def update(self, x: Tensor, importance: Tensor, sampled: Tensor) -> None:
@@ -76,11 +81,21 @@ class _Accumulator:
         self.total += weighted.sum(0, dtype=torch.float64)
         self.gram += (weighted.T @ flat).double()
         self.output_weights += importance.sum((0, 1), dtype=torch.float64)
+        others = max(1, len(sampled) - 1)
+        stands_for = torch.full((len(sampled),), (x.shape[1] - 1) / others)
+        stands_for[0] = 1.0
         self.rows.append(x[:, sampled].flatten(0, 1))
-        self.row_weights.append(weights[:, sampled].flatten())
+        self.row_weights.append((weights[:, sampled] * stands_for).flatten())
+        largest = flat.abs().amax(1).topk(min(_EXTREMES, len(flat))).indices
+        self.extremes.append(flat[largest])
 
     def finish(self) -> LayerStatistics:
         mean = (self.weight / self.tokens).clamp_min(1e-30)
+        extremes = torch.cat(self.extremes)[:_MOST_EXTREMES]
+        rows = torch.cat([extremes, *self.rows])[:_ROWS]
+        # The extremes are seen, but stand for nobody: the sample holds them in their share.
+        row_weights = torch.cat([torch.zeros(len(extremes)), *self.row_weights])[:_ROWS]
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
         return LayerStatistics(
             low=self.low,
             high=self.high,
@@ -89,8 +104,8 @@ class _Accumulator:
             weight=self.weight / mean,
             total=self.total / mean,
             gram=self.gram / mean,
-            rows=torch.cat(self.rows)[:_ROWS],
-            row_weights=(torch.cat(self.row_weights)[:_ROWS] / mean).float(),
+            rows=rows[order],
+            row_weights=(row_weights / row_weights.mean())[order].float(),
             output_weights=(self.output_weights / self.output_weights.mean()).float(),
         )
 
@@ -114,7 +129,7 @@ def collect(
     With `gradients`, one backward pass a batch weighs the tokens by their importance.
     """
     generator = torch.Generator().manual_seed(seed)
-    rows_per_image = max(1, _ROWS // images)
+    rows_per_image = max(1, (_ROWS - _MOST_EXTREMES) // images)
     found: dict[str, _Accumulator] = {}
 
     def see(name: str, x: Tensor, importance: Tensor) -> None:
@@ -139,7 +154,7 @@ def collect(
     try:
         with torch.set_grad_enabled(gradients):
             for pixels in batches:
-                logits = module(pixels.requires_grad_(gradients))
+                logits = module(pixels.detach().requires_grad_(gradients))
                 if gradients:
                     drawn = torch.multinomial(
                         logits.detach().cpu().softmax(-1), 1, generator=generator

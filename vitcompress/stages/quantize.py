@@ -7,6 +7,7 @@ error that is left goes into the bias.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Annotated, Any, Literal, cast
@@ -86,14 +87,15 @@ def quantize(
         for name in track(names, "choosing ranges", len(names))
     }
     floats = {name: cast(nn.Linear, module.get_submodule(name)) for name in names}
-    layers = {
-        name: _rounded(floats[name], choices[name], found[name], config)
-        for name in track(names, "rounding weights", len(names))
-    }
-    costs = _costs(module, layers, context) if config.fine else {}
+    cost = _probe(module, context)
+    layers, costs = {}, {}
+    for name in track(names, "rounding weights", len(names)):
+        layers[name], choices[name], costs[name] = _cheapest(
+            name, floats[name], choices[name], found[name], config, cost
+        )
     for name in _finest(costs, found, floats, config.fine):
-        choices[name] = replace(choices[name], **_whole_range(choices[name], found[name]))
-        layers[name] = _rounded(floats[name], choices[name], found[name], config, terms=2)
+        choices[name] = _whole_range(choices[name], found[name])
+        layers[name] = _ranged(layers[name], floats[name], choices[name], found[name], terms=2)
     for name, layer in layers.items():
         module.set_submodule(name, layer)
     return _described(model, module, layers, config), {
@@ -109,7 +111,7 @@ def quantize(
                 "fold": choices[name].fold.strength,
                 "clipped_share": 1 - choices[name].share,
                 "terms": layers[name].terms,
-                "one_term_kl": costs.get(name),
+                "one_term_kl": costs[name],
                 "output_error": _layer_error(
                     layers[name], floats[name], choices[name].fold.apply(found[name].rows)
                 ),
@@ -221,7 +223,8 @@ def _ranges(fold: Fold, found: LayerStatistics) -> list[tuple[Tensor, Tensor, fl
 
 def _error(output: Tensor, target: Tensor) -> float:
     """The mean squared error of `output` relative to the variance of `target`, both [rows, out]."""
-    return float((output - target).square().mean() / (target - target.mean(0)).square().mean())
+    variance = (target - target.mean(0)).square().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((output - target).square().mean() / variance)
 
 
 def _gram(fold: Fold, found: LayerStatistics) -> Tensor:
@@ -231,12 +234,50 @@ def _gram(fold: Fold, found: LayerStatistics) -> Tensor:
     return (moved + torch.outer(shift, shift)) / torch.outer(fold.scale, fold.scale)
 
 
-def _rounded(
+def _probe(module: nn.Module, context: Context) -> Callable[[str, QuantizedLinear], float]:
+    """A function of (name, layer): KL(float ‖ `module` with this one layer quantized), in nats.
+
+    Measured on a few calibration images.
+    """
+    batches = islice(context.calibration_batches("reading images"), _PROBED_BATCHES)
+    pixels = torch.cat(list(batches)).to(context.device)
+    dense = module(pixels).log_softmax(-1)
+
+    def cost(name: str, layer: QuantizedLinear) -> float:
+        before = module.get_submodule(name)
+        module.set_submodule(name, layer.to(context.device))
+        now = module(pixels).log_softmax(-1)
+        module.set_submodule(name, before)
+        layer.cpu()
+        return float(F.kl_div(now, dense, reduction="batchmean", log_target=True))
+
+    return cost
+
+
+def _cheapest(
+    name: str,
     layer: nn.Linear,
     choice: _Choice,
     found: LayerStatistics,
     config: QuantizeConfig,
-    terms: Literal[1, 2] = 1,
+    cost: Callable[[str, QuantizedLinear], float],
+) -> tuple[QuantizedLinear, _Choice, float]:
+    """The layer rounded, with the chosen range or the whole one, whichever costs less KL.
+
+    A few tokens with huge activations may carry little of the layer's error and most of the
+    model's: what is clipped is judged by the model's output.
+    """
+    first = _rounded(layer, choice, found, config)
+    options = [(first, choice)]
+    if choice.share < 1:
+        whole = _whole_range(choice, found)
+        options.append((_ranged(first, layer, whole, found), whole))
+    priced = [(quantized, of, cost(name, quantized)) for quantized, of in options]
+    return min(priced, key=lambda option: option[2])
+
+
+def _rounded(
+    layer: nn.Linear, choice: _Choice, found: LayerStatistics, config: QuantizeConfig
 ) -> QuantizedLinear:
     """The quantized twin of `layer`, whose weights are already folded."""
     bits, gram = config.bits, _gram(choice.fold, found)
@@ -245,42 +286,35 @@ def _rounded(
         codes = gptq(layer.weight, scale, gram, bits)
     else:
         codes = quantizer.round_weight(layer.weight, scale, bits)
-    quantized = QuantizedLinear(
-        layer.in_features, layer.out_features, bits, config.activations, terms
-    )
+    quantized = QuantizedLinear(layer.in_features, layer.out_features, bits, config.activations)
     quantized.codes = quantizer.pack_weight(codes, bits)
     quantized.scale = scale
-    if layer.bias is not None:
-        quantized.bias = layer.bias.detach().clone()
-    if config.activations == "static":
+    return _ranged(quantized, layer, choice, found)
+
+
+def _ranged(
+    quantized: QuantizedLinear,
+    layer: nn.Linear,
+    choice: _Choice,
+    found: LayerStatistics,
+    terms: Literal[1, 2] = 1,
+) -> QuantizedLinear:
+    """`quantized` with the range of `choice`, and the bias that makes its mean error zero."""
+    ranged = copy.deepcopy(quantized)
+    ranged.terms = terms
+    if ranged.activations == "static":
         x_scale, zero_point = quantizer.activation_parameters(choice.low, choice.high)
-        quantized.activation_scale = x_scale
-        quantized.activation_zero_point = zero_point.to(torch.uint8)
+        ranged.activation_scale = x_scale
+        ranged.activation_zero_point = zero_point.to(torch.uint8)
     rows = choice.fold.apply(found.rows)
-    # The mean of the error over the sample is made good by the bias.
-    quantized.bias = quantized.bias - (quantized(rows) - layer(rows)).mean(0)
-    return quantized
+    ranged.bias = torch.zeros_like(ranged.bias)
+    shares = found.row_weights / found.row_weights.sum()
+    ranged.bias = shares @ (layer(rows) - ranged(rows))
+    return ranged
 
 
 def _layer_error(quantized: QuantizedLinear, layer: nn.Linear, rows: Tensor) -> float:
     return _error(quantized(rows), layer(rows))
-
-
-def _costs(
-    module: nn.Module, layers: dict[str, QuantizedLinear], context: Context
-) -> dict[str, float]:
-    """KL(float ‖ one layer quantized), in nats, for each layer alone, on a few images."""
-    batches = islice(context.calibration_batches("reading images"), _PROBED_BATCHES)
-    pixels = torch.cat(list(batches))
-    dense = module(pixels).log_softmax(-1)
-    costs = {}
-    for name, layer in track(layers.items(), "measuring layers", len(layers)):
-        before = module.get_submodule(name)
-        module.set_submodule(name, layer)
-        now = module(pixels).log_softmax(-1)
-        module.set_submodule(name, before)
-        costs[name] = float(F.kl_div(now, dense, reduction="batchmean", log_target=True))
-    return costs
 
 
 def _finest(
@@ -300,6 +334,6 @@ def _finest(
     return chosen
 
 
-def _whole_range(choice: _Choice, found: LayerStatistics) -> dict[str, Any]:
+def _whole_range(choice: _Choice, found: LayerStatistics) -> _Choice:
     low, high, share = _ranges(choice.fold, found)[0]
-    return {"low": low, "high": high, "share": share}
+    return replace(choice, low=low, high=high, share=share)
