@@ -5,6 +5,7 @@ import functools
 import inspect
 import os
 import pickle
+import pickletools
 import re
 import struct
 import sys
@@ -141,14 +142,32 @@ def _read_pickle(path: Path) -> Any:
     except _BROKEN as error:
         if "TorchScript" in str(error):
             raise InputError(f"{path}: a TorchScript archive; {_RESAVE}") from error
-        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if refused := named[1] if named else _first_type(path):
             raise InputError(
-                f"{path}: holds a pickled {refused[1]}, which could run code and is not loaded;"
+                f"{path}: holds a pickled {refused}, which could run code and is not loaded;"
                 f" {_RESAVE}"
             ) from error
         raise InputError(
             f"{path}: truncated or not a torch checkpoint; copy or download it again, or {_RESAVE}"
         ) from error
+
+
+def _first_type(path: Path) -> str | None:
+    """The first type or function that a bare pickle names, found without executing it."""
+    strings: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for operation, argument, _ in pickletools.genops(file):
+                if operation.name == "GLOBAL":
+                    return str(argument).replace(" ", ".")
+                if operation.name == "STACK_GLOBAL":
+                    return ".".join(strings[-2:])
+                if isinstance(argument, str):
+                    strings.append(argument)
+    except (ValueError, EOFError, UnicodeDecodeError):
+        pass  # no pickle, or a damaged one
+    return None
 
 
 def _unwrap(content: Any, depth: int = 4) -> Any:

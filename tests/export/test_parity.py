@@ -1,0 +1,117 @@
+"""The check has to catch what it is there for."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor
+
+from vitcompress.errors import ParityError
+from vitcompress.export.onnx import export_onnx
+from vitcompress.export.parity import check
+from vitcompress.model.architecture import VitModel
+from vitcompress.stages.context import Context
+from vitcompress.stages.quantize import QuantizeConfig, quantize
+
+
+@pytest.fixture
+def pixels(context: Context) -> Tensor:
+    return torch.cat(list(context.calibration_batches("")))[:4]
+
+
+def altered(path: Path, name: str, change: object) -> None:
+    """Apply `change` to the initializer `name` of the file."""
+    model = onnx.load(path)
+    (tensor,) = [t for t in model.graph.initializer if t.name == name]
+    values = change(numpy_helper.to_array(tensor).copy())  # type: ignore[operator]
+    tensor.CopyFrom(numpy_helper.from_array(values, name))
+    onnx.save(model, path)
+
+
+def dense_logits(vit: VitModel, pixels: Tensor) -> np.ndarray:
+    with torch.no_grad():
+        return np.asarray(vit.module(pixels))
+
+
+def quantized(vit: VitModel, context: Context, **settings: object) -> VitModel:
+    with torch.no_grad():
+        return quantize(vit, QuantizeConfig.model_validate(settings), context)[0]
+
+
+def test_a_float_export_passes_and_a_changed_weight_does_not(
+    vit: VitModel, pixels: Tensor, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.onnx"
+    export_onnx(vit, path, {})
+    assert check(path, vit, pixels, dense_logits(vit, pixels), 1)["passed"]
+    altered(path, "head.bias", lambda b: b + 0.01)
+    with pytest.raises(ParityError, match=r"differ by up to 0\.01"):
+        check(path, vit, pixels, dense_logits(vit, pixels), 1)
+
+
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+@pytest.mark.parametrize("fine", [0.0, 1.0])
+def test_a_quantized_export_passes(
+    activations: str, fine: float, vit: VitModel, context: Context, pixels: Tensor, tmp_path: Path
+) -> None:
+    model = quantized(vit, context, activations=activations, fine=fine, layers=["blocks.*", "head"])
+    path = tmp_path / "m.onnx"
+    export_onnx(model, path, {})
+    facts = check(path, model, pixels, dense_logits(vit, pixels), 1)
+    assert facts["fused_layers"] == 9
+    assert facts["worst_layer_mismatch"] <= 1e-3
+
+
+def test_one_changed_code_is_found_with_its_layer(
+    vit: VitModel, context: Context, pixels: Tensor, tmp_path: Path
+) -> None:
+    model = quantized(vit, context)
+    path = tmp_path / "m.onnx"
+    export_onnx(model, path, {})
+
+    def one_more(codes: np.ndarray) -> np.ndarray:
+        codes[0, 0] ^= 8
+        return codes
+
+    altered(path, "blocks.1.mlp.fc1.codes", one_more)
+    with pytest.raises(ParityError, match=r"blocks\.1\.mlp\.fc1"):
+        check(path, model, pixels, dense_logits(vit, pixels), 1)
+
+
+def test_a_layer_that_is_not_fused_is_named(
+    vit: VitModel, context: Context, pixels: Tensor, tmp_path: Path
+) -> None:
+    model = quantized(vit, context)
+    path = tmp_path / "m.onnx"
+    export_onnx(model, path, {})
+    graph_model = onnx.load(path)
+    for node in list(graph_model.graph.node):
+        # The same product in floats has no integer kernel.
+        if node.name.startswith("blocks.0.attn.proj/") and node.op_type == "MatMulInteger":
+            node.op_type = "MatMul"
+            casts = [
+                onnx.helper.make_node("Cast", [name], [f"{name}.f"], to=onnx.TensorProto.FLOAT)
+                for name in node.input[:2]
+            ]
+            position = list(graph_model.graph.node).index(node)
+            for cast in casts:
+                graph_model.graph.node.insert(position, cast)
+            del node.input[2:]
+            node.input[:] = [f"{name}.f" for name in node.input]
+    onnx.save(graph_model, path)
+    with pytest.raises(ParityError, match=r"blocks\.0\.attn\.proj: onnxruntime did not fuse"):
+        check(path, model, pixels, dense_logits(vit, pixels), 1)
+
+
+def test_a_model_beyond_its_quantization_noise_fails(
+    vit: VitModel, context: Context, pixels: Tensor, tmp_path: Path
+) -> None:
+    model = quantized(vit, context)
+    path = tmp_path / "m.onnx"
+    export_onnx(model, path, {})
+    altered(path, "head.bias", lambda b: b + 1)
+    with pytest.raises(ParityError, match="beyond the quantization noise"):
+        check(path, model, pixels, dense_logits(vit, pixels), 1)

@@ -1,0 +1,290 @@
+"""What a user types and sees: exit codes, one-line messages, files."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from vitcompress.cli import app
+
+RECIPE = """
+model: {checkpoint: "example:glyphs"}
+data: {calibration: "example:glyphs/calibration", evaluation: "example:glyphs/evaluation"}
+stages:
+  - {name: tail, type: merge}
+  - {name: quant, type: quantize}
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITCOMPRESS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def call(*arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr, the latter on one line for comparison."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    return result.exit_code, result.stdout, " ".join(result.stderr.split())
+
+
+def fails(code: int, *arguments: object) -> str:
+    """The last line of a call that must end with `code` and leave no output folder."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, result.stderr
+    assert "Traceback" not in result.stderr
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith(("error: ", "failed: "))
+    return line
+
+
+def test_a_run_writes_the_whole_folder(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, stdout, stderr = call("run", recipe, "--out", out, "--limit", 66, "--json")
+    assert code == 0, stderr
+    assert {f.name for f in out.iterdir()} == {
+        "model.onnx",
+        "model.safetensors",
+        "config.json",
+        "report.json",
+        "report.md",
+        "report.html",
+        "junit.xml",
+        "recipe.yaml",
+        "manifest.json",
+    }
+    report = json.loads(stdout)
+    assert report == json.loads((out / "report.json").read_text())
+    assert report["final"]["agreement"] >= 97
+    assert report["final"]["images"] == 66
+    assert report["final"]["bytes"] == (out / "model.onnx").stat().st_size
+    assert report["final"]["bytes"] < 0.4 * report["baseline"]["bytes"]
+    assert report["baseline"]["speedup"] == 1.0
+    assert [stage["name"] for stage in report["stages"]] == ["tail", "quant"]
+    assert report["artifacts"][0]["parity"]["passed"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".out")] == []
+
+    # A fresh process gives the same logits as this one, and they are those of the file.
+    fresh = (
+        "import sys, torch, vitcompress\n"
+        "pixels = torch.linspace(-1, 1, 3 * 48 * 48).view(1, 3, 48, 48)\n"
+        "torch.save(vitcompress.load(sys.argv[1])(pixels), sys.argv[2])\n"
+    )
+    subprocess.run([sys.executable, "-c", fresh, out, tmp_path / "logits.pt"], check=True)
+    import vitcompress
+
+    pixels = torch.linspace(-1, 1, 3 * 48 * 48).view(1, 3, 48, 48)
+    theirs = torch.load(tmp_path / "logits.pt", weights_only=True)
+    assert torch.allclose(vitcompress.load(out)(pixels), theirs, atol=1e-5)
+
+    code, stdout, _ = call("inspect", out, "--json")
+    assert code == 0
+    assert json.loads(stdout)["quantized_layers"]
+    code, stdout, stderr = call(
+        "eval",
+        out / "model.onnx",
+        "--evaluation",
+        "example:glyphs/evaluation",
+        "--limit",
+        66,
+        "--json",
+    )
+    assert code == 0, stderr
+    assert json.loads(stdout)["top1"] == pytest.approx(report["final"]["top1"])
+    code, stdout, _ = call("bench", out, "--seconds", 0, "--json")
+    assert code == 0
+    assert json.loads(stdout)[str(out)]["p50_ms"] > 0
+
+
+def test_the_same_run_gives_the_same_weights(recipe: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        code, _, stderr = call("run", recipe, "--out", tmp_path / name, "--limit", 33)
+        assert code == 0, stderr
+    for file in ("model.onnx", "model.safetensors", "config.json", "recipe.yaml"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_a_failed_gate_ends_with_1_and_keeps_the_output(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, _, stderr = call(
+        "run", recipe, "--out", out, "--limit", 33, "--set", "gates.max_ratio.bytes=0.01"
+    )
+    assert code == 1
+    assert "0.01" in stderr
+    gate = json.loads((out / "report.json").read_text())["gates"][0]
+    assert (gate["name"], gate["passed"]) == ("max_ratio.bytes", False)
+    assert "<failure" in (out / "junit.xml").read_text()
+
+
+def test_without_labels_accuracy_is_null(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, stdout, stderr = call(
+        "run", recipe, "--out", out, "--limit", 40, "--set", "data.evaluation=null", "--json"
+    )
+    assert code == 0, stderr
+    final = json.loads(stdout)["final"]
+    assert final["top1"] is None
+    assert final["agreement"] is not None
+    assert final["kl"] is not None
+
+
+def test_export_alone_is_a_float_model(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, _, stderr = call(
+        "export",
+        "example:glyphs",
+        "--evaluation",
+        "example:glyphs/evaluation",
+        "--limit",
+        16,
+        "--out",
+        out,
+    )
+    assert code == 0, stderr
+    report = json.loads((out / "report.json").read_text())
+    assert report["artifacts"][0]["parity"]["max_logit_difference"] < 1e-4
+    assert report["final"]["agreement"] == 100.0
+
+
+def test_plan_writes_nothing(recipe: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    code, stdout, _ = call("plan", recipe, "--json")
+    rows = json.loads(stdout)
+    assert code == 0
+    assert [row["stage"] for row in rows] == ["dense", "tail", "quant"]
+    assert rows[1]["macs"] < rows[0]["macs"]
+    assert rows[2]["bytes"] < 0.4 * rows[1]["bytes"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_schema_and_recipes_are_printed() -> None:
+    assert "stages" in json.loads(call("schema")[1])["properties"]
+    assert {"quickstart", "vit-int8"} <= set(json.loads(call("recipes", "--json")[1]))
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys, vitcompress.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_misspelt_key_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE.replace("type: quantize", "type: quantize, activation: static"))
+    line = fails(2, "run", path, "--out", tmp_path / "out")
+    assert f"{path}:6" in line
+    assert "activations" in line
+
+
+def test_an_empty_folder_is_named(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    line = fails(2, "run", recipe, "--calibration", tmp_path / "empty", "--out", tmp_path / "out")
+    assert str(tmp_path / "empty") in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_checkpoint_is_named(recipe: Path, tmp_path: Path) -> None:
+    from vitcompress.example import glyphs
+
+    whole = Path(glyphs.__file__).with_name("glyphs.safetensors").read_bytes()
+    path = tmp_path / "vit.safetensors"
+    path.write_bytes(whole[: len(whole) // 2])
+    line = fails(2, "run", recipe, path, "--out", tmp_path / "out")
+    assert str(path) in line
+    assert "truncated" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(recipe: Path, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    path = tmp_path / "vit.pth"
+    path.write_bytes(pickle.dumps({"model": Evil()}))
+    line = fails(2, "run", recipe, path, "--out", tmp_path / "out")
+    assert "mkdir" in line
+    assert not (tmp_path / "owned").exists()
+
+
+def test_another_class_count_is_refused(recipe: Path, tmp_path: Path) -> None:
+    line = fails(2, "run", recipe, "--set", "model.num_classes=10", "--out", tmp_path / "out")
+    assert "33 classes" in line
+    assert "10" in line
+
+
+def test_labels_of_another_model_are_refused(recipe: Path, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "images" / name / "1.png")
+    line = fails(2, "run", recipe, "--evaluation", tmp_path / "images", "--out", tmp_path / "out")
+    assert "2 classes" in line
+    assert "--classes" in line
+
+
+def test_an_output_folder_that_is_not_ours_is_left_alone(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious")
+    line = fails(2, "run", recipe, "--out", out)
+    assert "thesis" not in line
+    assert str(out) in line
+    assert (out / "thesis.tex").read_text() == "precious"
+
+
+def test_an_unwritable_output_folder_is_named(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in fails(2, "run", recipe, "--out", tmp_path / "file" / "out")
+
+
+def test_a_full_disk_ends_with_3(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "model.safetensors")
+
+    monkeypatch.setattr("vitcompress.pipeline.folder.save_folder", full)
+    line = fails(3, "run", recipe, "--out", tmp_path / "out", "--limit", 16)
+    assert "No space left on device" in line
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
+
+
+def test_interrupting_ends_with_130_and_leaves_nothing(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitcompress.pipeline.export_onnx", interrupt)
+    result = CliRunner().invoke(app, ["run", str(recipe), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 130
+    assert "nothing was written" in result.stderr
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
+
+
+def test_a_layer_pattern_without_match_names_the_nearest(recipe: Path, tmp_path: Path) -> None:
+    setting = 'stages.quant.layers=["block.*"]'
+    line = fails(2, "run", recipe, "--set", setting, "--limit", 16, "--out", tmp_path / "out")
+    assert "stages.quant.layers" in line
+    assert "blocks." in line
+
+
+def test_what_is_no_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"no")
+    assert "a.onnx" in fails(2, "inspect", tmp_path / "a.onnx")
+    assert "a.onnx" in fails(2, "bench", tmp_path / "a.onnx")
+    assert "nothing" in fails(2, "inspect", tmp_path / "nothing")
