@@ -84,7 +84,7 @@ def test_one_changed_code_is_found_with_its_layer(
 def test_a_layer_that_is_not_fused_is_named(
     vit: VitModel, context: Context, pixels: Tensor, tmp_path: Path
 ) -> None:
-    model = quantized(vit, context)
+    model = quantized(vit, context, fine=0.0)
     path = tmp_path / "m.onnx"
     export_onnx(model, path, {})
     graph_model = onnx.load(path)

@@ -118,8 +118,8 @@ def test_memory_is_bounded_and_every_image_has_its_first_token(images: int, toke
 def test_more_images_than_rows_still_fit() -> None:
     x = torch.randn(2500, 2, 2, generator=torch.Generator().manual_seed(0))
     found = collect(Tokens(), ["layer"], x.split(500), 2500, seed=0)["layer"]
-    assert found.rows.shape == (2048, 2)
-    assert found.row_weights.shape == (2048,)
+    assert 1920 <= len(found.rows) <= 2048
+    assert found.row_weights.shape == (len(found.rows),)
     assert found.weight == 5000
 
 

@@ -18,8 +18,8 @@ from vitcompress.methods.histogram import Histogram
 from vitcompress.stages.context import Context
 
 _ROWS = 2048  # sampled input rows a layer
-_EXTREMES = 2  # rows a batch with the largest values, which a random sample may miss,
-_MOST_EXTREMES = 128  # and how many of them are kept
+_EXTREMES = 128  # of them those with the largest values, which a random sample may miss,
+_EXTREMES_OF_BATCH = 2  # two from each batch
 _VERSION = 3  # of what is collected, part of the cache key
 
 
@@ -55,6 +55,21 @@ class LayerStatistics:
         return Histogram(self.limit, self.counts)
 
 
+class _Rows:
+    """At most `room` rows, in one block of memory that does not move: small pieces kept among the
+    large ones that each batch takes and returns would fragment the heap."""
+
+    def __init__(self, room: int, channels: int) -> None:
+        self.values, self.weights = torch.empty(room, channels), torch.empty(room)
+        self.used = 0
+
+    def add(self, values: Tensor, weights: Tensor) -> None:
+        new = min(len(values), len(self.values) - self.used)
+        self.values[self.used : self.used + new] = values[:new]
+        self.weights[self.used : self.used + new] = weights[:new]
+        self.used += new
+
+
 class _Accumulator:
     def __init__(self, channels: int, outputs: int) -> None:
         self.tokens = 0
@@ -64,10 +79,9 @@ class _Accumulator:
         self.weight = torch.zeros((), dtype=torch.float64)
         self.total = torch.zeros(channels, dtype=torch.float64)
         self.gram = torch.zeros(channels, channels, dtype=torch.float64)
-        self.rows: list[Tensor] = []
-        self.row_weights: list[Tensor] = []
-        self.extremes: list[Tensor] = []
         self.output_weights = torch.zeros(outputs, dtype=torch.float64)
+        self.sampled = _Rows(_ROWS - _EXTREMES, channels)
+        self.extremes = _Rows(_EXTREMES, channels)
 
     def update(self, x: Tensor, importance: Tensor, sampled: Tensor) -> None:
         """Add one batch: inputs and importances of outputs, [images, tokens, in or out]."""
@@ -79,22 +93,19 @@ class _Accumulator:
         weighted = flat * weights.flatten()[:, None]
         self.weight += weights.sum(dtype=torch.float64)
         self.total += weighted.sum(0, dtype=torch.float64)
-        self.gram += (weighted.T @ flat).double()
+        self.gram += weighted.T @ flat
         self.output_weights += importance.sum((0, 1), dtype=torch.float64)
-        others = max(1, len(sampled) - 1)
-        stands_for = torch.full((len(sampled),), (x.shape[1] - 1) / others)
+        stands_for = torch.full((len(sampled),), (x.shape[1] - 1) / max(1, len(sampled) - 1))
         stands_for[0] = 1.0
-        self.rows.append(x[:, sampled].flatten(0, 1))
-        self.row_weights.append((weights[:, sampled] * stands_for).flatten())
-        largest = flat.abs().amax(1).topk(min(_EXTREMES, len(flat))).indices
-        self.extremes.append(flat[largest])
+        self.sampled.add(x[:, sampled].flatten(0, 1), (weights[:, sampled] * stands_for).flatten())
+        largest = flat.abs().amax(1).topk(min(_EXTREMES_OF_BATCH, len(flat))).indices
+        # The extremes are seen, but stand for nobody: the sample holds them in their share.
+        self.extremes.add(flat[largest], torch.zeros(len(largest)))
 
     def finish(self) -> LayerStatistics:
         mean = (self.weight / self.tokens).clamp_min(1e-30)
-        extremes = torch.cat(self.extremes)[:_MOST_EXTREMES]
-        rows = torch.cat([extremes, *self.rows])[:_ROWS]
-        # The extremes are seen, but stand for nobody: the sample holds them in their share.
-        row_weights = torch.cat([torch.zeros(len(extremes)), *self.row_weights])[:_ROWS]
+        kept = [(r.values[: r.used], r.weights[: r.used]) for r in (self.sampled, self.extremes)]
+        rows, row_weights = (torch.cat(pieces) for pieces in zip(*kept, strict=True))
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
         return LayerStatistics(
             low=self.low,
@@ -105,7 +116,7 @@ class _Accumulator:
             total=self.total / mean,
             gram=self.gram / mean,
             rows=rows[order],
-            row_weights=(row_weights / row_weights.mean())[order].float(),
+            row_weights=(row_weights / row_weights.mean())[order],
             output_weights=(self.output_weights / self.output_weights.mean()).float(),
         )
 
@@ -129,7 +140,7 @@ def collect(
     With `gradients`, one backward pass a batch weighs the tokens by their importance.
     """
     generator = torch.Generator().manual_seed(seed)
-    rows_per_image = max(1, (_ROWS - _MOST_EXTREMES) // images)
+    rows_per_image = max(1, (_ROWS - _EXTREMES) // images)
     found: dict[str, _Accumulator] = {}
 
     def see(name: str, x: Tensor, importance: Tensor) -> None:
@@ -165,7 +176,7 @@ def collect(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: found[name].finish() for name in layers}
+    return {name: found.pop(name).finish() for name in layers}
 
 
 def statistics(
