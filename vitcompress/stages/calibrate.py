@@ -18,9 +18,7 @@ from vitcompress.methods.histogram import Histogram
 from vitcompress.stages.context import Context
 
 _ROWS = 2048  # sampled input rows a layer
-_EXTREMES = 128  # of them those with the largest values, which a random sample may miss,
-_EXTREMES_OF_BATCH = 2  # two from each batch
-_VERSION = 3  # of what is collected, part of the cache key
+_VERSION = 4  # of what is collected, part of the cache key
 
 
 @dataclass
@@ -29,8 +27,8 @@ class LayerStatistics:
 
     `low`, `high` [in]: exact ranges. `limit` [in] and `counts` [in, bins]: histograms.
     `weight` [], `total` [in] and `gram` [in, in], float64: sums of w, of w·x and of w·x xᵀ over the
-    tokens. `rows` [≤ 2048, in]: a sample of x, in random order: the first token of each image and
-    the tokens with the largest values (as far as there is room), and others at random.
+    tokens. `rows` [≤ 2048, in]: a sample of x, in random order: the first token of each image, as
+    far as there is room, and others at random.
     `row_weights` [rows]: how many tokens each stands for, times its w, to a mean of 1.
     `output_weights` [out]: the mean importance of each output.
 
@@ -80,8 +78,7 @@ class _Accumulator:
         self.total = torch.zeros(channels, dtype=torch.float64)
         self.gram = torch.zeros(channels, channels, dtype=torch.float64)
         self.output_weights = torch.zeros(outputs, dtype=torch.float64)
-        self.sampled = _Rows(_ROWS - _EXTREMES, channels)
-        self.extremes = _Rows(_EXTREMES, channels)
+        self.rows = _Rows(_ROWS, channels)
 
     def update(self, x: Tensor, importance: Tensor, sampled: Tensor) -> None:
         """Add one batch: inputs and importances of outputs, [images, tokens, in or out]."""
@@ -97,16 +94,12 @@ class _Accumulator:
         self.output_weights += importance.sum((0, 1), dtype=torch.float64)
         stands_for = torch.full((len(sampled),), (x.shape[1] - 1) / max(1, len(sampled) - 1))
         stands_for[0] = 1.0
-        self.sampled.add(x[:, sampled].flatten(0, 1), (weights[:, sampled] * stands_for).flatten())
-        largest = flat.abs().amax(1).topk(min(_EXTREMES_OF_BATCH, len(flat))).indices
-        # The extremes are seen, but stand for nobody: the sample holds them in their share.
-        self.extremes.add(flat[largest], torch.zeros(len(largest)))
+        self.rows.add(x[:, sampled].flatten(0, 1), (weights[:, sampled] * stands_for).flatten())
 
     def finish(self) -> LayerStatistics:
         mean = (self.weight / self.tokens).clamp_min(1e-30)
-        kept = [(r.values[: r.used], r.weights[: r.used]) for r in (self.sampled, self.extremes)]
-        rows, row_weights = (torch.cat(pieces) for pieces in zip(*kept, strict=True))
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+        order = torch.randperm(self.rows.used, generator=torch.Generator().manual_seed(0))
+        row_weights = self.rows.weights[order]
         return LayerStatistics(
             low=self.low,
             high=self.high,
@@ -115,8 +108,8 @@ class _Accumulator:
             weight=self.weight / mean,
             total=self.total / mean,
             gram=self.gram / mean,
-            rows=rows[order],
-            row_weights=(row_weights / row_weights.mean())[order],
+            rows=self.rows.values[order],
+            row_weights=row_weights / row_weights.mean(),
             output_weights=(self.output_weights / self.output_weights.mean()).float(),
         )
 
@@ -140,7 +133,7 @@ def collect(
     With `gradients`, one backward pass a batch weighs the tokens by their importance.
     """
     generator = torch.Generator().manual_seed(seed)
-    rows_per_image = max(1, (_ROWS - _EXTREMES) // images)
+    rows_per_image = max(1, _ROWS // images)
     found: dict[str, _Accumulator] = {}
 
     def see(name: str, x: Tensor, importance: Tensor) -> None:

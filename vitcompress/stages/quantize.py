@@ -94,7 +94,7 @@ def quantize(
             name, floats[name], choices[name], found[name], config, cost
         )
     for name in _finest(costs, found, floats, config.fine):
-        choices[name] = _whole_range(choices[name], found[name])
+        choices[name] = _roomy_range(choices[name], found[name])
         layers[name] = _ranged(layers[name], floats[name], choices[name], found[name], terms=2)
     for name, layer in layers.items():
         module.set_submodule(name, layer)
@@ -262,18 +262,28 @@ def _cheapest(
     config: QuantizeConfig,
     cost: Callable[[str, QuantizedLinear], float],
 ) -> tuple[QuantizedLinear, _Choice, float]:
-    """The layer rounded, with the chosen range or the whole one, whichever costs less KL.
+    """The layer rounded, with the range that costs the model least KL near the chosen one.
 
-    A few tokens with huge activations may carry little of the layer's error and most of the
-    model's: what is clipped is judged by the model's output.
+    A few tokens with huge activations may carry little of a layer's error and most of the model's:
+    what to clip has the last word from the model's output. From the choice the search steps to
+    wider ranges while that helps, else to narrower ones.
     """
-    first = _rounded(layer, choice, found, config)
-    options = [(first, choice)]
-    if choice.share < 1:
-        whole = _whole_range(choice, found)
-        options.append((_ranged(first, layer, whole, found), whole))
-    priced = [(quantized, of, cost(name, quantized)) for quantized, of in options]
-    return min(priced, key=lambda option: option[2])
+    rounded = _rounded(layer, choice, found, config)
+    best = (rounded, choice, cost(name, rounded))
+    if config.activations == "dynamic":
+        return best
+    ladder = [replace(choice, low=a, high=b, share=s) for a, b, s in _ranges(choice.fold, found)]
+    start = _SHARES.index(choice.share)
+    for direction in (range(start - 1, -1, -1), range(start + 1, len(ladder))):
+        for rung in direction:
+            ranged = _ranged(rounded, layer, ladder[rung], found)
+            price = cost(name, ranged)
+            if price >= best[2]:
+                break
+            best = (ranged, ladder[rung], price)
+        if best[1] is not choice:
+            break
+    return best
 
 
 def _rounded(
@@ -283,7 +293,9 @@ def _rounded(
     bits, gram = config.bits, _gram(choice.fold, found)
     scale = quantizer.weight_scale(layer.weight, bits, gram.diagonal().float())
     if config.rounding == "gptq":
-        codes = gptq(layer.weight, scale, gram, bits)
+        # Few rows say little of their covariance: shrink it by how many there are for each input.
+        damping = 0.01 + len(gram) / float(found.weight)
+        codes = gptq(layer.weight, scale, gram, bits, damping)
     else:
         codes = quantizer.round_weight(layer.weight, scale, bits)
     quantized = QuantizedLinear(layer.in_features, layer.out_features, bits, config.activations)
@@ -334,6 +346,7 @@ def _finest(
     return chosen
 
 
-def _whole_range(choice: _Choice, found: LayerStatistics) -> _Choice:
+def _roomy_range(choice: _Choice, found: LayerStatistics) -> _Choice:
+    """Half as much again as was ever seen: with two terms there are steps to spare."""
     low, high, share = _ranges(choice.fold, found)[0]
-    return replace(choice, low=low, high=high, share=share)
+    return replace(choice, low=1.5 * low, high=1.5 * high, share=share)
