@@ -320,8 +320,8 @@ def _ranged(
         ranged.activation_zero_point = zero_point.to(torch.uint8)
     rows = choice.fold.apply(found.rows)
     ranged.bias = torch.zeros_like(ranged.bias)
-    shares = found.row_weights / found.row_weights.sum()
-    ranged.bias = shares @ (layer(rows) - ranged(rows))
+    # Plainly over the sample: its first tokens, which the head reads, count for more than one each.
+    ranged.bias = (layer(rows) - ranged(rows)).mean(0)
     return ranged
 
 
