@@ -2,8 +2,8 @@
 
 Channels with wide ranges decide the step of a per-tensor quantizer and the narrow ones pay.
 RepQ-ViT (2212.08254, section 3.2) quantizes each channel on its own and folds the difference into
-the LayerNorm before and the weights after. Here the folding is graded, from none to full, and the
-scales of outlier channels are clipped, since a wide channel comes back as a wide weight column.
+the LayerNorm before and the weights after. Here the folding is partial and the scales of
+outlier channels are clipped, since a wide channel comes back as a wide weight column.
 """
 
 from collections.abc import Iterator
@@ -41,6 +41,6 @@ def candidates(low: Tensor, high: Tensor) -> Iterator[Fold]:
     for clip in (0.0, 0.02):
         bounds = torch.quantile(half, torch.tensor([clip, 1 - clip]))
         limited = half.clamp(bounds[0], bounds[1])
-        for strength in (0.5, 0.75, 1.0):
+        for strength in (0.5, 0.75):
             scale = (limited / limited.mean()) ** strength
             yield Fold(middle * strength, scale, strength, clip)
