@@ -27,13 +27,6 @@ def test_every_fold_is_finite_and_positive() -> None:
         assert (fold.scale > 0).all()
 
 
-def test_the_full_fold_makes_all_ranges_one() -> None:
-    full = next(f for f in candidates(LOW, HIGH) if f.strength == 1 and f.clip == 0)
-    low, high = (end[:4] for end in ranges(full))  # the last channel has no range
-    assert torch.allclose(low, -high, atol=1e-5)
-    assert torch.allclose(high, high.mean().expand(4), rtol=1e-5)
-
-
 @pytest.mark.parametrize("clip", [0.0, 0.02])
 def test_a_stronger_fold_brings_ranges_nearer_to_each_other(clip: float) -> None:
     def spread(fold: Fold) -> float:
@@ -59,11 +52,11 @@ def test_clipping_limits_the_scale_of_outlier_channels() -> None:
     half = torch.ones(100)
     half[0] = 1000
     plain, clipped = (
-        next(f for f in candidates(-half, half) if f.strength == 1 and f.clip == clip)
+        next(f for f in candidates(-half, half) if f.strength == 0.5 and f.clip == clip)
         for clip in (0.0, 0.02)
     )
-    assert plain.scale[0] / plain.scale[1] == pytest.approx(1000)
-    assert clipped.scale[0] / clipped.scale[1] < 100
+    assert plain.scale[0] / plain.scale[1] == pytest.approx(1000**0.5)
+    assert clipped.scale[0] / clipped.scale[1] < 10
 
 
 def test_channels_that_are_always_zero_can_be_folded() -> None:
