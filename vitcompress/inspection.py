@@ -17,7 +17,7 @@ from vitcompress.export.onnx import metadata
 from vitcompress.measure import cost
 from vitcompress.measure.runtime import logits, session, time_in_turns
 from vitcompress.model.architecture import VitModel, from_source
-from vitcompress.output import ONNX, onnx_bytes
+from vitcompress.output import MANIFEST, ONNX, onnx_bytes
 
 _MAX_UNREADABLE = 0.01
 
@@ -86,7 +86,7 @@ def _is_output(path: str) -> bool:
     return (
         config.is_file()
         and '"architecture"' in config.read_text(encoding="utf-8")[:2000]
-        and (Path(path) / "manifest.json").is_file()
+        and (Path(path) / MANIFEST).is_file()
     )
 
 

@@ -48,6 +48,15 @@ def test_a_fold_moves_the_middle_by_its_strength() -> None:
         assert torch.allclose(left, (1 - fold.strength) * (LOW + HIGH) / 2, atol=1e-5)
 
 
+def test_a_fold_brings_all_ranges_to_one_by_its_strength() -> None:
+    for fold in (f for f in candidates(LOW, HIGH) if f.clip == 0):
+        low, high = (end[:4] for end in ranges(fold))  # the last channel has no range
+        half, before = (high - low) / 2, (HIGH - LOW)[:4] / 2
+        # What is left of the differences is their power 1 − strength: none at full strength.
+        left = half / before ** (1 - fold.strength)
+        assert torch.allclose(left, left.mean().expand(4), rtol=1e-5)
+
+
 def test_clipping_limits_the_scale_of_outlier_channels() -> None:
     half = torch.ones(100)
     half[0] = 1000

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vitcompress.errors import ParityError
-from vitcompress.export.onnx import WEIGHT
+from vitcompress.export.onnx import INPUT, WEIGHT
 from vitcompress.measure.accuracy import agreement, mean_kl
 from vitcompress.measure.runtime import session
 from vitcompress.methods import quantizer
@@ -51,7 +51,7 @@ def check(
         facts["worst_layer_mismatch"] = _check_layers(path, layers, pixels, threads)
     with torch.inference_mode():
         ours = model.module(pixels).float().cpu().numpy()
-    theirs = session(path, threads).run(None, {"pixels": pixels.numpy()})[0]
+    theirs = session(path, threads).run(None, {INPUT: pixels.numpy()})[0]
     difference = np.abs(theirs - ours)
     facts["max_logit_difference"] = float(difference.max())
     facts["mean_logit_difference"] = float(difference.mean())
@@ -112,7 +112,7 @@ def _check_layers(
         onnx.save(model, probe, save_as_external_data=model.ByteSize() > 1_900_000_000)
         run = session(probe, threads)
         for image in pixels.split(1):
-            values = run.run(wanted, {"pixels": image.numpy()})
+            values = run.run(wanted, {INPUT: image.numpy()})
             found = dict(zip(wanted, map(torch.from_numpy, values), strict=True))
             for name, layer in layers.items():
                 share = mismatch(layer, *(found[end] for end in ends[name]))
