@@ -161,6 +161,35 @@ def test_export_alone_is_a_float_model(tmp_path: Path) -> None:
     assert report["final"]["agreement"] == 100.0
 
 
+def test_sensitivity_tells_what_each_layer_costs(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tables.json"
+    code, stdout, stderr = call("sensitivity", recipe, "--limit", 33, "--out", out, "--json")
+    assert code == 0, stderr
+    tables = json.loads(stdout)
+    assert tables == json.loads(out.read_text())
+    assert list(tables) == ["quant"]
+    assert [row["layer"] for row in tables["quant"]][:2] == [
+        "blocks.0.attn.qkv",
+        "blocks.0.attn.proj",
+    ]
+    assert all(row["one_term_kl"] > 0 for row in tables["quant"])
+    assert "blocks.0.attn.qkv" in stderr
+
+
+def test_sensitivity_looks_at_the_output_first(recipe: Path, tmp_path: Path) -> None:
+    message = fails(2, "sensitivity", recipe, "--out", tmp_path / "none" / "tables.json")
+    assert message == (
+        f"error: --out {tmp_path}/none/tables.json: there is no folder {tmp_path}/none; "
+        "make it first"
+    )
+
+
+def test_sensitivity_needs_a_stage_with_a_choice(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("  - {name: quant, type: quantize}\n", ""))
+    assert "stages: none of these stages" in fails(2, "sensitivity", recipe, "--limit", 33)
+
+
 def test_plan_writes_nothing(recipe: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     code, stdout, _ = call("plan", recipe, "--json")

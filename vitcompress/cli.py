@@ -60,6 +60,9 @@ Threads = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Of calibration and sampling.", envvar="VITCOMPRESS_SEED")]
 Device = Annotated[str, typer.Option(help="Where torch runs.", envvar="VITCOMPRESS_DEVICE")]
+Resume = Annotated[
+    bool, typer.Option("--resume/--fresh", help="Reuse calibration results of an earlier run.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
 
@@ -138,9 +141,7 @@ def run(
     threads: Threads = 1,
     seed: Seed = 0,
     device: Device = "cpu",
-    resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Reuse calibration results of an earlier run.")
-    ] = False,
+    resume: Resume = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -234,6 +235,42 @@ def plan(
     for row in rows:
         if layers := row["details"].get("layers"):
             console.print(f"[bold]{row['stage']}[/bold]: {', '.join(layers)}")
+
+
+@app.command()
+@reported
+def sensitivity(
+    recipe: RecipeArgument,
+    model: ModelArgument = None,
+    name: Name = None,
+    calibration: Calibration = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the tables.")] = None,
+    settings: Settings = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    resume: Resume = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what each part of a MODEL would cost if the stages of a RECIPE compressed it."""
+    from vitcompress import pipeline
+    from vitcompress.console import console
+    from vitcompress.errors import InputError
+    from vitcompress.report import terminal
+
+    if out is not None and not out.absolute().parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}; make it first")
+    resolved = _resolved(recipe, model, name, calibration, None, None, settings)
+    options = pipeline.Options(seed=seed, device=device, limit=limit, resume=resume)
+    tables = pipeline.sensitivity(resolved, options)
+    for stage, rows in tables.items():
+        console.print(terminal.table(stage, rows))
+    if out is not None:
+        out.write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
+        console.print(f"written to [bold]{out}[/bold]")
+    if as_json:
+        _print_json(tables)
 
 
 @app.command()

@@ -79,6 +79,33 @@ def plan(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
+def sensitivity(recipe: Recipe, options: Options) -> dict[str, list[dict[str, Any]]]:
+    """By stage name, what each part of the model as it reaches that stage would cost.
+
+    The chain is carried out as far as the last stage that has something to tell; nothing is
+    written. Raises `InputError` where no stage has.
+    """
+    telling = [c for c in recipe.stages if STAGES[type(c)].sensitivity is not None]
+    if not telling:
+        raise InputError("stages: none of these stages has sensitivities to show; add one that has")
+    torch.manual_seed(options.seed)
+    model = load(recipe)
+    _say_model(model)
+    context = _context(recipe, model, _open_data(recipe, model, options), options)
+    tables = {}
+    for config in recipe.stages:
+        stage = STAGES[type(config)]
+        if stage.sensitivity is not None:
+            with _step(f"{config.name}: sensitivities"):
+                tables[config.name] = stage.sensitivity(model, config, context)
+        if config is telling[-1]:
+            break
+        with _step(f"{config.name} ({config.type})"):
+            model, _ = stage.run(model, config, context)
+    return tables
+
+
+@torch.no_grad()
 def run(recipe: Recipe, out: Path, options: Options) -> Report:
     """Carry out `recipe` and write the folder `out`, which appears only when all is done.
 
@@ -90,15 +117,7 @@ def run(recipe: Recipe, out: Path, options: Options) -> Report:
         dense = load(recipe)
         _say_model(dense)
         data = _open_data(recipe, dense, options)
-        context = Context(
-            calibration=data.calibration,
-            preprocess=dense.preprocess,
-            seed=options.seed,
-            device=_device(options.device),
-            cache=output.cache_folder(),
-            resume=options.resume,
-            max_unreadable=recipe.data.max_unreadable,
-        )
+        context = _context(recipe, dense, data, options)
         report = _Run(recipe, options, dense, data, context, target, Path(scratch)).carry_out()
         output.write_reports(target, report)
         output.write_manifest(target, recipe, options, data.fingerprints())
@@ -146,6 +165,18 @@ def _open_data(recipe: Recipe, model: VitModel, options: Options) -> _Data:
     if calibration is None and recipe.stages:
         raise InputError("no calibration images: give --calibration DIR, or data.calibration")
     return _Data(calibration, evaluation)
+
+
+def _context(recipe: Recipe, model: VitModel, data: _Data, options: Options) -> Context:
+    return Context(
+        calibration=data.calibration,
+        preprocess=model.preprocess,
+        seed=options.seed,
+        device=_device(options.device),
+        cache=output.cache_folder(),
+        resume=options.resume,
+        max_unreadable=recipe.data.max_unreadable,
+    )
 
 
 @dataclass

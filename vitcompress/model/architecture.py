@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.model import checkpoint, naming
-from vitcompress.model.layers import Activations, Attention, QuantizedLinear, TailBlock
+from vitcompress.model.layers import Activations, Attention, Block, QuantizedLinear
 
 
 class QuantizedLayer(BaseModel):
@@ -97,19 +97,23 @@ def from_source(
 
 
 def adopt(module: nn.Module) -> nn.Module:
-    """Put our attention in the place of timm's, switch to eval mode and drop gradients."""
+    """Put our attention and block in the place of timm's, switch to eval mode, drop gradients."""
     from timm.layers import Attention as TimmAttention
+    from timm.models.vision_transformer import Block as TimmBlock
 
     for name, child in list(module.named_modules()):
         if type(child) is TimmAttention:
             module.set_submodule(name, Attention(child))
+    for name, child in list(module.named_modules()):
+        if type(child) is TimmBlock and isinstance(child.attn, Attention):
+            module.set_submodule(name, Block(child))
     return module.eval().requires_grad_(False)
 
 
 def set_tail(module: nn.Module, tokens: int) -> None:
     """Let the last block compute only the first `tokens` tokens (in place)."""
-    last = f"blocks.{len(cast(nn.Sequential, module.blocks)) - 1}"
-    module.set_submodule(last, TailBlock(module.get_submodule(last), tokens))
+    last = cast(nn.Sequential, module.blocks)[-1]
+    cast(Block, last).tokens = tokens
 
 
 def build(architecture: Architecture) -> nn.Module:

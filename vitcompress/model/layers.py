@@ -160,21 +160,14 @@ class Attention(nn.Module):
         return cast(Tensor, self.proj(y))
 
 
-class TailBlock(nn.Module):
-    """A last block that computes only the first `tokens` tokens, the only ones the head reads."""
+class Block(nn.Module):
+    """timm's pre-norm block; `tokens` limits what it computes to the first tokens (None: all)."""
 
-    norm1: nn.Module
-    norm2: nn.Module
-    attn: Attention
-    mlp: nn.Module
-    ls1: nn.Module
-    ls2: nn.Module
-
-    def __init__(self, block: nn.Module, tokens: int) -> None:
+    def __init__(self, source: Any) -> None:
         super().__init__()
-        self.tokens = tokens
-        for name, child in block.named_children():
-            self.add_module(name, child)
+        self.tokens: int | None = None
+        self.norm1, self.attn, self.ls1 = source.norm1, source.attn, source.ls1
+        self.norm2, self.mlp, self.ls2 = source.norm2, source.mlp, source.ls2
 
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False

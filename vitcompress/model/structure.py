@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.errors import InputError
-from vitcompress.model.layers import Attention, TailBlock
+from vitcompress.model.layers import Block
 
 
 def linears(module: nn.Module) -> dict[str, nn.Linear]:
@@ -50,11 +50,11 @@ def input_fold(module: nn.Module, name: str) -> Callable[[Tensor, Tensor], None]
     owner, _, kind = name.rpartition(".")
     block_name = owner.rpartition(".")[0]
     block: Any = module.get_submodule(block_name) if block_name else None
-    if type(block).__name__ not in ("Block", TailBlock.__name__) or not hasattr(block, "norm2"):
+    if not isinstance(block, Block):
         return None
     layer: Any = module.get_submodule(name)
     attention = block.attn
-    plain = isinstance(attention, Attention) and attention.gate is None
+    plain = attention.gate is None
     if kind == "qkv" and plain:
         return _norm_fold(block.norm1, layer)
     if kind == "fc1" and type(block.mlp).__name__ == "Mlp":

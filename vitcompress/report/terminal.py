@@ -1,10 +1,12 @@
-"""The report in a terminal: the table at the end of a run."""
+"""What people read in a terminal: the table at the end of a run, and tables of sensitivities."""
+
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vitcompress.report import figures
+from vitcompress.report import figures, format
 from vitcompress.report.model import GateResult, Report
 
 _LEFT_OUT = ("latency_ms.p90", "latency_ms.p99")
@@ -37,6 +39,17 @@ def summary(report: Report) -> RenderableType:
         *([""] if report.warnings else []),
         *(Text.assemble(("! ", "yellow"), warning) for warning in report.warnings),
     )
+
+
+def table(title: str, rows: list[dict[str, Any]]) -> RenderableType:
+    """Rows of one shape under their keys."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    shown = Table(title=title, box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for column in columns:
+        shown.add_column(format.label(column), justify="left" if column == columns[0] else "right")
+    for row in rows:
+        shown.add_row(*(format.value(row.get(column), column) for column in columns))
+    return shown
 
 
 def _gate(gate: GateResult) -> Text:

@@ -13,15 +13,18 @@ class Stage(NamedTuple):
 
     `run`: (model, config, context) → the new model and details for the report. `plan`: (model,
     config) → a model of the same shape, its tensors not computed, and details for the plan.
+    `sensitivity`: (model, config, context) → the rows of one table, flat, the first column naming
+    a layer or block: what each part of the model would cost; None for a stage without a choice.
     """
 
     run: Callable[..., Any]
     plan: Callable[..., Any]
+    sensitivity: Callable[..., list[dict[str, Any]]] | None = None
 
 
 StageConfig = Annotated[merge.MergeConfig | quantize.QuantizeConfig, Field(discriminator="type")]
 
 STAGES: dict[type[Any], Stage] = {
     merge.MergeConfig: Stage(merge.merge, merge.plan),
-    quantize.QuantizeConfig: Stage(quantize.quantize, quantize.plan),
+    quantize.QuantizeConfig: Stage(quantize.quantize, quantize.plan, quantize.sensitivity),
 }

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel, set_tail
+from vitcompress.model.layers import Block
 from vitcompress.stages.context import Context
 
 
@@ -54,7 +55,7 @@ def prefix_tokens(model: VitModel, config: MergeConfig) -> int:
     blocks = getattr(module, "blocks", None)
     known = (
         blocks is not None
-        and type(blocks[-1]).__name__ == "Block"
+        and isinstance(blocks[-1], Block)
         and getattr(module, "global_pool", None) == "token"
         and getattr(module, "attn_pool", None) is None
         and module.num_prefix_tokens > 0

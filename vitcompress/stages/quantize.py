@@ -140,6 +140,12 @@ def plan(model: VitModel, config: QuantizeConfig) -> tuple[VitModel, dict[str, A
     }
 
 
+def sensitivity(model: VitModel, config: QuantizeConfig, context: Context) -> list[dict[str, Any]]:
+    """What quantizing each layer costs: the KL of the model with this one layer quantized."""
+    rows: list[dict[str, Any]] = quantize(model, config, context)[1]["layers"]
+    return rows
+
+
 def selected(model: VitModel, config: QuantizeConfig) -> list[str]:
     """The names of the layers that `config` selects, in the order of the model."""
     names = list(linears(model.module))
