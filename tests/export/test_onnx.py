@@ -39,8 +39,8 @@ QUANTIZED = {
     "blocks.0.mlp.fc2": QuantizedLayer(bits=6, activations="static", terms=2),
     "blocks.1.attn.qkv": QuantizedLayer(bits=8, activations="dynamic", terms=2),
     "blocks.1.attn.proj": QuantizedLayer(bits=6, activations="dynamic"),
-    "blocks.1.mlp.fc1": QuantizedLayer(bits=8, activations="dynamic"),
-    "blocks.1.mlp.fc2": QuantizedLayer(bits=8, activations="static"),
+    "blocks.1.mlp.fc1": QuantizedLayer(bits=8, activations="dynamic", terms=2, fine_tokens=1),
+    "blocks.1.mlp.fc2": QuantizedLayer(bits=8, activations="static", terms=2, fine_tokens=1),
     "head": QuantizedLayer(bits=8, activations="static"),
 }
 HALF = ("pos_embed", "patch_embed.proj.weight")
@@ -48,9 +48,7 @@ HALF = ("pos_embed", "patch_embed.proj.weight")
 
 def quantized_twin(linear: nn.Linear, layer: QuantizedLayer, x: Tensor) -> QuantizedLinear:
     """`linear` rounded to nearest, its static range that of `x`."""
-    twin = QuantizedLinear(
-        linear.in_features, linear.out_features, layer.bits, layer.activations, layer.terms
-    )
+    twin = QuantizedLinear(linear.in_features, linear.out_features, **layer.model_dump())
     twin.scale = quantizer.weight_scale(linear.weight, layer.bits)
     codes = quantizer.round_weight(linear.weight, twin.scale, layer.bits)
     twin.codes = quantizer.pack_weight(codes, layer.bits)
@@ -288,7 +286,7 @@ def test_the_nodes_of_a_layer_carry_its_name(quantized: Exported) -> None:
     for name, layer in QUANTIZED.items():
         kinds = [n.op_type for n in nodes if n.name.startswith(f"{name}/")]
         assert kinds.count("MatMulInteger") == layer.terms
-        assert kinds[-1] == "Add"
+        assert kinds[-1] == ("Concat" if layer.fine_tokens else "Add")
 
 
 @pytest.mark.parametrize("which", ["plain", "quantized"])

@@ -127,6 +127,19 @@ def test_a_quantized_linear_is_near_the_linear_of_its_codes(
     assert error < (1e-3 if terms == 1 else 1e-7)
 
 
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+def test_a_second_term_of_the_first_tokens_leaves_the_others(
+    activations: layers.Activations, x: Tensor
+) -> None:
+    one, two, few = (filled(activations, 8, terms) for terms in (1, 2, 2))
+    few.fine_tokens = 2
+    assert torch.equal(few(x)[:, :2], two(x)[:, :2])
+    assert torch.equal(few(x)[:, 2:], one(x)[:, 2:])
+    assert not torch.equal(one(x)[:, :2], two(x)[:, :2])
+    few.fine_tokens = x.shape[1]
+    assert torch.equal(few(x), two(x))
+
+
 def test_an_empty_quantized_linear_takes_the_tensors_of_another(x: Tensor) -> None:
     for activations in ("static", "dynamic"):
         layer = filled(activations, 3)
@@ -148,7 +161,10 @@ def test_the_operators_are_well_formed(x: Tensor) -> None:
     layer = filled("static")
     arguments = (x, layer.codes, layer.scale, layer.bias)
     ranges = (layer.activation_scale, layer.activation_zero_point)
-    torch.library.opcheck(layers.quantized_linear, (*arguments, *ranges, 8, 1), test_utils=checks)
     torch.library.opcheck(
-        layers.quantized_linear, (*arguments, None, None, 8, 2), test_utils=checks
+        layers.quantized_linear, (*arguments, *ranges, 8, 1, None), test_utils=checks
     )
+    for fine in (None, 1):
+        torch.library.opcheck(
+            layers.quantized_linear, (*arguments, None, None, 8, 2, fine), test_utils=checks
+        )

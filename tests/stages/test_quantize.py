@@ -290,10 +290,35 @@ def test_fine_decides_how_many_layers_have_two_terms(
 def test_fine_layers_stay_within_their_share_and_cost_most(vit: VitModel, context: Context) -> None:
     model, details = run(vit, context, fine=0.3)
     work = {n: layer.codes.numel() for n, layer in quantized_layers(model.module).items()}
-    fine = {entry["layer"] for entry in details["layers"] if entry["terms"] == 2}
+    fine = {
+        entry["layer"]
+        for entry in details["layers"]
+        if entry["terms"] == 2 and entry["fine_tokens"] is None
+    }
     assert 0 < sum(work[name] for name in fine) <= 0.3 * sum(work.values())
     worth = {e["layer"]: e["one_term_kl"] / work[e["layer"]] for e in details["layers"]}
     assert max(worth, key=worth.__getitem__) in fine
+
+
+def test_where_the_class_token_is_costly_it_alone_gets_a_second_term(
+    make_vit: MakeVit, context: Context
+) -> None:
+    vit = make_vit()
+    vit.module.pos_embed[:, 1:] *= 30  # patches widen the range, and nobody reads them
+    vit.module.blocks[1].norm2 = nn.Identity()
+    model, details = run(vit, context, fine=1e-6, fold=False)
+    fine = {n: q.fine_tokens for n, q in quantized_layers(model.module).items() if q.terms == 2}
+    assert "blocks.1.mlp.fc1" in fine
+    assert set(fine.values()) == {1}
+    assert details["of_first_tokens_only"] == len(fine)
+    described = {n: q.fine_tokens for n, q in model.architecture.quantized.items()}
+    assert {n: described[n] for n in fine} == fine
+
+
+def test_without_a_class_token_no_token_is_special(make_vit: MakeVit, context: Context) -> None:
+    vit = make_vit(class_token=False, global_pool="avg")
+    model, _ = run(vit, context, fine=1e-6)
+    assert all(q.terms == 1 for q in quantized_layers(model.module).values())
 
 
 def test_a_quantized_model_can_be_quantized_further(

@@ -151,7 +151,9 @@ def mismatch(layer: QuantizedLinear, x: Tensor, output: Tensor) -> float:
     else:
         x_scale = layer.activation_scale
     expected = cast(Tensor, layer(x))
-    step = x_scale * layer.scale / (256 if layer.terms == 2 else 1)
+    step = (x_scale * layer.scale).expand_as(expected).clone()
+    if layer.terms == 2:
+        step[..., : layer.fine_tokens, :] /= 256
     # float32 holds seven digits of the output, whatever the step.
     tolerance = 0.5 * step + 2e-6 * expected.abs().amax()
     return float(((output - expected).abs() > tolerance).double().mean())

@@ -15,6 +15,7 @@ from vitcompress.methods.packing import parts
 from vitcompress.model import layers  # noqa: F401  (registers the operators)
 
 OPSET = 23
+_END = 2**31 - 1  # of a Slice: as far as there is something
 
 
 def _attention(q: Any, k: Any, v: Any, heads: int, scale: float) -> Any:
@@ -65,6 +66,7 @@ def _quantized_linear(
     activation_zero_point: Any,
     bits: int,
     terms: int,
+    fine_tokens: int | None,
 ) -> Any:
     weight = _unpacked(codes, bits, int(x.shape[-1]))
     if activation_scale is None:
@@ -72,13 +74,23 @@ def _quantized_linear(
     else:
         x_scale, zero_point = activation_scale, activation_zero_point
         x_codes = op.QuantizeLinear(x, x_scale, zero_point)
-    output = bias
-    if terms == 2:
-        rest = op.Sub(x, op.DequantizeLinear(x_codes, x_scale, zero_point))
-        rest_scale = op.Mul(x_scale, op.Constant(value_float=1 / 256))
-        rest_codes = op.QuantizeLinear(rest, rest_scale, _uint8(128))
-        output = _integer_matmul(rest_codes, weight, rest_scale, _uint8(128), scale, bias)
-    return _integer_matmul(x_codes, weight, x_scale, zero_point, scale, output)
+    output = _integer_matmul(x_codes, weight, x_scale, zero_point, scale, bias)
+    if terms == 1:
+        return output
+    others = None
+    if fine_tokens is not None and fine_tokens < x.shape[-2]:
+        x, x_codes = _tokens(x, 0, fine_tokens), _tokens(x_codes, 0, fine_tokens)
+        others = _tokens(output, fine_tokens, _END)
+        output = _tokens(output, 0, fine_tokens)
+    rest = op.Sub(x, op.DequantizeLinear(x_codes, x_scale, zero_point))
+    rest_scale = op.Mul(x_scale, op.Constant(value_float=1 / 256))
+    rest_codes = op.QuantizeLinear(rest, rest_scale, _uint8(128))
+    output = _integer_matmul(rest_codes, weight, rest_scale, _uint8(128), scale, output)
+    return output if others is None else op.Concat(output, others, axis=-2)
+
+
+def _tokens(x: Any, start: int, stop: int) -> Any:
+    return op.Slice(x, *(op.Constant(value_ints=[bound]) for bound in (start, stop, -2)))
 
 
 def _integer_matmul(

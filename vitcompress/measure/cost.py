@@ -12,8 +12,11 @@ from vitcompress.model.layers import QuantizedLinear
 
 @register_flop_formula(torch.ops.vitcompress.quantized_linear, get_raw=True)
 def _quantized_linear_flops(x: Any, codes: Any, scale: Any, *args: Any, **kwargs: Any) -> int:
-    terms: int = args[-1]
-    return 2 * int(x.numel()) * int(scale.numel()) * terms
+    terms, fine_tokens = args[-2:]
+    inputs = int(x.numel())
+    if terms == 2:
+        inputs += int(x[..., :fine_tokens, :].numel()) if fine_tokens else inputs
+    return 2 * inputs * int(scale.numel())
 
 
 def macs(model: VitModel) -> int:

@@ -18,7 +18,8 @@ from vitcompress.model.layers import Activations, Attention, Block, QuantizedLin
 class QuantizedLayer(BaseModel):
     """How one Linear is quantized: the width of its weight codes, and its activations.
 
-    `terms`: 2 where the input is the sum of two 8-bit terms, worth nearly 16 bits.
+    `terms`: 2 where the input is the sum of two 8-bit terms, worth nearly 16 bits; `fine_tokens`:
+    how many leading tokens have the second (None: all).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,6 +27,7 @@ class QuantizedLayer(BaseModel):
     bits: Annotated[int, Field(ge=2, le=8)]
     activations: Activations
     terms: Literal[1, 2] = 1
+    fine_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
 class Architecture(BaseModel):
@@ -130,10 +132,8 @@ def build(architecture: Architecture) -> nn.Module:
         linear = linears.get(name)
         if linear is None:
             raise InputError(f"config.json: {name} is no linear layer of {architecture.timm}")
-        empty = QuantizedLinear(
-            linear.in_features, linear.out_features, layer.bits, layer.activations, layer.terms
-        )
-        module.set_submodule(name, empty)
+        shape = (linear.in_features, linear.out_features)
+        module.set_submodule(name, QuantizedLinear(*shape, **layer.model_dump()))
     return module.eval().requires_grad_(False)
 
 

@@ -44,6 +44,7 @@ def quantized_linear(
     activation_zero_point: Tensor | None,
     bits: int,
     terms: int,
+    fine_tokens: int | None,
 ) -> Tensor:
     """A Linear in integer arithmetic, exactly as the integer kernels compute it.
 
@@ -56,12 +57,13 @@ def quantized_linear(
         activation_zero_point: uint8 scalar, or None likewise.
         bits: width of the weight codes.
         terms: how many 8-bit terms the input is the sum of, 1 or 2.
+        fine_tokens: how many leading tokens have the second term; None: all.
     """
     static_range = None
     if activation_scale is not None and activation_zero_point is not None:
         static_range = (activation_scale, activation_zero_point.float())
     weight = quantizer.unpack_weight(codes, bits, x.shape[-1])
-    return quantizer.integer_linear(x, weight, scale, bias, static_range, terms)
+    return quantizer.integer_linear(x, weight, scale, bias, static_range, terms, fine_tokens)
 
 
 @quantized_linear.register_fake
@@ -74,6 +76,7 @@ def _(
     activation_zero_point: Tensor | None,
     bits: int,
     terms: int,
+    fine_tokens: int | None,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], scale.shape[0])
 
@@ -97,12 +100,14 @@ class QuantizedLinear(nn.Module):
         bits: int,
         activations: Activations,
         terms: Literal[1, 2] = 1,
+        fine_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.bits = bits
         self.activations: Activations = activations
         self.terms: Literal[1, 2] = terms
+        self.fine_tokens = fine_tokens
         zeros = torch.zeros(out_features, in_features)
         self.register_buffer("codes", quantizer.pack_weight(zeros, bits))
         self.register_buffer("scale", torch.ones(out_features))
@@ -122,6 +127,7 @@ class QuantizedLinear(nn.Module):
             self.activation_zero_point,
             self.bits,
             self.terms,
+            self.fine_tokens,
         )
         return cast(Tensor, output)
 

@@ -39,6 +39,13 @@ def match(patterns: Iterable[str], names: Sequence[str], key: str) -> list[str]:
     return [name for name in names if name in chosen]
 
 
+def block_of(module: nn.Module, name: str) -> Block | None:
+    """The block that the layer `name` belongs to: blocks.3 for blocks.3.attn.qkv."""
+    parts = name.split(".")
+    block = module.get_submodule(".".join(parts[:-2]))
+    return block if isinstance(block, Block) else None
+
+
 def input_fold(module: nn.Module, name: str) -> Callable[[Tensor, Tensor], None] | None:
     """How the input channels of the Linear `name` can be shifted and scaled without a trace.
 
@@ -47,11 +54,10 @@ def input_fold(module: nn.Module, name: str) -> Callable[[Tensor, Tensor], None]
     or None where something between forbids it. Three kinds of input allow it: those of qkv and fc1
     follow a LayerNorm, that of proj is a mixture of values with weights that sum to one.
     """
-    owner, _, kind = name.rpartition(".")
-    block_name = owner.rpartition(".")[0]
-    block: Any = module.get_submodule(block_name) if block_name else None
-    if not isinstance(block, Block):
+    block: Any = block_of(module, name)
+    if block is None:
         return None
+    kind = name.rpartition(".")[2]
     layer: Any = module.get_submodule(name)
     attention = block.attn
     plain = attention.gate is None

@@ -24,7 +24,7 @@ from vitcompress.methods.histogram import quantiles
 from vitcompress.methods.rounding import gptq
 from vitcompress.model.architecture import QuantizedLayer, VitModel
 from vitcompress.model.layers import Activations, QuantizedLinear
-from vitcompress.model.structure import input_fold, linears, match
+from vitcompress.model.structure import block_of, input_fold, linears, match
 from vitcompress.stages.calibrate import LayerStatistics, statistics
 from vitcompress.stages.context import Context
 
@@ -42,8 +42,9 @@ class QuantizeConfig(BaseModel):
     `rounding`: `gptq` feeds each rounding error to the weights not yet rounded. `fold`: move
     channel ranges into the neighbouring tensors where that lowers the error. `fine`: the share of
     the layers' multiply-accumulates that may be spent once more, on a second 8-bit term of the
-    inputs, where that is worth most. `rest`: the type in which matrices that stay float (patch and
-    position embeddings, …) are stored.
+    inputs, where that is worth most; beyond it, in costly layers the class token alone has a second
+    term where that takes away most of their cost. `rest`: the type in which matrices that stay
+    float (patch and position embeddings, …) are stored.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,6 +97,12 @@ def quantize(
     for name in _finest(costs, found, floats, config.fine):
         choices[name] = _roomy_range(choices[name], found[name])
         layers[name] = _ranged(layers[name], floats[name], choices[name], found[name], terms=2)
+    # A second term of the few tokens that the head reads costs next to nothing.
+    tokens = getattr(model.module, "num_prefix_tokens", 0) if config.fine else 0
+    for name in _costly(costs, layers, module) if tokens else ():
+        finer = _ranged(layers[name], floats[name], choices[name], found[name], 2, tokens)
+        if cost(name, finer) < costs[name] / 2:
+            layers[name] = finer
     for name, layer in layers.items():
         module.set_submodule(name, layer)
     return _described(model, module, layers, config), {
@@ -105,12 +112,14 @@ def quantize(
         "quantized_layers": len(names),
         "folded_layers": sum(choice.fold.strength > 0 for choice in choices.values()),
         "two_term_layers": sum(layer.terms == 2 for layer in layers.values()),
+        "of_first_tokens_only": sum(layer.fine_tokens is not None for layer in layers.values()),
         "layers": [
             {
                 "layer": name,
                 "fold": choices[name].fold.strength,
                 "clipped_share": 1 - choices[name].share,
                 "terms": layers[name].terms,
+                "fine_tokens": layers[name].fine_tokens,
                 "one_term_kl": costs[name],
                 "output_error": _layer_error(
                     layers[name], floats[name], choices[name].fold.apply(found[name].rows)
@@ -162,7 +171,9 @@ def _described(
 ) -> VitModel:
     """`module` with the description that belongs to it."""
     described = {
-        name: QuantizedLayer(bits=q.bits, activations=q.activations, terms=q.terms)
+        name: QuantizedLayer(
+            bits=q.bits, activations=q.activations, terms=q.terms, fine_tokens=q.fine_tokens
+        )
         for name, q in layers.items()
     }
     half: tuple[str, ...] = ()
@@ -316,10 +327,11 @@ def _ranged(
     choice: _Choice,
     found: LayerStatistics,
     terms: Literal[1, 2] = 1,
+    fine_tokens: int | None = None,
 ) -> QuantizedLinear:
     """`quantized` with the range of `choice`, and the bias that makes its mean error zero."""
     ranged = copy.deepcopy(quantized)
-    ranged.terms = terms
+    ranged.terms, ranged.fine_tokens = terms, fine_tokens
     if ranged.activations == "static":
         x_scale, zero_point = quantizer.activation_parameters(choice.low, choice.high)
         ranged.activation_scale = x_scale
@@ -350,6 +362,18 @@ def _finest(
             left -= work[name]
             chosen.append(name)
     return chosen
+
+
+def _costly(
+    costs: dict[str, float], layers: dict[str, QuantizedLinear], module: nn.Module
+) -> list[str]:
+    """The layers of one term, inside blocks, that cost more KL than the average layer."""
+    average = sum(costs.values()) / len(costs)
+    return [
+        name
+        for name, cost in costs.items()
+        if cost > average and layers[name].terms == 1 and block_of(module, name) is not None
+    ]
 
 
 def _roomy_range(choice: _Choice, found: LayerStatistics) -> _Choice:
