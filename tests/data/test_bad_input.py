@@ -58,32 +58,32 @@ def refused(source: object, *told: str, **options: object) -> None:
         assert part in message
 
 
-def test_a_missing_source_isrefused(tmp_path: Path) -> None:
+def test_a_missing_source_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "no such file")
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_an_empty_folder_isrefused(labelled: bool, tmp_path: Path) -> None:
+def test_an_empty_folder_is_refused(labelled: bool, tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("none")
     refused(tmp_path, "no images found", "class folders", labelled=labelled)
 
 
-def test_an_unknown_kind_of_file_isrefused(tmp_path: Path) -> None:
+def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "images.zip").write_bytes(b"PK")
     refused(tmp_path / "images.zip", "a .tar or a .npz")
 
 
-def test_a_flat_folder_with_labels_isrefused(tmp_path: Path) -> None:
+def test_a_flat_folder_with_labels_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     refused(tmp_path, "a.png has no label", "one folder a class")
 
 
-def test_a_stray_image_beside_class_folders_isrefused(tmp_path: Path) -> None:
+def test_a_stray_image_beside_class_folders_is_refused(tmp_path: Path) -> None:
     (write_folder(tmp_path) / "stray.png").write_bytes(png())
     refused(tmp_path, "stray.png has no label")
 
 
-def test_a_class_missing_from_the_classes_file_isrefused(tmp_path: Path) -> None:
+def test_a_class_missing_from_the_classes_file_is_refused(tmp_path: Path) -> None:
     classes = tmp_path / "classes.txt"
     classes.write_text("ant\nbee\n")
     refused(write_folder(tmp_path / "r"), "class cat", str(classes), classes=classes)
@@ -98,7 +98,7 @@ def test_a_class_missing_from_the_classes_file_isrefused(tmp_path: Path) -> None
         (None, "cannot read"),
     ],
 )
-def test_a_useless_classes_file_isrefused(content: bytes | None, told: str, tmp_path: Path) -> None:
+def test_a_useless_classes_file_is_refused(content: bytes | None, told: str, tmp_path: Path) -> None:
     classes = tmp_path / "classes.txt"
     if content is not None:
         classes.write_bytes(content)
@@ -107,7 +107,7 @@ def test_a_useless_classes_file_isrefused(content: bytes | None, told: str, tmp_
     assert str(classes) in str(caught.value)
 
 
-def test_a_label_beyond_the_classes_file_isrefused(tmp_path: Path) -> None:
+def test_a_label_beyond_the_classes_file_is_refused(tmp_path: Path) -> None:
     classes = tmp_path / "classes.txt"
     classes.write_text("ant\nbee\n")
     refused(write_npz(tmp_path / "a.npz"), "label 2", str(classes), classes=classes)
@@ -127,14 +127,14 @@ def test_a_label_beyond_the_classes_file_isrefused(tmp_path: Path) -> None:
         ({"images": PIXELS, "labels": np.full(6, -1)}, "integers from 0"),
     ],
 )
-def test_a_npz_of_another_layout_isrefused(
+def test_a_npz_of_another_layout_is_refused(
     arrays: dict[str, np.ndarray], told: str, tmp_path: Path
 ) -> None:
     np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
     refused(tmp_path / "a.npz", told)
 
 
-def test_a_damaged_npz_isrefused(tmp_path: Path) -> None:
+def test_a_damaged_npz_is_refused(tmp_path: Path) -> None:
     whole = write_npz(tmp_path / "a.npz").read_bytes()
     lone = io.BytesIO()
     np.save(lone, PIXELS)
@@ -143,16 +143,16 @@ def test_a_damaged_npz_isrefused(tmp_path: Path) -> None:
         refused(tmp_path / "a.npz", "numpy.savez")
 
 
-def test_a_tar_without_images_isrefused(tmp_path: Path) -> None:
+def test_a_tar_without_images_is_refused(tmp_path: Path) -> None:
     refused(write_tar(tmp_path / "a.tar", {"a.txt": b"x"}), "no images found")
 
 
-def test_a_tar_without_labels_isrefused(tmp_path: Path) -> None:
+def test_a_tar_without_labels_is_refused(tmp_path: Path) -> None:
     members = {"1.png": png(), "2.png": png(), "1.cls": b"0"}
     refused(write_tar(tmp_path / "a.tar", members), "2.png has no label")
 
 
-def test_a_damaged_or_compressed_tar_isrefused(tmp_path: Path) -> None:
+def test_a_damaged_or_compressed_tar_is_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "z.tar", "w:gz") as archive:
         archive.add(write_folder(tmp_path / "r"), "r")
     refused(tmp_path / "z.tar", "uncompressed tar")
@@ -161,11 +161,11 @@ def test_a_damaged_or_compressed_tar_isrefused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["example:glyphs", "example:glyphs/test", "example:digits/x"])
-def test_an_unknown_example_isrefused(source: str) -> None:
+def test_an_unknown_example_is_refused(source: str) -> None:
     refused(source, "example:glyphs/calibration")
 
 
-def test_a_limit_or_batch_size_of_nothing_isrefused(tmp_path: Path) -> None:
+def test_a_limit_or_batch_size_of_nothing_is_refused(tmp_path: Path) -> None:
     root = write_folder(tmp_path)
     with pytest.raises(InputError, match="limit of 0"):
         open_images(root, labelled=True, limit=0)
