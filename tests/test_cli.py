@@ -68,7 +68,9 @@ def test_a_run_writes_the_whole_folder(recipe: Path, tmp_path: Path) -> None:
         "recipe.yaml",
         "manifest.json",
     }
+    compared = json.loads(call("compare", out, "--json")[1])
     report = json.loads(stdout)
+    assert compared == {str(out): report["final"]}
     assert report == json.loads((out / "report.json").read_text())
     assert report["final"]["agreement"] >= 97
     assert report["final"]["images"] == 66
@@ -199,6 +201,12 @@ def test_plan_writes_nothing(recipe: Path, tmp_path: Path) -> None:
     assert rows[1]["macs"] < rows[0]["macs"]
     assert rows[2]["bytes"] < 0.4 * rows[1]["bytes"]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_compare_names_what_is_no_run(tmp_path: Path) -> None:
+    assert f"{tmp_path}: no output folder of a run" in fails(2, "compare", tmp_path)
+    (tmp_path / "report.json").write_text("{}")
+    assert f"{tmp_path}/report.json: not a report of schema 1" in fails(2, "compare", tmp_path)
 
 
 def test_schema_and_recipes_are_printed() -> None:

@@ -333,6 +333,26 @@ def bench(
 
 @app.command()
 @reported
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Output folders of earlier runs.")
+    ],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Put the figures of several runs side by side."""
+    from vitcompress.console import console
+    from vitcompress.report import terminal
+    from vitcompress.report.model import Report
+
+    reports = {str(run): Report.read(run) for run in runs}
+    console.print(terminal.comparison(reports))
+    if as_json:
+        _print_json({run: report.final.model_dump() for run, report in reports.items()})
+
+
+@app.command()
+@reported
 def schema() -> None:
     """Print the JSON schema of recipes."""
     from vitcompress.recipe import json_schema

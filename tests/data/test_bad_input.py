@@ -98,7 +98,9 @@ def test_a_class_missing_from_the_classes_file_is_refused(tmp_path: Path) -> Non
         (None, "cannot read"),
     ],
 )
-def test_a_useless_classes_file_is_refused(content: bytes | None, told: str, tmp_path: Path) -> None:
+def test_a_useless_classes_file_is_refused(
+    content: bytes | None, told: str, tmp_path: Path
+) -> None:
     classes = tmp_path / "classes.txt"
     if content is not None:
         classes.write_bytes(content)

@@ -1,14 +1,18 @@
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from vitcompress.report import terminal
 from vitcompress.report.model import Report
 
 
-def _shown(report: Report, width: int = 80) -> str:
+def _rendered(what: RenderableType, width: int = 80) -> str:
     console = Console(width=width, color_system=None, force_terminal=False)
     with console.capture() as capture:
-        console.print(terminal.summary(report))
+        console.print(what)
     return capture.get()
+
+
+def _shown(report: Report) -> str:
+    return _rendered(terminal.summary(report))
 
 
 def test_baseline_final_and_change(report: Report) -> None:
@@ -18,6 +22,19 @@ def test_baseline_final_and_change(report: Report) -> None:
     assert rows["Top-1"] == ["86.4", "%", "86.2", "%", "−0.2", "points"]
     assert rows["Agreement"] == ["–", "98.6", "%"]
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_runs_side_by_side(report: Report, failed: Report) -> None:
+    smaller = report.model_copy(
+        update={"final": report.final.model_copy(update={"bytes": 3_100_000})}
+    )
+    text = _rendered(terminal.comparison({"out/a": report, "out/b": smaller}))
+    lines = text.splitlines()
+    assert lines[0].split() == ["baseline", "out/a", "out/b"]
+    assert lines[1].split() == ["Size", "22.9", "MB", "6.17", "MB", "3.10", "MB"]
+    assert lines[-1].split() == ["Gates", "passed", "–", "yes", "yes"]
+    other = _rendered(terminal.comparison({"out/a": report, "out/b": failed}))
+    assert "! not one model on one set of images" in other
 
 
 def test_gates_and_warnings(report: Report, failed: Report, empty: Report) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -118,6 +118,21 @@ class Report(_Frozen):
         """The text of `report.json`; the same report always gives the same text."""
         data = self.model_dump(by_alias=True)
         return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The report of the run that wrote `folder`.
+
+        Raises:
+            InputError: it holds no report that this version can read.
+        """
+        file = folder / "report.json"
+        try:
+            return cls.from_json(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{folder}: no output folder of a run ({error})") from error
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from error
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -41,6 +41,24 @@ def summary(report: Report) -> RenderableType:
     )
 
 
+def comparison(reports: dict[str, Report]) -> RenderableType:
+    """The final figures of several runs, one column each, after the baseline of the first."""
+    first = next(iter(reports.values()))
+    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    shown.add_column("")
+    for name in ("baseline", *reports):
+        shown.add_column(name, justify="right", overflow="fold")
+    columns = [first.baseline, *(report.final for report in reports.values())]
+    for figure in figures.FIGURES:
+        if figure.key not in _LEFT_OUT:
+            shown.add_row(figure.label, *(figure.text(figure.read(m)) for m in columns))
+    passed = ("yes" if report.passed else "no" for report in reports.values())
+    shown.add_row("Gates passed", format.DASH, *passed)
+    judged = {(figures.model_name(r), r.baseline.images, r.baseline.top1) for r in reports.values()}
+    notes = [Text("! not one model on one set of images", "yellow")] if len(judged) > 1 else []
+    return Group(shown, *notes)
+
+
 def table(title: str, rows: list[dict[str, Any]]) -> RenderableType:
     """Rows of one shape under their keys."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
