@@ -15,7 +15,7 @@ def query_key_basis(query_gram: Tensor, key_gram: Tensor) -> tuple[Tensor, Tenso
     """Maps of queries and keys that keep qᵀk, sorted by what a dimension adds to it.
 
     With G_q^½ G_k^½ = U Λ Vᵀ the maps are T_q = G_q^-½ U Λ^½ and T_k = G_k^-½ V Λ^½. The mean
-    square error of the logits, over all pairs with these moments, is Σ Λ² of the dropped dimensions.
+    square error of the logits, over all pairs with these moments, is Σ Λ² of what is dropped.
     Adding the same number to all logits of a query changes nothing, so that keys may be centred.
 
     Args:

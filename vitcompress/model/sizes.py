@@ -1,6 +1,6 @@
 """The sizes of blocks: heads, dimensions inside heads and hidden units, read and changed."""
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from vitcompress.model.layers import Attention, Block
 
-Kind = Literal["query_key", "value", "hidden"]
-KINDS: tuple[Kind, ...] = ("query_key", "value", "hidden")
 _Size = Annotated[int, Field(ge=1)]
 
 
@@ -54,22 +52,6 @@ def sizes_of(block: Block) -> BlockSizes:
         found = AttentionSizes(heads=heads, query_key=query_key // heads, value=value // heads)
     mlp = cast(Any, block.mlp)
     return BlockSizes(attention=found, hidden=None if mlp is None else int(mlp.fc1.out_features))
-
-
-def size_of(block: Block, kind: Kind) -> int:
-    """The size of one structure of `block`, a head's where it lies in heads."""
-    sizes = sizes_of(block)
-    if kind == "hidden":
-        return sizes.hidden or 0
-    return 0 if sizes.attention is None else int(getattr(sizes.attention, kind))
-
-
-def with_size(sizes: BlockSizes, kind: Kind, size: int) -> BlockSizes:
-    """`sizes` with another size of one structure."""
-    if kind == "hidden":
-        return sizes.model_copy(update={"hidden": size})
-    attention = cast(AttentionSizes, sizes.attention).model_copy(update={kind: size})
-    return sizes.model_copy(update={"attention": attention})
 
 
 def resize(block: Block, sizes: BlockSizes) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 
 from vitcompress.stages import merge, prune, quantize
+from vitcompress.stages.pruning.config import PruneConfig
 
 
 class Stage(NamedTuple):
@@ -23,11 +24,11 @@ class Stage(NamedTuple):
 
 
 StageConfig = Annotated[
-    merge.MergeConfig | prune.PruneConfig | quantize.QuantizeConfig, Field(discriminator="type")
+    merge.MergeConfig | PruneConfig | quantize.QuantizeConfig, Field(discriminator="type")
 ]
 
 STAGES: dict[type[Any], Stage] = {
     merge.MergeConfig: Stage(merge.merge, merge.plan),
-    prune.PruneConfig: Stage(prune.prune, prune.plan),
+    PruneConfig: Stage(prune.prune, prune.plan, prune.sensitivity),
     quantize.QuantizeConfig: Stage(quantize.quantize, quantize.plan, quantize.sensitivity),
 }

@@ -1,19 +1,18 @@
-"""What a structure costs a unit: multiply-accumulates or parameters, from the sizes of a model."""
+"""What a branch of given sizes costs: multiply-accumulates, parameters, bytes or milliseconds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from vitcompress.measure import cost
+from vitcompress.measure.branches import LatencyTable
 from vitcompress.model.architecture import Architecture, VitModel, build
-from vitcompress.model.sizes import Kind, blocks, sizes_of
-from vitcompress.stages.pruning.structures import Axis
-
-Unit = Literal["macs", "params", "bytes"]
+from vitcompress.model.sizes import AttentionSizes, BlockSizes, blocks, sizes_of
+from vitcompress.stages.pruning.config import Unit
+from vitcompress.stages.pruning.statistics import Branch
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,68 @@ class Tokens:
 
     entering: int
     leaving: int
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Costs of a model: `branch` tells that of one branch with the sizes of its block.
+
+    `whole`: of the dense model that budgets refer to. `fixed`: of all that is no branch.
+    """
+
+    branch: Callable[[Branch, BlockSizes], float]
+    whole: float
+    fixed: float
+
+
+def meter(model: VitModel, unit: Unit, cache: Path, resume: bool) -> Meter:
+    """How `model` is to be measured in `unit`.
+
+    Latencies are taken now and kept in `cache`; to `resume` is to use those that are there.
+    """
+    dense = Architecture(timm=model.architecture.timm, options=model.architecture.options)
+    baseline = VitModel(build(dense), dense, model.preprocess)
+    if unit == "latency":
+        table = LatencyTable.load(cache if resume else None)
+        width = int(blocks(baseline.module)[0].norm2.normalized_shape[0])
+
+        def milliseconds(model: VitModel) -> Callable[[Branch, BlockSizes], float]:
+            seen = tokens(model)
+            return lambda branch, sizes: table.branch(
+                width, seen[branch[0]].entering, seen[branch[0]].leaving, _part(branch, sizes)
+            )
+
+        rest = table.rest(baseline, _sum(baseline, milliseconds(baseline)))
+        whole = _sum(baseline, milliseconds(baseline)) + rest
+        table.save(cache)
+        return Meter(milliseconds(model), whole, rest)
+    if unit == "macs":
+        seen = tokens(model)
+        return _counted(model, baseline, cost.macs, lambda b, s: _macs(model, seen[b[0]], b, s))
+    each = 4 if unit == "bytes" else 1
+    return _counted(
+        model,
+        baseline,
+        lambda of: each * cost.parameters(of.module),
+        lambda branch, sizes: each * _parameters(model, branch, sizes),
+    )
+
+
+def _counted(
+    model: VitModel,
+    baseline: VitModel,
+    total: Callable[[VitModel], int],
+    branch: Callable[[Branch, BlockSizes], float],
+) -> Meter:
+    return Meter(branch, total(baseline), total(model) - _sum(model, branch))
+
+
+def _sum(model: VitModel, branch: Callable[[Branch, BlockSizes], float]) -> float:
+    return sum(
+        branch((number, part), sizes_of(block))
+        for number, block in enumerate(blocks(model.module))
+        for part in ("attn", "mlp")
+    )
 
 
 def tokens(model: VitModel) -> list[Tokens]:
@@ -41,46 +102,28 @@ def tokens(model: VitModel) -> list[Tokens]:
     return seen
 
 
-def baseline(model: VitModel) -> VitModel:
-    """The dense model of the same architecture, tensors not filled in: what budgets refer to."""
-    dense = Architecture(timm=model.architecture.timm, options=model.architecture.options)
-    return VitModel(build(dense), dense, model.preprocess)
+def _part(branch: Branch, sizes: BlockSizes) -> AttentionSizes | int | None:
+    return sizes.attention if branch[1] == "attn" else sizes.hidden
 
 
-def total(model: VitModel, unit: Unit) -> float:
-    """MACs, parameters or bytes of the tensors of `model`."""
-    if unit == "macs":
-        return cost.macs(model)
-    if unit == "params":
-        return cost.parameters(model.module)
-    return float(sum(t.nbytes for t in model.module.state_dict().values()))
+def _width(model: VitModel) -> int:
+    return int(model.module.num_features)  # type: ignore[arg-type]
 
 
-def meter(model: VitModel, unit: Unit) -> Callable[[Axis], np.ndarray]:
-    """A function that tells, for each size of an axis, what the structure costs."""
-    seen = tokens(model) if unit == "macs" else []
-    all_sizes = [sizes_of(block) for block in blocks(model.module)]
+def _macs(model: VitModel, at: Tokens, branch: Branch, sizes: BlockSizes) -> float:
+    part, width = _part(branch, sizes), _width(model)
+    if part is None:
+        return 0
+    if isinstance(part, int):
+        return 2 * at.leaving * width * part
+    linear = at.entering * sum(part.widths) + at.leaving * part.widths[2]
+    return linear * width + at.leaving * at.entering * sum(part.widths[1:])
 
-    def each(number: int, kind: Kind) -> float:
-        block = cast(Any, blocks(model.module)[number])
-        attention = all_sizes[number].attention
-        heads = 1 if attention is None else attention.heads
-        width = int((block.attn.qkv if kind != "hidden" else block.mlp.fc1).in_features)
-        if unit != "macs":
-            bytes_each = 4 if unit == "bytes" else 1
-            counts = {
-                "query_key": 2 * heads * (width + 1),
-                "value": heads * (2 * width + 1),
-                "hidden": 2 * width + 1,
-            }
-            return bytes_each * counts[kind]
-        at = seen[number]
-        products = at.leaving * at.entering
-        macs = {
-            "query_key": heads * (2 * at.entering * width + products),
-            "value": heads * (at.entering * width + products + at.leaving * width),
-            "hidden": 2 * at.leaving * width,
-        }
-        return macs[kind]
 
-    return lambda axis: each(axis.block, axis.kind) * np.array(axis.sizes, dtype=float)
+def _parameters(model: VitModel, branch: Branch, sizes: BlockSizes) -> float:
+    part, width = _part(branch, sizes), _width(model)
+    if part is None:
+        return 0
+    if isinstance(part, int):
+        return part * (2 * width + 1) + width + 2 * width
+    return sum(part.widths) * (width + 1) + (part.widths[2] + 1) * width + 2 * width
