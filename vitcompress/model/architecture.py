@@ -13,6 +13,7 @@ from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.model import checkpoint, naming
 from vitcompress.model.layers import Activations, Attention, Block, QuantizedLinear
+from vitcompress.model.sizes import BlockSizes, blocks, resize
 
 
 class QuantizedLayer(BaseModel):
@@ -34,6 +35,7 @@ class Architecture(BaseModel):
     """All that `build` needs to make the module whose tensors are stored beside it.
 
     `tail_tokens`: the last block computes only so many leading tokens (None: all of them).
+    `blocks`: the sizes of all blocks of a pruned model (None: as timm makes them).
     `quantized`: by layer name. `half`: names of tensors stored in float16 and computed in float32.
     """
 
@@ -42,6 +44,7 @@ class Architecture(BaseModel):
     timm: str
     options: dict[str, Any] = {}
     tail_tokens: int | None = None
+    blocks: tuple[BlockSizes, ...] | None = None
     quantized: dict[str, QuantizedLayer] = {}
     half: tuple[str, ...] = ()
 
@@ -127,6 +130,12 @@ def build(architecture: Architecture) -> nn.Module:
     module = adopt(naming.build(name, architecture.options, f"timm {name}"))
     if architecture.tail_tokens is not None:
         set_tail(module, architecture.tail_tokens)
+    if architecture.blocks is not None:
+        found = blocks(module)
+        if len(found) != len(architecture.blocks):
+            raise InputError(f"config.json: {name} has no {len(architecture.blocks)} plain blocks")
+        for block, sizes in zip(found, architecture.blocks, strict=True):
+            resize(block, sizes)
     linears = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear)}
     for name, layer in architecture.quantized.items():
         linear = linears.get(name)

@@ -136,6 +136,8 @@ class Attention(nn.Module):
     """timm's self-attention, computing the same with one attention operator.
 
     `queries` limits the rows that are computed to the first tokens; keys and values are all used.
+    `widths` are the features of queries, keys and values in `qkv`; the scale is that of the dense
+    model whatever they are.
     """
 
     def __init__(self, source: Any) -> None:
@@ -143,6 +145,7 @@ class Attention(nn.Module):
         self.num_heads: int = source.num_heads
         self.scale: float = source.scale
         self.qkv = source.qkv
+        self.widths: tuple[int, int, int] = (self.qkv.out_features // 3,) * 3
         self.q_norm, self.k_norm = source.q_norm, source.k_norm
         self.norm = source.norm
         self.gate = getattr(source, "gate", None)
@@ -155,7 +158,7 @@ class Attention(nn.Module):
         is_causal: bool = False,
         queries: int | None = None,
     ) -> Tensor:
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = self.qkv(x).split(self.widths, dim=-1)
         q = q[:, :queries]
         if not isinstance(self.q_norm, nn.Identity):
             q = self.q_norm(q.unflatten(-1, (self.num_heads, -1))).flatten(2)
@@ -167,7 +170,10 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """timm's pre-norm block; `tokens` limits what it computes to the first tokens (None: all)."""
+    """timm's pre-norm block; `tokens` limits what it computes to the first tokens (None: all).
+
+    A block that was pruned may lack its attention or its MLP, with the layers around it.
+    """
 
     def __init__(self, source: Any) -> None:
         super().__init__()
@@ -178,6 +184,12 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        y = self.ls1(self.attn(self.norm1(x), queries=self.tokens))
-        x = x[:, : self.tokens] + y
-        return cast(Tensor, x + self.ls2(self.mlp(self.norm2(x))))
+        y = None
+        if self.attn is not None:
+            y = self.ls1(self.attn(self.norm1(x), queries=self.tokens))
+        x = x[:, : self.tokens]
+        if y is not None:
+            x = x + y
+        if self.mlp is not None:
+            x = x + self.ls2(self.mlp(self.norm2(x)))
+        return x

@@ -8,7 +8,7 @@ from typing import Any
 LONG = 8
 """A mapping of more scalars than this is shown as a table, not as single facts."""
 
-CHARTED = ("output_error", "bits", "sparsity", "kept", "width")
+CHARTED = ("output_error", "bits", "sparsity", "kept", "width", "kl_if_halved")
 """Columns worth a chart, wherever a table has one that varies."""
 
 

@@ -5,7 +5,8 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from vitcompress.stages import merge, quantize
+from vitcompress.stages import merge, prune, quantize
+from vitcompress.stages.pruning.config import PruneConfig
 
 
 class Stage(NamedTuple):
@@ -22,9 +23,12 @@ class Stage(NamedTuple):
     sensitivity: Callable[..., list[dict[str, Any]]] | None = None
 
 
-StageConfig = Annotated[merge.MergeConfig | quantize.QuantizeConfig, Field(discriminator="type")]
+StageConfig = Annotated[
+    merge.MergeConfig | PruneConfig | quantize.QuantizeConfig, Field(discriminator="type")
+]
 
 STAGES: dict[type[Any], Stage] = {
     merge.MergeConfig: Stage(merge.merge, merge.plan),
+    PruneConfig: Stage(prune.prune, prune.plan, prune.sensitivity),
     quantize.QuantizeConfig: Stage(quantize.quantize, quantize.plan, quantize.sensitivity),
 }

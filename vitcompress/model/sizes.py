@@ -1,0 +1,109 @@
+"""The sizes of blocks: heads, dimensions inside heads and hidden units, read and changed."""
+
+from typing import Annotated, Any, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from vitcompress.model.layers import Attention, Block
+
+_Size = Annotated[int, Field(ge=1)]
+
+
+class AttentionSizes(BaseModel):
+    """Heads of one attention, and the query-key and value dimension of each."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    heads: _Size
+    query_key: _Size
+    value: _Size
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Output features of the query, key and value parts of `qkv`."""
+        return self.heads * self.query_key, self.heads * self.query_key, self.heads * self.value
+
+
+class BlockSizes(BaseModel):
+    """Sizes of one block; None stands for an attention or an MLP that is left out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attention: AttentionSizes | None
+    hidden: _Size | None
+
+
+def blocks(module: nn.Module) -> list[Block]:
+    """The blocks of a plain ViT whose sizes can be told; an empty list for other models."""
+    found = getattr(module, "blocks", None)
+    if not isinstance(found, nn.Sequential):
+        return []
+    plain = [block for block in found if isinstance(block, Block) and _has_plain_mlp(block)]
+    return plain if len(plain) == len(found) else []
+
+
+def sizes_of(block: Block) -> BlockSizes:
+    attention = block.attn
+    found = None
+    if attention is not None:
+        heads, (_, query_key, value) = attention.num_heads, attention.widths
+        found = AttentionSizes(heads=heads, query_key=query_key // heads, value=value // heads)
+    mlp = cast(Any, block.mlp)
+    return BlockSizes(attention=found, hidden=None if mlp is None else int(mlp.fc1.out_features))
+
+
+def resize(block: Block, sizes: BlockSizes) -> None:
+    """Give `block` new, empty layers of `sizes` where it has others (in place)."""
+    now = sizes_of(block)
+    if sizes.attention != now.attention:
+        if sizes.attention is None:
+            block.norm1 = block.attn = block.ls1 = None
+        else:
+            attention = cast(Attention, block.attn)
+            width = attention.qkv.in_features
+            attention.num_heads = sizes.attention.heads
+            attention.widths = sizes.attention.widths
+            attention.qkv = _like(attention.qkv, width, sum(attention.widths))
+            attention.proj = _like(attention.proj, attention.widths[2], width)
+    if sizes.hidden != now.hidden:
+        if sizes.hidden is None:
+            block.norm2 = block.mlp = block.ls2 = None
+        else:
+            mlp = cast(Any, block.mlp)
+            mlp.fc1 = _like(mlp.fc1, mlp.fc1.in_features, sizes.hidden)
+            mlp.fc2 = _like(mlp.fc2, sizes.hidden, mlp.fc2.out_features)
+
+
+def fill(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    """Put `weight` [out, in] and `bias` [out], of any dtype, into `linear` (in place)."""
+    linear.weight.copy_(weight)
+    if bias is not None:
+        linear.bias.copy_(bias)
+
+
+def _like(linear: nn.Linear, inputs: int, outputs: int) -> nn.Linear:
+    if (inputs, outputs) == (linear.in_features, linear.out_features):
+        return linear
+    made = nn.Linear(inputs, outputs, linear.bias is not None, linear.weight.device)
+    for parameter in made.parameters():
+        nn.init.zeros_(parameter)
+    return made.requires_grad_(False)
+
+
+def _has_plain_mlp(block: Block) -> bool:
+    mlp: Any = block.mlp
+    return mlp is None or (
+        isinstance(getattr(mlp, "fc1", None), nn.Linear)
+        and isinstance(getattr(mlp, "fc2", None), nn.Linear)
+        and type(mlp).__name__ == "Mlp"
+        and isinstance(mlp.norm, nn.Identity)
+    )
+
+
+def attention_weights(attention: Attention) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and biases (zero where there are none) of queries, keys and values, by part."""
+    qkv = attention.qkv
+    bias = qkv.bias if qkv.bias is not None else torch.zeros_like(qkv.weight[:, 0])
+    return list(qkv.weight.split(attention.widths)), list(bias.split(attention.widths))

@@ -1,0 +1,176 @@
+"""Prune: a physically narrower network, and layers refitted to make good for what is gone.
+
+Heads are turned to bases in which their last dimensions matter least, and each structure of each
+block gets a curve of what its removal costs, in nats of KL. The budget is spent where it costs
+least, and the layers that remain are refitted in closed form, block after block, towards the
+outputs of the dense model. No labels and no training are needed.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from vitcompress.model.architecture import VitModel
+from vitcompress.model.sizes import blocks, resize, sizes_of
+from vitcompress.stages.context import Context
+from vitcompress.stages.pruning import costs, narrowing, structures
+from vitcompress.stages.pruning.config import Kind, PruneConfig
+from vitcompress.stages.pruning.sequential import refit_in_sequence
+from vitcompress.stages.pruning.structures import Axis
+from vitcompress.stages.pruning.study import (
+    Study,
+    calibrated,
+    checked,
+    even,
+    on_device,
+    spend,
+    study,
+)
+
+
+def prune(
+    model: VitModel, config: PruneConfig, context: Context
+) -> tuple[VitModel, dict[str, Any]]:
+    """Return the narrower model, and what was removed where for the report.
+
+    Raises `InputError` for a model whose blocks cannot be narrowed, for too few images, and for a
+    budget that cannot be met.
+    """
+    plan(model, config)  # what is wrong is told before anything is measured
+    found = study(model, config, context)
+    meter = costs.meter(model, config.budget.only[0], context.cache, context.resume)
+    axes, chosen = _chosen(model, config, found, meter)
+    narrow = found.narrowed(chosen)
+    module = copy.deepcopy(found.module)
+    for number, block in narrow.items():
+        cast(Any, module).blocks[number] = block
+    kl = {"narrowed": found.probe.kl(narrow)}
+    if config.compensate and narrow:
+        refitted = copy.deepcopy(module)
+        batches = _marked(found.fit, found.held)
+        refit_in_sequence(
+            found.module, refitted, batches, found.importance, found.prefix_tokens, context.cache
+        )
+        kl["refitted"] = found.probe.kl(dict(enumerate(blocks(refitted))))
+        if kl["refitted"] < kl["narrowed"]:
+            module = refitted
+    for block, before in zip(blocks(module), blocks(model.module), strict=True):
+        block.tokens = before.tokens
+    unit, share = config.budget.only
+    return _described(model, module.cpu()), {
+        "saliency": config.saliency,
+        f"{unit}_budget": share,
+        "kl_held_back": kl,
+        "structures": _rows(axes, chosen),
+    }
+
+
+def _chosen(
+    model: VitModel, config: PruneConfig, found: Study, meter: costs.Meter
+) -> tuple[list[Axis], dict[int, dict[Kind, int]]]:
+    """The axes with calibrated curves, and what to remove by them.
+
+    Curves are measured once in their middle, and once more where that first choice led.
+    """
+    if config.allocate == "uniform":
+        axes = even(found.axes)
+        return axes, spend(model, config, axes, meter)
+    measured = found.measure([[(len(axis.sizes) + 1) // 2] for axis in found.axes])
+    axes = [calibrated(*pair) for pair in zip(found.axes, measured, strict=True)]
+    chosen = spend(model, config, axes, meter)
+    options = [chosen[axis.block].get(axis.kind, 0) for axis in axes]
+    pairs = zip(options, measured, strict=True)
+    again = found.measure([[] if option in seen else [option] for option, seen in pairs])
+    measured = [one | other for one, other in zip(measured, again, strict=True)]
+    axes = [calibrated(*pair) for pair in zip(found.axes, measured, strict=True)]
+    return axes, spend(model, config, axes, meter)
+
+
+def plan(model: VitModel, config: PruneConfig) -> tuple[VitModel, dict[str, Any]]:
+    """A model that meets the budget with all structures narrowed about evenly, tensors empty.
+
+    Which block can spare most only the images tell; a budget of latency is taken as one of
+    multiply-accumulates, since nothing is measured.
+    """
+    kinds = checked(model, config)
+    unit, share = config.budget.only
+    if unit == "latency":
+        counted = config.budget.model_copy(update={"latency": None, "macs": share})
+        config = config.model_copy(update={"budget": counted})
+    axes = even(
+        [
+            structures.unmeasured(number, kind, block, config)
+            for number, block in enumerate(blocks(model.module))
+            for kind in kinds
+            if structures.supported(block, kind)
+        ]
+    )
+    meter = costs.meter(model, config.budget.only[0], Path(), resume=False)
+    chosen = spend(model, config, axes, meter)
+    module = copy.deepcopy(model.module)
+    for number, choice in chosen.items():
+        block, own = blocks(module)[number], [axis for axis in axes if axis.block == number]
+        resize(block, narrowing.sizes_after(sizes_of(block), own, choice))
+    return _described(model, module), {
+        f"{unit}_budget": share,
+        "widths": "even; a run chooses them by what the images show",
+    }
+
+
+def sensitivity(model: VitModel, config: PruneConfig, context: Context) -> list[dict[str, Any]]:
+    """What it costs, in nats of KL on images held back, to narrow each structure alone.
+
+    One row a structure of a block; the columns tell the share of it that is removed.
+    """
+    found = study(model, config, context)
+    middles = [(len(axis.sizes) + 1) // 2 for axis in found.axes]
+    wanted = [
+        sorted({middle, len(axis.sizes) - 1})
+        for axis, middle in zip(found.axes, middles, strict=True)
+    ]
+    rows = []
+    for axis, measured in zip(found.axes, found.measure(wanted), strict=True):
+        curve = calibrated(axis, measured)
+        row: dict[str, Any] = {"layer": f"blocks.{axis.block}", "structure": axis.kind}
+        row["size"] = axis.sizes[0]
+        for share in (0.125, 0.25, 0.5, 0.75):
+            size = (1 - share) * axis.sizes[0]
+            option = next((i for i, s in enumerate(axis.sizes) if s <= size), None)
+            row[f"kl_less_{share:.1%}"] = None if option is None else float(curve.losses[option])
+        rows.append(row)
+    return rows
+
+
+def _described(model: VitModel, module: nn.Module) -> VitModel:
+    """`module` with the description that belongs to it."""
+    sizes = tuple(sizes_of(block) for block in blocks(module))
+    architecture = model.architecture.model_copy(update={"blocks": sizes})
+    return replace(model, module=module, architecture=architecture)
+
+
+def _marked(fit: Context, held: Context) -> Iterator[tuple[Tensor, bool]]:
+    for context in (fit, held):
+        for pixels in on_device(context, "embedding"):
+            yield pixels, context is held
+
+
+def _rows(axes: list[Axis], chosen: dict[int, dict[Kind, int]]) -> list[dict[str, Any]]:
+    """Each structure: its size before and after, and what halving it alone would cost."""
+    rows = []
+    for axis in axes:
+        size = axis.sizes[chosen[axis.block].get(axis.kind, 0)]
+        halved = next((i for i, s in enumerate(axis.sizes) if 2 * s <= axis.sizes[0]), None)
+        rows.append(
+            {
+                "structure": f"blocks.{axis.block}.{axis.kind}",
+                "before": axis.sizes[0],
+                "after": size,
+                "kept": size / axis.sizes[0],
+                "kl_if_halved": None if halved is None else float(axis.losses[halved]),
+            }
+        )
+    return rows

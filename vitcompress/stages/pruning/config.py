@@ -1,0 +1,60 @@
+"""The recipe keys of the prune stage."""
+
+from typing import Annotated, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Saliency = Literal["obs", "hessian", "taylor", "magnitude", "random"]
+Kind = Literal["query_key", "value", "hidden", "heads", "attention", "mlp"]
+Unit = Literal["macs", "params", "bytes", "latency"]
+_Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Budget(BaseModel):
+    """What may be left, as a share of the dense model: exactly one of the keys.
+
+    `latency` is that of onnxruntime on this machine, one thread, one image at a time.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    macs: _Share | None = None
+    params: _Share | None = None
+    bytes: _Share | None = None
+    latency: _Share | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Budget":
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError("give exactly one of macs, params, bytes and latency")
+        return self
+
+    @property
+    def only(self) -> tuple[Unit, float]:
+        """The key that is given, and its value."""
+        ((unit, share),) = self.model_dump(exclude_none=True).items()
+        return cast(Unit, unit), share
+
+
+class PruneConfig(BaseModel):
+    """Remove structures, until `budget` is met.
+
+    `structures`: what may go: dimensions of queries and keys, of values, hidden units, heads, and
+    whole attentions and MLPs. `saliency`: what decides which go. `allocate`: spend the budget where
+    it costs least, or evenly (`uniform`). `rotate`: turn heads to their principal dimensions first.
+    `compensate`: refit what stays. `multiple`: sizes are rounded to it. `floor`: the share of each
+    structure that stays whatever happens.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["prune"] = "prune"
+    name: str = "prune"
+    budget: Budget
+    structures: Annotated[tuple[Kind, ...], Field(min_length=1)] = ("query_key", "value", "hidden")
+    saliency: Saliency = "obs"
+    allocate: Literal["measured", "uniform"] = "measured"
+    rotate: bool = True
+    compensate: bool = True
+    multiple: Annotated[int, Field(ge=1)] = 8
+    floor: _Share = 0.125

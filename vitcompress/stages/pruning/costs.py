@@ -1,0 +1,129 @@
+"""What a branch of given sizes costs: multiply-accumulates, parameters, bytes or milliseconds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vitcompress.measure import cost
+from vitcompress.measure.branches import LatencyTable
+from vitcompress.model.architecture import Architecture, VitModel, build
+from vitcompress.model.sizes import AttentionSizes, BlockSizes, blocks, sizes_of
+from vitcompress.stages.pruning.config import Unit
+from vitcompress.stages.pruning.statistics import Branch
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens that enter a block, and that leave its attention."""
+
+    entering: int
+    leaving: int
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Costs of a model: `branch` tells that of one branch with the sizes of its block.
+
+    `whole`: of the dense model that budgets refer to. `fixed`: of all that is no branch.
+    """
+
+    branch: Callable[[Branch, BlockSizes], float]
+    whole: float
+    fixed: float
+
+
+def meter(model: VitModel, unit: Unit, cache: Path, resume: bool) -> Meter:
+    """How `model` is to be measured in `unit`.
+
+    Latencies are taken now and kept in `cache`; to `resume` is to use those that are there.
+    """
+    dense = Architecture(timm=model.architecture.timm, options=model.architecture.options)
+    baseline = VitModel(build(dense), dense, model.preprocess)
+    if unit == "latency":
+        table = LatencyTable.load(cache if resume else None)
+        width = int(blocks(baseline.module)[0].norm2.normalized_shape[0])
+
+        def milliseconds(model: VitModel) -> Callable[[Branch, BlockSizes], float]:
+            seen = tokens(model)
+            return lambda branch, sizes: table.branch(
+                width, seen[branch[0]].entering, seen[branch[0]].leaving, _part(branch, sizes)
+            )
+
+        rest = table.rest(baseline, _sum(baseline, milliseconds(baseline)))
+        whole = _sum(baseline, milliseconds(baseline)) + rest
+        table.save(cache)
+        return Meter(milliseconds(model), whole, rest)
+    if unit == "macs":
+        seen = tokens(model)
+        return _counted(model, baseline, cost.macs, lambda b, s: _macs(model, seen[b[0]], b, s))
+    each = 4 if unit == "bytes" else 1
+    return _counted(
+        model,
+        baseline,
+        lambda of: each * cost.parameters(of.module),
+        lambda branch, sizes: each * _parameters(model, branch, sizes),
+    )
+
+
+def _counted(
+    model: VitModel,
+    baseline: VitModel,
+    total: Callable[[VitModel], int],
+    branch: Callable[[Branch, BlockSizes], float],
+) -> Meter:
+    return Meter(branch, total(baseline), total(model) - _sum(model, branch))
+
+
+def _sum(model: VitModel, branch: Callable[[Branch, BlockSizes], float]) -> float:
+    return sum(
+        branch((number, part), sizes_of(block))
+        for number, block in enumerate(blocks(model.module))
+        for part in ("attn", "mlp")
+    )
+
+
+def tokens(model: VitModel) -> list[Tokens]:
+    """The tokens in each block, seen in a pass of one empty image."""
+    seen: list[Tokens] = []
+
+    def after(block: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        seen.append(Tokens(args[0].shape[1], output.shape[1]))
+
+    handles = [block.register_forward_hook(after) for block in blocks(model.module)]
+    device = next(model.module.parameters()).device
+    with torch.inference_mode():
+        size = model.preprocess.input_size
+        model.module(torch.zeros(1, model.preprocess.channels, *size, device=device))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def _part(branch: Branch, sizes: BlockSizes) -> AttentionSizes | int | None:
+    return sizes.attention if branch[1] == "attn" else sizes.hidden
+
+
+def _width(model: VitModel) -> int:
+    return int(model.module.num_features)  # type: ignore[arg-type]
+
+
+def _macs(model: VitModel, at: Tokens, branch: Branch, sizes: BlockSizes) -> float:
+    part, width = _part(branch, sizes), _width(model)
+    if part is None:
+        return 0
+    if isinstance(part, int):
+        return 2 * at.leaving * width * part
+    linear = at.entering * sum(part.widths) + at.leaving * part.widths[2]
+    return linear * width + at.leaving * at.entering * sum(part.widths[1:])
+
+
+def _parameters(model: VitModel, branch: Branch, sizes: BlockSizes) -> float:
+    part, width = _part(branch, sizes), _width(model)
+    if part is None:
+        return 0
+    if isinstance(part, int):
+        return part * (2 * width + 1) + width + 2 * width
+    return sum(part.widths) * (width + 1) + (part.widths[2] + 1) * width + 2 * width

@@ -1,0 +1,109 @@
+"""Blocks made of what stays: which sizes a choice gives, and the narrower block itself."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from vitcompress.methods.compensation import joined, projected
+from vitcompress.model.layers import Attention, Block
+from vitcompress.model.sizes import BlockSizes, attention_weights, fill, resize, sizes_of
+from vitcompress.stages.pruning.config import Kind
+from vitcompress.stages.pruning.statistics import last_layer
+from vitcompress.stages.pruning.structures import Axis
+
+Choice = Mapping[Kind, int]
+"""An option of each axis of a branch or a block, by kind; a kind that is missing stays whole."""
+
+
+def choices(axes: Sequence[Axis]) -> list[dict[Kind, int]]:
+    """All ways to choose an option of each of the `axes` of one branch, the first leaves all.
+
+    Where the branch itself goes, nothing else needs choosing.
+    """
+    whole = [axis for axis in axes if axis.kind in ("attention", "mlp")]
+    inner = [axis for axis in axes if axis not in whole]
+    found = [
+        {axis.kind: option for axis, option in zip(inner, each, strict=True)}
+        for each in product(*(range(len(axis.sizes)) for axis in inner))
+    ]
+    return [*found, *({axis.kind: 1} for axis in whole)]
+
+
+def loss(axes: Sequence[Axis], choice: Choice) -> float:
+    """The summed losses of a choice; dimensions in heads count as far as heads stay."""
+    by_kind = {axis.kind: axis for axis in axes}
+    heads = by_kind.get("heads")
+    share = 1.0 if heads is None else heads.sizes[choice.get("heads", 0)] / heads.sizes[0]
+    return sum(
+        float(by_kind[kind].losses[option]) * (share if kind in ("query_key", "value") else 1)
+        for kind, option in choice.items()
+    )
+
+
+def sizes_after(full: BlockSizes, axes: Sequence[Axis], choice: Choice) -> BlockSizes:
+    """The sizes of a block after `choice`, which may be of one branch or of both."""
+    chosen = {axis.kind: axis.sizes[choice[axis.kind]] for axis in axes if axis.kind in choice}
+    attention, hidden = full.attention, chosen.get("hidden", full.hidden)
+    if attention is not None:
+        inner: dict[str, int] = {
+            name: size for name, size in chosen.items() if name in ("heads", "query_key", "value")
+        }
+        attention = attention.model_copy(update=inner)
+    return BlockSizes(
+        attention=None if chosen.get("attention") == 0 else attention,
+        hidden=None if chosen.get("mlp") == 0 else hidden,
+    )
+
+
+def narrowed(
+    block: Block, axes: Sequence[Axis], choice: Choice, grams: Mapping[str, Tensor] | None
+) -> Block:
+    """A copy of `block` after `choice`.
+
+    With `grams` (of the inputs of the last layers, by branch) these layers are refitted to give
+    what they gave with all inputs; without, what is removed just goes.
+    """
+    full = sizes_of(block)
+    sizes = sizes_after(full, axes, choice)
+    made = copy.deepcopy(block)
+    resize(made, sizes)
+    kept = {axis.kind: axis.kept(choice.get(axis.kind, 0)) for axis in axes}
+
+    def fill_last(part: str, rows: Tensor) -> None:
+        layer = last_layer(block, part)
+        if len(rows) == layer.in_features:
+            return
+        whole = joined(layer.weight.cpu(), layer.bias.cpu())
+        if grams is None:
+            found = torch.cat([whole[rows], whole[-1:]])
+        else:
+            found = projected(grams[part], whole, rows)
+        fill(last_layer(made, part), found[:-1].T, found[-1])
+
+    if sizes.attention is not None and sizes.attention != full.attention:
+        attention = cast(Attention, block.attn)
+        (q, k, v), (q_bias, k_bias, v_bias) = attention_weights(attention)
+        heads = kept.get("heads", torch.arange(attention.num_heads)[None])[0]
+        rows = _rows(kept.get("query_key"), heads, len(q) // attention.num_heads)
+        values = _rows(kept.get("value"), heads, len(v) // attention.num_heads)
+        bias = torch.cat([q_bias[rows], k_bias[rows], v_bias[values]])
+        target = cast(Attention, made.attn).qkv
+        weight = torch.cat([q[rows], k[rows], v[values]])
+        fill(target, weight, None if target.bias is None else bias)
+        fill_last("attn", values)
+    if sizes.hidden is not None and sizes.hidden != full.hidden:
+        rows = kept["hidden"][0]
+        first, target = cast(Any, block.mlp).fc1, cast(Any, made.mlp).fc1
+        fill(target, first.weight[rows], None if first.bias is None else first.bias[rows])
+        fill_last("mlp", rows)
+    return made
+
+
+def _rows(kept: Tensor | None, heads: Tensor, dimensions: int) -> Tensor:
+    """The rows of a part of `qkv` for the `kept` dimensions of the `heads` that stay."""
+    within = torch.arange(dimensions).expand(int(heads.max()) + 1, -1) if kept is None else kept
+    return (within[heads] + dimensions * heads[:, None]).flatten()

@@ -1,0 +1,150 @@
+"""Block after block: last layers refitted on what they really get, towards the dense model."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitcompress.console import track
+from vitcompress.methods.compensation import Moments, joined, refit, with_constant
+from vitcompress.model.layers import Block
+from vitcompress.model.sizes import blocks, fill
+from vitcompress.stages.pruning.statistics import Branch, Importance, hooked, last_layer
+
+_DAMPINGS = (0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+class _Stream:
+    """Batches of activations in a file, so that memory does not grow with the images."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("w+b")
+        self.places: list[tuple[int, torch.Size]] = []
+
+    def add(self, x: Tensor) -> None:
+        self.places.append((self.file.seek(0, 2), x.shape))
+        self.file.write(x.contiguous().cpu().numpy().data)
+
+    def replace(self, index: int, x: Tensor) -> None:
+        assert x.shape == self.places[index][1]
+        self.file.seek(self.places[index][0])
+        self.file.write(x.contiguous().cpu().numpy().data)
+
+    def read(self, index: int, device: torch.device) -> Tensor:
+        place, shape = self.places[index]
+        self.file.seek(place)
+        values = np.fromfile(self.file, np.float32, shape.numel())
+        return torch.from_numpy(values).view(shape).to(device)
+
+
+def refit_in_sequence(
+    dense: nn.Module,
+    pruned: nn.Module,
+    batches: Iterator[tuple[Tensor, bool]],
+    importance: Mapping[Branch, Importance],
+    prefix_tokens: int,
+    scratch: Path,
+) -> None:
+    """Refit the last layer of every branch of `pruned`, one after the other (in place).
+
+    Each sees the inputs that the pruned model gives it. Its target is what brings the stream of
+    tokens back to that of the dense model, errors of earlier layers included; it is drawn towards
+    the layer it was, as strongly as serves the images held back best, and left alone where no
+    strength does. `batches` yield pixels, and whether they are held back.
+    """
+    with TemporaryDirectory(dir=scratch) as folder:
+        streams = {name: _Stream(Path(folder) / name) for name in ("dense", "pruned")}
+        held: list[bool] = []
+        device = torch.device("cpu")
+        first = blocks(dense)[0]
+        for pixels, is_held in batches:
+            device = pixels.device
+            x = _first_input(dense, first, pixels)
+            streams["dense"].add(x)
+            streams["pruned"].add(x)
+            held.append(is_held)
+        pairs = list(zip(blocks(dense), blocks(pruned), strict=True))
+        for number, (block, narrow) in enumerate(track(pairs, "refitting", len(pairs))):
+            for part in ("attn", "mlp"):
+                if getattr(block, part) is not None:
+                    given = importance[number, part]
+                    _refit_branch(block, narrow, part, streams, held, device, given, prefix_tokens)
+
+
+def _first_input(module: nn.Module, first: nn.Module, pixels: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+    whole = cast(Any, module).blocks
+    handle = first.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    cast(Any, module).blocks = whole[:1]
+    try:
+        module(pixels)
+    finally:
+        handle.remove()
+        cast(Any, module).blocks = whole
+    return seen[0]
+
+
+def _refit_branch(
+    block: Block,
+    narrow: Block,
+    part: str,
+    streams: Mapping[str, _Stream],
+    held: list[bool],
+    device: torch.device,
+    importance: Importance,
+    prefix_tokens: int,
+) -> None:
+    fitted = getattr(narrow, part) is not None
+    sums: dict[bool, Moments] = {}
+    for index, is_held in enumerate(held):
+        x = streams["dense"].read(index, device)
+        target = x + _branch(block, part, x)
+        streams["dense"].replace(index, target)
+        if fitted:
+            x = streams["pruned"].read(index, device)
+            weights = importance.token_weights(x.shape[1], prefix_tokens).to(device)
+            found = _moments(_inputs(narrow, part, x), target - x, weights)
+            sums[is_held] = found.plus(sums[is_held]) if is_held in sums else found
+    if not fitted:
+        return
+    layer = last_layer(narrow, part)
+    prior = joined(layer.weight.cpu(), layer.bias.cpu())
+    candidates = [prior, *(refit(sums[False], prior, damping) for damping in _DAMPINGS)]
+    best = min(candidates, key=sums[True].error)
+    fill(layer, best[:-1].T, best[-1])
+    for index in range(len(held)):
+        x = streams["pruned"].read(index, device)
+        streams["pruned"].replace(index, x + _branch(narrow, part, x))
+
+
+def _branch(block: Block, part: str, x: Tensor) -> Tensor:
+    made: Any = block
+    if part == "attn":
+        return cast(Tensor, made.ls1(made.attn(made.norm1(x))))
+    return cast(Tensor, made.ls2(made.mlp(made.norm2(x))))
+
+
+def _inputs(block: Block, part: str, x: Tensor) -> Tensor:
+    """What the last layer of a branch gets."""
+    seen: list[Tensor] = []
+    with hooked(
+        [last_layer(block, part).register_forward_pre_hook(lambda _, args: seen.append(args[0]))]
+    ):
+        _branch(block, part, x)
+    return seen[0]
+
+
+def _moments(inputs: Tensor, target: Tensor, weights: Tensor) -> Moments:
+    x = with_constant(inputs)
+    weighted = (x * weights[:, None]).flatten(0, 1)
+    y = target.flatten(0, 1)
+    energy = (target.square().sum((0, 2)) * weights).sum()
+    return Moments(
+        (weighted.T @ x.flatten(0, 1)).double().cpu(),
+        (weighted.T @ y).double().cpu(),
+        energy.double().cpu(),
+    )

@@ -1,0 +1,208 @@
+"""Streaming statistics of the dense model: what outputs are worth, and moments of inputs.
+
+Memory does not grow with the number of images.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitcompress.methods.compensation import with_constant
+from vitcompress.model.layers import Attention, Block
+from vitcompress.model.sizes import blocks
+
+Branch = tuple[int, str]
+"""The number of a block and `attn` or `mlp`."""
+
+_HALF = 0.5  # of the weight of tokens follows their importance, the rest is uniform
+
+
+def last_layer(block: Block, part: str) -> nn.Linear:
+    """The Linear that ends a branch: `proj` of the attention, `fc2` of the MLP."""
+    owner = cast(Any, block.attn if part == "attn" else block.mlp)
+    return cast(nn.Linear, owner.proj if part == "attn" else owner.fc2)
+
+
+def branches(module: nn.Module) -> list[Branch]:
+    """All branches that `module` has, in the order of computation."""
+    return [
+        (number, part)
+        for number, block in enumerate(blocks(module))
+        for part in ("attn", "mlp")
+        if getattr(block, part) is not None
+    ]
+
+
+@dataclass
+class Importance:
+    """What the output of a branch is worth, from gradients of the loss (the Fisher information).
+
+    `metric` [d, d], float64: Σ over tokens of g gᵀ, a mean over images: ½ Δyᵀ M Δy, averaged over
+    tokens, is the loss expected of output errors Δy. `prefix`: the share of class and register
+    tokens in its trace.
+    """
+
+    metric: Tensor
+    prefix: float
+
+    def token_weights(self, tokens: int, prefix_tokens: int) -> Tensor:
+        """How much each of `tokens` tokens counts, a mean of 1: half importance, half uniform.
+
+        In late blocks nearly all importance lies on the class token, of which there is one an
+        image: too few to fit a layer on alone.
+        """
+        weights = torch.full((tokens,), 1 - _HALF)
+        if 0 < prefix_tokens < tokens:
+            weights[:prefix_tokens] += _HALF * self.prefix * tokens / prefix_tokens
+            weights[prefix_tokens:] += _HALF * (1 - self.prefix) * tokens / (tokens - prefix_tokens)
+        else:
+            weights += _HALF
+        return weights
+
+
+@contextmanager
+def hooked(handles: Iterable[Any]) -> Iterator[None]:
+    """Remove hooks at the end."""
+    held = list(handles)
+    try:
+        yield
+    finally:
+        for handle in held:
+            handle.remove()
+
+
+def backward_passes(
+    module: nn.Module, batches: Iterable[Tensor], seed: int, labels: Iterator[Tensor] | None = None
+) -> Iterator[int]:
+    """One backward pass a batch of the summed cross-entropy; yields the number of images.
+
+    Targets are drawn from the model's own softmax: the mean of squared gradients is then the
+    Fisher information, with no label needed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for pixels in batches:
+        with torch.enable_grad():
+            logits = module(pixels.detach().requires_grad_())
+            shares = logits.detach().cpu().softmax(-1)
+            drawn = torch.multinomial(shares, 1, generator=generator)[:, 0]
+            F.cross_entropy(logits, drawn.to(logits.device), reduction="sum").backward()
+        yield len(pixels)
+
+
+def importances(
+    module: nn.Module, batches: Iterable[Tensor], prefix_tokens: int, seed: int
+) -> dict[Branch, Importance]:
+    """The importance of the output of every branch of `module`."""
+    found = branches(module)
+    metrics = dict.fromkeys(found, torch.zeros((), dtype=torch.float64))
+    shares = {branch: torch.zeros(2, dtype=torch.float64) for branch in found}
+
+    def watch(branch: Branch) -> Any:
+        def see(gradient: Tensor) -> None:
+            energy = gradient.square().sum((0, 2)).double().cpu()
+            shares[branch] += torch.stack([energy[:prefix_tokens].sum(), energy.sum()])
+            flat = gradient.flatten(0, 1)
+            metrics[branch] = metrics[branch] + (flat.T @ flat).double().cpu()
+
+        def after(_: nn.Module, __: Any, output: Tensor) -> None:
+            output.register_hook(see)
+
+        layer = last_layer(blocks(module)[branch[0]], branch[1])
+        return layer.register_forward_hook(after)
+
+    with hooked(watch(branch) for branch in found):
+        images = sum(backward_passes(module, batches, seed))
+    tiny = torch.finfo(torch.float32).tiny
+    return {
+        branch: Importance(
+            metrics[branch] / images, float(shares[branch][0] / shares[branch][1].clamp_min(tiny))
+        )
+        for branch in found
+    }
+
+
+@dataclass
+class QueryKey:
+    """Second moments of queries and of centred keys, [heads, d, d], float64."""
+
+    query: Tensor
+    key: Tensor
+
+
+@dataclass
+class Moments:
+    """`inputs`: Gram matrices [n + 1, n + 1] of what the last layer of each branch gets, with a
+    constant 1 at the end, tokens weighted. `query_key`: of each block with attention."""
+
+    inputs: dict[Branch, Tensor]
+    query_key: dict[int, QueryKey]
+
+
+def moments(
+    module: nn.Module,
+    batches: Iterable[Tensor],
+    importance: dict[Branch, Importance],
+    prefix_tokens: int,
+) -> Moments:
+    """Moments of the inputs of all branches' last layers, and of queries and keys."""
+    zero = torch.zeros((), dtype=torch.float64)
+    inputs = dict.fromkeys(importance, zero)
+    query_key: dict[int, QueryKey] = {}
+
+    def weights(branch: Branch, x: Tensor) -> Tensor:
+        return importance[branch].token_weights(x.shape[1], prefix_tokens).to(x.device)
+
+    def see_input(branch: Branch) -> Callable[..., None]:
+        def before(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = with_constant(args[0])
+            weighted = x * weights(branch, x)[:, None]
+            gram = weighted.flatten(0, 1).T @ x.flatten(0, 1)
+            inputs[branch] = inputs[branch] + gram.double().cpu()
+
+        return before
+
+    def see_heads(number: int, attention: Attention) -> Callable[..., None]:
+        def after(_: nn.Module, __: Any, output: Tensor) -> None:
+            one = _query_key(attention, output, weights((number, "attn"), output))
+            held = query_key.setdefault(number, QueryKey(zero, zero))
+            held.query, held.key = held.query + one.query, held.key + one.key
+
+        return after
+
+    handles = [
+        last_layer(blocks(module)[number], part).register_forward_pre_hook(
+            see_input((number, part))
+        )
+        for number, part in importance
+    ]
+    for number, block in enumerate(blocks(module)):
+        if block.attn is not None:
+            handles.append(block.attn.qkv.register_forward_hook(see_heads(number, block.attn)))
+    with hooked(handles):
+        for pixels in batches:
+            module(pixels)
+    return Moments(inputs, query_key)
+
+
+def _query_key(attention: Attention, qkv: Tensor, weights: Tensor) -> QueryKey:
+    """Moments that weigh queries by `weights` [N] and keys by the attention they get.
+
+    An error of a logit matters as far as its key is attended to, and only against the mean over
+    keys: keys are centred, within their image and head, by their weighted mean.
+    """
+    q, k, _ = qkv.split(attention.widths, -1)
+    q, k = (t.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for t in (q, k))
+    q = q * weights.sqrt()[:, None]
+    shares = (q @ k.transpose(-1, -2) * attention.scale / weights.sqrt()[:, None]).softmax(-1)
+    received = (weights / weights.sum() @ shares)[..., None]
+    k = (k - (received * k).sum(-2, keepdim=True)) * received.sqrt()
+
+    def gram(t: Tensor) -> Tensor:
+        return (t.transpose(-1, -2) @ t).sum(0).double().cpu()
+
+    return QueryKey(gram(q), gram(k))
