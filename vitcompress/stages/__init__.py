@@ -25,6 +25,6 @@ class Stage(NamedTuple):
 StageConfig = Annotated[merge.MergeConfig | quantize.QuantizeConfig, Field(discriminator="type")]
 
 STAGES: dict[type[Any], Stage] = {
-    merge.MergeConfig: Stage(merge.merge, merge.plan),
+    merge.MergeConfig: Stage(merge.merge, merge.plan, merge.sensitivity),
     quantize.QuantizeConfig: Stage(quantize.quantize, quantize.plan, quantize.sensitivity),
 }
