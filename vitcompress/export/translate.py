@@ -11,17 +11,31 @@ import torch
 from onnxscript import ir
 from onnxscript import opset23 as op
 
+from vitcompress.methods import selection  # noqa: F401  (registers operators)
 from vitcompress.methods.packing import parts
-from vitcompress.model import layers  # noqa: F401  (registers the operators)
+from vitcompress.model import layers  # noqa: F401  (registers operators)
 
 OPSET = 23
 _END = 2**31 - 1  # of a Slice: as far as there is something
 
 
-def _attention(q: Any, k: Any, v: Any, heads: int, scale: float) -> Any:
+def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any) -> Any:
+    mask = None
+    if bias is not None:  # onnxruntime wants a row for every query
+        rows = op.Constant(value_ints=[1, 1, int(q.shape[1]), 1])
+        mask = op.Expand(op.Unsqueeze(bias, op.Constant(value_ints=[1, 2])), rows)
     # The 3-D form of the operator needs no transposes; its other three outputs are not wanted.
-    output, *_ = op.Attention(q, k, v, q_num_heads=heads, kv_num_heads=heads, scale=scale)
+    output, *_ = op.Attention(q, k, v, mask, q_num_heads=heads, kv_num_heads=heads, scale=scale)
     return output
+
+
+def _descending(scores: Any) -> Any:
+    _, order = op.TopK(scores, op.Constant(value_ints=[int(scores.shape[1])]), axis=1)
+    return order
+
+
+def _rows(x: Any, index: Any) -> Any:
+    return op.GatherND(x, op.Unsqueeze(index, op.Constant(value_ints=[-1])), batch_dims=1)
 
 
 def _unpacked(codes: Any, bits: int, rows: int) -> Any:
@@ -106,4 +120,6 @@ def _integer_matmul(
 TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.vitcompress.attention.default: _attention,
     torch.ops.vitcompress.quantized_linear.default: _quantized_linear,
+    torch.ops.vitcompress.descending.default: _descending,
+    torch.ops.vitcompress.rows.default: _rows,
 }

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
+from vitcompress.model import naming
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.layers import QuantizedLinear
 
@@ -28,6 +29,15 @@ def macs(model: VitModel) -> int:
     device = next(model.module.buffers(), next(model.module.parameters())).device
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model.module(pixels.to(device))
+    return int(counter.get_total_flops()) // 2
+
+
+def dense_macs(model: VitModel) -> int:
+    """`macs` of the model that `model` was made from, before any compression."""
+    module = naming.skeleton(model.architecture.timm, model.architecture.options, "dense model")
+    pixels = torch.zeros(1, model.preprocess.channels, *model.preprocess.input_size, device="meta")
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        module.eval()(pixels)
     return int(counter.get_total_flops()) // 2
 
 

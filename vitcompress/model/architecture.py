@@ -13,6 +13,7 @@ from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.model import checkpoint, naming
 from vitcompress.model.layers import Activations, Attention, Block, QuantizedLinear
+from vitcompress.model.merging import Merging, MergingBlocks
 from vitcompress.model.sizes import BlockSizes, blocks, resize
 
 
@@ -36,6 +37,7 @@ class Architecture(BaseModel):
 
     `tail_tokens`: the last block computes only so many leading tokens (None: all of them).
     `blocks`: the sizes of all blocks of a pruned model (None: as timm makes them).
+    `merging`: how tokens are merged between blocks (None: not).
     `quantized`: by layer name. `half`: names of tensors stored in float16 and computed in float32.
     """
 
@@ -45,6 +47,7 @@ class Architecture(BaseModel):
     options: dict[str, Any] = {}
     tail_tokens: int | None = None
     blocks: tuple[BlockSizes, ...] | None = None
+    merging: Merging | None = None
     quantized: dict[str, QuantizedLayer] = {}
     half: tuple[str, ...] = ()
 
@@ -121,6 +124,15 @@ def set_tail(module: nn.Module, tokens: int) -> None:
     cast(Block, last).tokens = tokens
 
 
+def set_merging(module: nn.Module, merging: Merging) -> None:
+    """Let the blocks pass on fewer tokens (in place)."""
+    vit = cast(Any, module)
+    read_by_head = vit.blocks[-1].tokens
+    vit.blocks = MergingBlocks(
+        vit.blocks, merging, vit.num_prefix_tokens, restore=read_by_head is None
+    )
+
+
 def build(architecture: Architecture) -> nn.Module:
     """The module that `architecture` describes, its tensors not yet filled in.
 
@@ -136,6 +148,8 @@ def build(architecture: Architecture) -> nn.Module:
             raise InputError(f"config.json: {name} has no {len(architecture.blocks)} plain blocks")
         for block, sizes in zip(found, architecture.blocks, strict=True):
             resize(block, sizes)
+    if architecture.merging is not None:
+        set_merging(module, architecture.merging)
     linears = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear)}
     for name, layer in architecture.quantized.items():
         linear = linears.get(name)

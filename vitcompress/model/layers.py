@@ -15,22 +15,31 @@ from vitcompress.methods import quantizer
 Activations = Literal["static", "dynamic"]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
-    """Multi-head attention of q [B, M, h·d], k [B, N, h·d], v [B, N, h·e] → [B, M, h·e]."""
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, bias: Tensor | None = None
+) -> Tensor:
+    """Multi-head attention of q [B, M, h·d], k [B, N, h·d], v [B, N, h·e] → [B, M, h·e].
+
+    `bias` [B, N] is added to the logits of each key.
+    """
     if torch.compiler.is_exporting():
-        return cast(Tensor, attention(q, k, v, heads, scale))
+        return cast(Tensor, attention(q, k, v, heads, scale, bias))
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
+    mask = None if bias is None else bias[:, None, None].expand(-1, 1, q.shape[2], -1)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return y.transpose(1, 2).flatten(2)
 
 
 @torch.library.custom_op("vitcompress::attention", mutates_args=())
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, bias: Tensor | None
+) -> Tensor:
     """`attend` as one node of an exported graph."""
-    return attend(q, k, v, heads, scale)
+    return attend(q, k, v, heads, scale, bias)
 
 
 @attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, bias: Tensor | None) -> Tensor:
     return q.new_empty(q.shape[0], q.shape[1], v.shape[2])
 
 
@@ -158,15 +167,21 @@ class Attention(nn.Module):
         is_causal: bool = False,
         queries: int | None = None,
     ) -> Tensor:
+        return self.attended(x, queries)[0]
+
+    def attended(
+        self, x: Tensor, queries: int | None = None, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The output, and the queries and keys [B, tokens, h·d]; `bias` [B, N] as in `attend`."""
         q, k, v = self.qkv(x).split(self.widths, dim=-1)
         q = q[:, :queries]
         if not isinstance(self.q_norm, nn.Identity):
             q = self.q_norm(q.unflatten(-1, (self.num_heads, -1))).flatten(2)
             k = self.k_norm(k.unflatten(-1, (self.num_heads, -1))).flatten(2)
-        y = self.norm(attend(q, k, v, self.num_heads, self.scale))
+        y = self.norm(attend(q, k, v, self.num_heads, self.scale, bias))
         if self.gate is not None:
             y = y * self.gate(x[:, :queries]).sigmoid()
-        return cast(Tensor, self.proj(y))
+        return self.proj(y), q, k
 
 
 class Block(nn.Module):
@@ -184,12 +199,13 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        y = None
-        if self.attn is not None:
-            y = self.ls1(self.attn(self.norm1(x), queries=self.tokens))
-        x = x[:, : self.tokens]
-        if y is not None:
-            x = x + y
-        if self.mlp is not None:
-            x = x + self.ls2(self.mlp(self.norm2(x)))
-        return x
+        return self.fed(x[:, : self.tokens] if self.attn is None else self.attended(x)[0])
+
+    def attended(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The first half: tokens after attention, and its queries and keys."""
+        y, q, k = self.attn.attended(self.norm1(x), self.tokens, bias)
+        return x[:, : self.tokens] + self.ls1(y), q, k
+
+    def fed(self, x: Tensor) -> Tensor:
+        """The second half: tokens after the MLP."""
+        return x if self.mlp is None else x + self.ls2(self.mlp(self.norm2(x)))

@@ -28,7 +28,7 @@ StageConfig = Annotated[
 ]
 
 STAGES: dict[type[Any], Stage] = {
-    merge.MergeConfig: Stage(merge.merge, merge.plan),
+    merge.MergeConfig: Stage(merge.merge, merge.plan, merge.sensitivity),
     PruneConfig: Stage(prune.prune, prune.plan, prune.sensitivity),
     quantize.QuantizeConfig: Stage(quantize.quantize, quantize.plan, quantize.sensitivity),
 }

@@ -1,29 +1,66 @@
 """Merge: fewer tokens for the same image."""
 
 import copy
+import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vitcompress.errors import InputError
-from vitcompress.model.architecture import VitModel, set_tail
+from vitcompress.measure.cost import dense_macs
+from vitcompress.methods import schedule as schedules
+from vitcompress.model.architecture import VitModel, set_merging, set_tail
 from vitcompress.model.layers import Block
+from vitcompress.model.merging import Merging, Method
 from vitcompress.stages.context import Context
+from vitcompress.stages.merge_search import Task, search, sensitivities
+
+
+class MergeBudget(BaseModel):
+    """What the model may cost: `macs`, as a share of those of the dense model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    macs: Annotated[float, Field(gt=0, le=1)]
 
 
 class MergeConfig(BaseModel):
     """Compute fewer tokens.
 
     `method: cls_only_tail` leaves out, exactly and for free, what nobody reads: after the last
-    attention only the class and register tokens go on to the head.
+    attention only the class and register tokens go on to the head. The other methods include it
+    and merge tokens between attention and MLP: `peaks` keeps those that are attended and unlike
+    others, `diffrate` the most attended, `tome` merges the most similar, `mctf` weighs both, `ppt`
+    drops or merges by image, `evit` fuses all unattended ones.
+
+    `schedule`: `search` finds how many tokens each block keeps from `images` calibration images;
+    `constant`, `decreasing` and `published` are shapes fitted to the budget; `deit_small@2.9` and
+    the like are schedules of DiffRate's authors; a list gives the tokens kept after each block.
+    `proportional`: merged tokens count in attention by their size (off for MAE models).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Literal["merge"] = "merge"
     name: str = "merge"
-    method: Literal["cls_only_tail"] = "cls_only_tail"
+    method: Method | Literal["cls_only_tail"] = "cls_only_tail"
+    budget: MergeBudget | None = None
+    schedule: str | tuple[int, ...] = "search"
+    images: Annotated[int, Field(ge=8)] = 192
+    proportional: bool = True
+
+    @model_validator(mode="after")
+    def _budget_where_needed(self) -> "MergeConfig":
+        fitted = self.schedule == "search" or self.schedule in schedules.SHAPES
+        if self.method == "cls_only_tail":
+            if self.budget is not None:
+                raise ValueError("budget: cls_only_tail has none; take it out, or change method")
+        elif fitted and self.budget is None:
+            raise ValueError("budget: missing; add for example {macs: 0.65}")
+        elif not fitted and self.budget is not None:
+            raise ValueError("budget: an explicit schedule has none; take one of the two out")
+        return self
 
 
 def merge(
@@ -31,19 +68,95 @@ def merge(
 ) -> tuple[VitModel, dict[str, Any]]:
     """Return the model that computes fewer tokens, and what was chosen for the report.
 
-    Raises `InputError` for a model that reads more than its prefix tokens at the end.
+    Raises `InputError` for a model whose blocks or head the method cannot handle, and for a budget
+    or a schedule that cannot be met.
     """
-    return plan(model, config)
+    if config.method == "cls_only_tail" or config.schedule != "search":
+        return plan(model, config)
+    task = _task(model, config)
+    kept, found = search(task, context, config.images)
+    return _scheduled(task, kept, config.proportional, (), found)
 
 
 def plan(model: VitModel, config: MergeConfig) -> tuple[VitModel, dict[str, Any]]:
-    """As `merge`, which for `cls_only_tail` needs no images."""
-    tokens = prefix_tokens(model, config)
+    """As `merge`; in place of a search, which needs images, a published shape at its cost."""
+    if config.method == "cls_only_tail":
+        tokens = prefix_tokens(model, config)
+        return tailed(model, tokens), {"method": config.method, "tokens_in_last_block": tokens}
+    task = _task(model, config)
+    dropped: tuple[int, ...] = ()
+    if isinstance(config.schedule, tuple):
+        kept = task.explicit(config.schedule)
+    elif config.schedule in schedules.PUBLISHED:
+        kept, dropped = task.published(config.schedule)
+    else:
+        shape = "published" if config.schedule == "search" else config.schedule
+        kept = task.shaped(shape)
+    return _scheduled(task, kept, config.proportional, dropped, {"schedule": config.schedule})
+
+
+def sensitivity(model: VitModel, config: MergeConfig, context: Context) -> list[dict[str, Any]]:
+    """What merging in one block alone would cost, by the share of its tokens that stay."""
+    if config.method == "cls_only_tail":
+        return []
+    return sensitivities(_task(model, config), context, config.images)
+
+
+def tailed(model: VitModel, tokens: int) -> VitModel:
+    """`model` whose last block computes only the first `tokens` tokens."""
     module = copy.deepcopy(model.module)
     set_tail(module, tokens)
     architecture = model.architecture.model_copy(update={"tail_tokens": tokens})
-    details = {"method": config.method, "tokens_in_last_block": tokens}
-    return replace(model, module=module, architecture=architecture), details
+    return replace(model, module=module, architecture=architecture)
+
+
+def _task(model: VitModel, config: MergeConfig) -> Task:
+    """What has to be scheduled. Raises `InputError` for a model that cannot merge tokens."""
+    assert config.method != "cls_only_tail"
+    where, name = f"stages.{config.name}", model.architecture.timm
+    module: Any = model.module
+    blocks = list(getattr(module, "blocks", ()))
+    if not blocks or not all(isinstance(block, Block) for block in blocks):
+        raise InputError(
+            f"{where}: {name} is no plain ViT, and tokens that sit in windows or on a grid, or "
+            "blocks of another build, cannot be merged: take the stage out of the recipe"
+        )
+    if model.architecture.merging is not None:
+        raise InputError(f"{where}: the model already merges tokens: leave one merge stage only")
+    if model.architecture.quantized:
+        raise InputError(f"{where}: put it before quantize, whose ranges must fit merged tokens")
+    if reads_prefix_only(model) and model.architecture.tail_tokens is None:
+        model = tailed(model, int(module.num_prefix_tokens))
+    return Task(
+        where=where,
+        model=model,
+        method=config.method,
+        limit=config.budget.macs * dense_macs(model) if config.budget else math.inf,
+        dense=dense_macs(model),
+        proportional=config.proportional,
+    )
+
+
+def _scheduled(
+    task: Task,
+    kept: tuple[int, ...],
+    proportional: bool,
+    dropped: tuple[int, ...],
+    found: dict[str, Any],
+) -> tuple[VitModel, dict[str, Any]]:
+    """The model of `task` with this schedule, and the details of the stage."""
+    merging = Merging(method=task.method, kept=kept, dropped=dropped, proportional=proportional)
+    module = copy.deepcopy(task.model.module)
+    set_merging(module, merging)
+    architecture = task.model.architecture.model_copy(update={"merging": merging})
+    details = {
+        "method": task.method,
+        "macs_ratio": task.cost(kept) / task.dense,
+        "tokens": task.tokens,
+        **found,
+        "blocks": [{"block": f"blocks.{i}", "kept": count} for i, count in enumerate(kept)],
+    }
+    return replace(task.model, module=module, architecture=architecture), details
 
 
 def prefix_tokens(model: VitModel, config: MergeConfig) -> int:
@@ -51,18 +164,22 @@ def prefix_tokens(model: VitModel, config: MergeConfig) -> int:
 
     Raises `InputError` where that is not known to be exact.
     """
+    if not reads_prefix_only(model):
+        raise InputError(
+            f"stages.{config.name}.method: cls_only_tail needs a plain ViT whose head reads only "
+            f"the class token; {model.architecture.timm} is none: take the stage out of the recipe"
+        )
+    return int(cast(Any, model.module).num_prefix_tokens)
+
+
+def reads_prefix_only(model: VitModel) -> bool:
+    """Whether the head of `model` is known to read nothing but its prefix tokens."""
     module: Any = model.module
     blocks = getattr(module, "blocks", None)
-    known = (
+    return (
         blocks is not None
         and isinstance(blocks[-1], Block)
         and getattr(module, "global_pool", None) == "token"
         and getattr(module, "attn_pool", None) is None
         and module.num_prefix_tokens > 0
     )
-    if not known:
-        raise InputError(
-            f"stages.{config.name}.method: cls_only_tail needs a plain ViT whose head reads only "
-            f"the class token; {model.architecture.timm} is none: take the stage out of the recipe"
-        )
-    return int(module.num_prefix_tokens)
