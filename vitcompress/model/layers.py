@@ -42,7 +42,9 @@ def quantized_linear(
     bias: Tensor,
     activation_scale: Tensor | None,
     activation_zero_point: Tensor | None,
+    multipliers: Tensor | None,
     bits: int,
+    group: int,
     terms: int,
     fine_tokens: int | None,
 ) -> Tensor:
@@ -55,14 +57,16 @@ def quantized_linear(
         bias: float32 [out].
         activation_scale: float32 scalar, or None to take the range of `x` at each call.
         activation_zero_point: uint8 scalar, or None likewise.
+        multipliers: uint8, packed multipliers of groups of inputs, or None.
         bits: width of the weight codes.
+        group: how many inputs share a multiplier.
         terms: how many 8-bit terms the input is the sum of, 1 or 2.
         fine_tokens: how many leading tokens have the second term; None: all.
     """
     static_range = None
     if activation_scale is not None and activation_zero_point is not None:
         static_range = (activation_scale, activation_zero_point.float())
-    weight = quantizer.unpack_weight(codes, bits, x.shape[-1])
+    weight = quantizer.whole_weight(codes, multipliers, bits, group, x.shape[-1])
     return quantizer.integer_linear(x, weight, scale, bias, static_range, terms, fine_tokens)
 
 
@@ -74,7 +78,9 @@ def _(
     bias: Tensor,
     activation_scale: Tensor | None,
     activation_zero_point: Tensor | None,
+    multipliers: Tensor | None,
     bits: int,
+    group: int,
     terms: int,
     fine_tokens: int | None,
 ) -> Tensor:
@@ -92,6 +98,7 @@ class QuantizedLinear(nn.Module):
     bias: Tensor
     activation_scale: Tensor | None
     activation_zero_point: Tensor | None
+    multipliers: Tensor | None
 
     def __init__(
         self,
@@ -101,6 +108,7 @@ class QuantizedLinear(nn.Module):
         activations: Activations,
         terms: Literal[1, 2] = 1,
         fine_tokens: int | None = None,
+        group: int | None = None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
@@ -108,6 +116,7 @@ class QuantizedLinear(nn.Module):
         self.activations: Activations = activations
         self.terms: Literal[1, 2] = terms
         self.fine_tokens = fine_tokens
+        self.group = group
         zeros = torch.zeros(out_features, in_features)
         self.register_buffer("codes", quantizer.pack_weight(zeros, bits))
         self.register_buffer("scale", torch.ones(out_features))
@@ -116,6 +125,9 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("activation_scale", torch.tensor(1.0) if static else None)
         zero_point = torch.tensor(0, dtype=torch.uint8) if static else None
         self.register_buffer("activation_zero_point", zero_point)
+        groups = None if group is None else torch.ones(-(-in_features // group), out_features)
+        packed = None if groups is None else quantizer.pack_multipliers(groups.to(torch.int8))
+        self.register_buffer("multipliers", packed)
 
     def forward(self, x: Tensor) -> Tensor:
         output = quantized_linear(
@@ -125,11 +137,20 @@ class QuantizedLinear(nn.Module):
             self.bias,
             self.activation_scale,
             self.activation_zero_point,
+            self.multipliers,
             self.bits,
+            self.group or 0,
             self.terms,
             self.fine_tokens,
         )
         return cast(Tensor, output)
+
+    def dequantized(self) -> Tensor:
+        """The float weights that the codes stand for, [out, in]."""
+        whole = quantizer.whole_weight(
+            self.codes, self.multipliers, self.bits, self.group or 0, self.in_features
+        )
+        return whole * self.scale[:, None]
 
 
 class Attention(nn.Module):
