@@ -25,7 +25,7 @@ from vitcompress.stages.context import Context
 from vitcompress.stages.importance import Score
 from vitcompress.stages.quantize_bits import allocated, counts, prepare, weight_errors, weighted
 from vitcompress.stages.quantize_config import BitBudget, QuantizeConfig
-from vitcompress.stages.quantize_layer import dequantized, rounded
+from vitcompress.stages.quantize_layer import rounded
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def main() -> None:
     def figures(bits: dict[str, int]) -> str:
         for name, b in bits.items():
             choice, found = known.choices[name], known.found[name]
-            twin = dequantized(rounded(known.floats[name], choice, found, config.style, b))
+            twin = rounded(known.floats[name], choice, found, config.style, b).dequantized()
             known.module.set_submodule(name, twin)
         now = torch.cat([known.module(p) for p in pixels]).log_softmax(-1)
         for name, linear in known.floats.items():

@@ -198,7 +198,9 @@ def test_codes_and_multipliers_are_what_the_kernel_gets(vit: VitModel, context: 
             )
             assert torch.equal(whole, whole.round())
             assert whole.abs().max() <= 64
-            error = (layer.dequantized() - vit.module.get_submodule(name).weight).square().mean()
+            error = (
+                (layer.dequantized().weight - vit.module.get_submodule(name).weight).square().mean()
+            )
             assert error < 0.02 * vit.module.get_submodule(name).weight.square().mean()
 
 
@@ -208,3 +210,34 @@ def test_two_runs_choose_alike(make_vit: MakeVit, make_context: Callable[..., An
     assert its == others
     first, second = stored_tensors(one), stored_tensors(other)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_relevance_is_drawn_where_it_has_decided(vit: VitModel, context: Context) -> None:
+    _, details = run(vit, context, bits={"average": 4.5})
+    assert [row["image"] for row in details["relevance"]] == context.images.names[:4]
+    for row in details["relevance"]:
+        assert row["before"] != row["after"]
+        assert all(row[k].startswith("data:image/png") for k in ("input", "before", "after"))
+    for others in ({"bits": 8}, {"bits": {"average": 4.5}, "score": "fisher"}):
+        assert "relevance" not in run(vit, context, **others)[1]
+
+
+@pytest.mark.parametrize("score", ["lrp", "fisher"])
+def test_scores_do_not_depend_on_whether_gradients_are_on(
+    score: Any, vit: VitModel, context: Context
+) -> None:
+    with torch.no_grad():
+        off = importance(vit.module, BLOCKS, score, context)
+    assert off == importance(vit.module, BLOCKS, score, context)
+
+
+def test_heads_that_change_places_count_the_same(vit: VitModel, context: Context) -> None:
+    before = importance(vit.module, BLOCKS, "lrp", context)
+    attention = vit.module.blocks[0].attn
+    order = torch.cat([torch.arange(32, 64), torch.arange(32)])  # two heads of 32
+    rows = torch.cat([part * 64 + order for part in range(3)])
+    attention.qkv.weight.copy_(attention.qkv.weight[rows])
+    attention.qkv.bias.copy_(attention.qkv.bias[rows])
+    attention.proj.weight.copy_(attention.proj.weight[:, order])
+    after = importance(vit.module, BLOCKS, "lrp", context)
+    assert after == pytest.approx(before, rel=1e-4)

@@ -145,12 +145,16 @@ class QuantizedLinear(nn.Module):
         )
         return cast(Tensor, output)
 
-    def dequantized(self) -> Tensor:
-        """The float weights that the codes stand for, [out, in]."""
+    def dequantized(self) -> nn.Linear:
+        """The float layer that the codes and the bias stand for."""
         whole = quantizer.whole_weight(
             self.codes, self.multipliers, self.bits, self.group or 0, self.in_features
         )
-        return whole * self.scale[:, None]
+        linear = nn.Linear(self.in_features, self.out_features, device=self.codes.device)
+        linear.requires_grad_(False)
+        linear.weight.copy_(whole * self.scale[:, None])
+        linear.bias.copy_(self.bias)
+        return linear
 
 
 class Attention(nn.Module):

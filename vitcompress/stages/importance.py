@@ -1,5 +1,6 @@
 """What each layer counts for the output of a model: relevance, Fisher information, or neither."""
 
+import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import islice
@@ -10,14 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.console import track
+from vitcompress.data.pictures import heat_map, photograph
 from vitcompress.errors import InputError
 from vitcompress.methods import relevance
+from vitcompress.model.architecture import VitModel
 from vitcompress.model.layers import QuantizedLinear
 from vitcompress.stages.context import Context
 
 Score = Literal["lrp", "fisher", "kl", "uniform", "random"]
 
 _BATCHES = 4  # of 16 images
+_SHOWN, _CELLS = 4, 14  # images with pictures of their relevance, and its fields a side
 
 
 def importance(
@@ -80,6 +84,48 @@ def _information(logits: Tensor, outputs: dict[str, Tensor], seed: int) -> dict[
         variance = y.detach().flatten(0, -2).var(0, correction=0)
         found[name] = float(gradient.flatten(0, -2).square().sum(0) @ variance)
     return found
+
+
+def relevance_maps(before: VitModel, after: VitModel, context: Context) -> list[dict[str, str]]:
+    """Pictures of where two models find what speaks for the class that the first one names.
+
+    Of a few calibration images: the image, and the relevance of its parts for either model.
+    """
+    shown = next(context.calibration_batches("drawing relevance"))[:_SHOWN].to(context.device)
+    twins = [float_twin(model.module).to(context.device) for model in (before, after)]
+    classes = twins[0](shown).argmax(-1)
+    maps = [heat(twin, shown, classes, _CELLS) for twin in twins]
+    look = context.preprocess
+    return [
+        {
+            "image": context.images.names[place],
+            "input": photograph(pixels, look.mean, look.std, 112),
+            "before": heat_map(maps[0][place]),
+            "after": heat_map(maps[1][place]),
+        }
+        for place, pixels in enumerate(shown)
+    ]
+
+
+def heat(module: nn.Module, pixels: Tensor, classes: Tensor, cells: int) -> Tensor:
+    """The relevance of the pixels for `classes` [n], in fields: [n, cells, cells].
+
+    `module` must give gradients: see `float_twin`.
+    """
+    given = pixels.detach().clone().requires_grad_()
+    with torch.enable_grad(), relevance.Propagation():
+        explained = module(given).gather(1, classes[:, None])
+        explained.sum().backward()
+    return F.adaptive_avg_pool2d(relevance.of(given).sum(1), cells)
+
+
+def float_twin(module: nn.Module) -> nn.Module:
+    """A copy of `module` whose quantized layers are float layers of the same weights."""
+    twin = copy.deepcopy(module)
+    for name, layer in list(twin.named_modules()):
+        if isinstance(layer, QuantizedLinear):
+            twin.set_submodule(name, layer.dequantized())
+    return twin
 
 
 def _images(context: Context) -> Any:

@@ -16,6 +16,7 @@ from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.structure import block_of
 from vitcompress.stages.calibrate import LayerStatistics
 from vitcompress.stages.context import Context
+from vitcompress.stages.importance import relevance_maps
 from vitcompress.stages.quantize_bits import (
     allocated,
     chosen_bits,
@@ -58,10 +59,10 @@ def quantize(
         finer = ranged(layers[name], floats[name], choices[name], found[name], 2, tokens)
         if known.cost({name: finer}) < costs[name] / 2:
             layers[name] = finer
-    facts = {} if isinstance(config.bits, int) else {"score": config.score}
-    return describe(model, known.module, layers, config), {
+    quantized = describe(model, known.module, layers, config)
+    return quantized, {
         "average_bits": _average(bits, floats),
-        **facts,
+        **({"score": config.score} if isinstance(config.bits, BitBudget) else {}),
         "activations": config.activations,
         "rounding": config.rounding,
         "quantized_layers": len(names),
@@ -81,7 +82,17 @@ def quantize(
             }
             for name, row in zip(names, rows, strict=True)
         ],
+        **_pictures(model, quantized, config, context),
     }
+
+
+def _pictures(
+    before: VitModel, after: VitModel, config: QuantizeConfig, context: Context
+) -> dict[str, Any]:
+    """Where the relevance lies in a few images, where relevance has decided."""
+    if isinstance(config.bits, int) or config.score != "lrp":
+        return {}
+    return {"relevance": relevance_maps(before, after, context)}
 
 
 def sensitivity(model: VitModel, config: QuantizeConfig, context: Context) -> list[dict[str, Any]]:

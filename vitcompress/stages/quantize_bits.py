@@ -20,7 +20,6 @@ from vitcompress.stages.quantize_layer import (
     Choice,
     Cost,
     choose,
-    dequantized,
     probe,
     rounded,
     weight_error,
@@ -97,7 +96,7 @@ def counts(
         for name, linear in track(known.floats.items(), "measuring layers", len(known.floats)):
             width = min(errors[name], key=lambda b: abs(b - 4))
             twin = rounded(linear, known.choices[name], known.found[name], config.style, width)
-            found[name] = known.cost({name: dequantized(twin)}) / max(errors[name][width], 1e-12)
+            found[name] = known.cost({name: twin.dequantized()}) / max(errors[name][width], 1e-12)
     else:
         found = importance(known.module, list(known.floats), score, context)
     total = sum(found.values())
@@ -212,7 +211,7 @@ def _kl(known: Prepared, config: QuantizeConfig) -> Callable[[dict[str, int]], f
             if (name, b) not in twins:
                 choice, found = known.choices[name], known.found[name]
                 layer = rounded(known.floats[name], choice, found, config.style, b)
-                twins[name, b] = dequantized(layer)
+                twins[name, b] = layer.dequantized()
         return known.cost({name: twins[name, b] for name, b in bits.items()})
 
     return kl

@@ -173,14 +173,6 @@ def weight_error(
     return float(left / whole.clamp_min(torch.finfo(torch.float64).tiny))
 
 
-def dequantized(layer: QuantizedLinear) -> nn.Linear:
-    """The float layer with the weights and the bias of `layer`."""
-    twin = nn.Linear(layer.in_features, layer.out_features).requires_grad_(False)
-    twin.weight.copy_(layer.dequantized())
-    twin.bias.copy_(layer.bias)
-    return twin
-
-
 def ranged(
     quantized: QuantizedLinear,
     layer: nn.Linear,
