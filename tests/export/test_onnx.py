@@ -35,7 +35,7 @@ FACTS = {"note": 'é, ≤ and "quotes"', "empty": ""}
 QUANTIZED = {
     "blocks.0.attn.qkv": QuantizedLayer(bits=2, activations="static"),
     "blocks.0.attn.proj": QuantizedLayer(bits=3, activations="static"),
-    "blocks.0.mlp.fc1": QuantizedLayer(bits=4, activations="static"),
+    "blocks.0.mlp.fc1": QuantizedLayer(bits=4, activations="static", group=16),
     "blocks.0.mlp.fc2": QuantizedLayer(bits=6, activations="static", terms=2),
     "blocks.1.attn.qkv": QuantizedLayer(bits=8, activations="dynamic", terms=2),
     "blocks.1.attn.proj": QuantizedLayer(bits=6, activations="dynamic"),
@@ -49,8 +49,11 @@ HALF = ("pos_embed", "patch_embed.proj.weight")
 def quantized_twin(linear: nn.Linear, layer: QuantizedLayer, x: Tensor) -> QuantizedLinear:
     """`linear` rounded to nearest, its static range that of `x`."""
     twin = QuantizedLinear(linear.in_features, linear.out_features, **layer.model_dump())
-    twin.scale = quantizer.weight_scale(linear.weight, layer.bits)
-    codes = quantizer.round_weight(linear.weight, twin.scale, layer.bits)
+    twin.scale, multipliers = quantizer.weight_scale(linear.weight, layer.bits, None, layer.group)
+    step = quantizer.weight_step(twin.scale, multipliers, layer.group, linear.in_features)
+    codes = quantizer.round_weight(linear.weight, step, layer.bits)
+    if multipliers is not None:
+        twin.multipliers = quantizer.pack_multipliers(multipliers)
     twin.codes = quantizer.pack_weight(codes, layer.bits)
     twin.bias = linear.bias.detach().clone()
     if layer.activations == "static":
@@ -88,6 +91,9 @@ class Bank(nn.Module):
 BANK = [
     QuantizedLayer(bits=bits, activations=activations, terms=terms)
     for bits, activations, terms in product(range(2, 9), ("static", "dynamic"), (1, 2))
+] + [
+    QuantizedLayer(bits=bits, activations=activations, group=group)
+    for bits, activations, group in product((2, 3, 4, 5), ("static", "dynamic"), (9, 16))
 ]
 
 
@@ -235,7 +241,7 @@ def test_the_file_holds_the_packed_tensors_and_no_others(quantized: Exported) ->
 
 def test_all_widths_of_all_kinds_are_stored_as_they_are(side_by_side: Exported) -> None:
     for name, tensor in stored_tensors(side_by_side.model).items():
-        if name.endswith("codes"):
+        if name.endswith(("codes", "multipliers")):
             held = numpy_helper.to_array(side_by_side.initializers[name])
             assert held.tobytes() == tensor.numpy().tobytes()
 

@@ -60,11 +60,12 @@ def test_the_scale_is_never_worse_than_that_of_the_largest_weight(
     importance = randn(50, seed=1).square() if weighted else torch.ones(50)
 
     def errors(scale: Tensor) -> Tensor:
-        rounded = quantizer.round_weight(weight, scale, bits) * scale[:, None]
+        rounded = quantizer.round_weight(weight, scale[:, None], bits) * scale[:, None]
         return ((rounded - weight).square() * importance).sum(1)
 
-    largest = weight.abs().amax(1) / quantizer.weight_limit(bits)
-    best = quantizer.weight_scale(weight, bits, importance if weighted else None)
+    largest = weight.abs().amax(1) / quantizer.weight_range(bits)[1]
+    best, multipliers = quantizer.weight_scale(weight, bits, importance if weighted else None)
+    assert multipliers is None
     assert (errors(best) <= errors(largest)).all()
     if bits < 5:  # clipping pays
         assert errors(best).sum() < 0.97 * errors(largest).sum()
@@ -75,23 +76,57 @@ def test_the_importance_of_inputs_moves_the_scale() -> None:
     matters = torch.ones(41)
     ignored = matters.clone()
     ignored[-1] = 0
-    large = quantizer.weight_scale(weight, 3, 100 * matters - 99 * ignored)
-    small = quantizer.weight_scale(weight, 3, ignored)
-    assert (small < large).all()
+    large, _ = quantizer.weight_scale(weight, 3, 100 * matters - 99 * ignored)
+    small, _ = quantizer.weight_scale(weight, 3, ignored)
+    assert (small.abs() < large.abs()).all()
 
 
 def test_a_channel_of_zeros_has_a_scale() -> None:
-    scale = quantizer.weight_scale(torch.zeros(2, 5), 8)
-    assert (scale > 0).all()
-    assert torch.equal(quantizer.round_weight(torch.zeros(2, 5), scale, 8), torch.zeros(2, 5))
+    for bits, group in ((8, None), (4, None), (4, 2)):
+        scale, multipliers = quantizer.weight_scale(torch.zeros(2, 5), bits, None, group)
+        step = quantizer.weight_step(scale, multipliers, group, 5)
+        assert (step != 0).all()
+        assert (quantizer.round_weight(torch.zeros(2, 5), step, bits) == 0).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5])
+@pytest.mark.parametrize("inputs", [32, 70])  # whole groups, and a last one that is not full
+def test_multipliers_of_groups_are_small_whole_numbers_that_pay(bits: int, inputs: int) -> None:
+    weight = randn(12, inputs) * torch.linspace(0.3, 1, inputs)
+    scale, multipliers = quantizer.weight_scale(weight, bits, None, 16)
+    assert multipliers is not None
+    assert multipliers.dtype == torch.int8
+    assert multipliers.shape == (-(-inputs // 16), 12)
+    assert (multipliers != 0).all()
+    low, _ = quantizer.weight_range(bits)
+    assert multipliers.abs().max() * -low <= 64  # no kernel saturates
+    packed = quantizer.pack_multipliers(multipliers)
+    assert torch.equal(quantizer.unpack_multipliers(packed, len(multipliers)), multipliers)
+
+    def error(step: Tensor) -> Tensor:
+        return (quantizer.round_weight(weight, step, bits) * step - weight).square().sum()
+
+    plain, _ = quantizer.weight_scale(weight, bits)
+    assert error(quantizer.weight_step(scale, multipliers, 16, inputs)) < 0.97 * error(
+        plain[:, None]
+    )
+
+
+def test_whole_weights_are_codes_times_the_multipliers_of_their_groups() -> None:
+    codes = torch.arange(-8, 7).float().repeat(3, 1)  # 3 outputs, 15 inputs
+    multipliers = torch.tensor([[1, -2, 3], [4, 5, -6]], dtype=torch.int8)
+    packed = quantizer.pack_weight(codes, 4), quantizer.pack_multipliers(multipliers)
+    whole = quantizer.whole_weight(*packed, 4, 8, 15)
+    assert torch.equal(whole[:, :8], codes[:, :8] * torch.tensor([[1], [-2], [3]]))
+    assert torch.equal(whole[:, 8:], codes[:, 8:] * torch.tensor([[4], [5], [-6]]))
 
 
 @given(bits=st.integers(2, 8), out=st.integers(1, 9), inputs=st.integers(1, 41))
 @settings(max_examples=50, deadline=None)
 def test_packed_weights_come_back(bits: int, out: int, inputs: int) -> None:
-    limit = quantizer.weight_limit(bits)
+    low, high = quantizer.weight_range(bits)
     generator = torch.Generator().manual_seed(out * 41 + inputs)
-    codes = torch.randint(-limit, limit + 1, (out, inputs), generator=generator).float()
+    codes = torch.randint(low, high + 1, (out, inputs), generator=generator).float()
     packed = quantizer.pack_weight(codes, bits)
     assert packed.dtype == torch.uint8
     assert torch.equal(quantizer.unpack_weight(packed, bits, inputs), codes)
@@ -99,8 +134,8 @@ def test_packed_weights_come_back(bits: int, out: int, inputs: int) -> None:
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_the_extreme_codes_come_back(bits: int) -> None:
-    limit = quantizer.weight_limit(bits)
-    codes = torch.tensor([[-limit, 0, limit]]).float()
+    low, high = quantizer.weight_range(bits)
+    codes = torch.tensor([[low, 0, high]]).float()
     assert torch.equal(quantizer.unpack_weight(quantizer.pack_weight(codes, bits), bits, 3), codes)
 
 

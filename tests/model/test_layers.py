@@ -103,7 +103,7 @@ def test_the_tail_block_keeps_the_logits(
 def filled(activations: layers.Activations, bits: int = 8, terms: int = 1) -> QuantizedLinear:
     generator = torch.Generator().manual_seed(2)
     layer = QuantizedLinear(64, 24, bits, activations, terms)
-    limit = quantizer.weight_limit(bits)
+    limit = quantizer.weight_range(bits)[1]
     codes = torch.randint(-limit, limit + 1, (24, 64), generator=generator).float()
     layer.codes = quantizer.pack_weight(codes, bits)
     layer.scale = torch.rand(24, generator=generator) / limit
@@ -162,9 +162,11 @@ def test_the_operators_are_well_formed(x: Tensor) -> None:
     arguments = (x, layer.codes, layer.scale, layer.bias)
     ranges = (layer.activation_scale, layer.activation_zero_point)
     torch.library.opcheck(
-        layers.quantized_linear, (*arguments, *ranges, 8, 1, None), test_utils=checks
+        layers.quantized_linear, (*arguments, *ranges, None, 8, 0, 1, None), test_utils=checks
     )
     for fine in (None, 1):
         torch.library.opcheck(
-            layers.quantized_linear, (*arguments, None, None, 8, 2, fine), test_utils=checks
+            layers.quantized_linear,
+            (*arguments, None, None, None, 8, 0, 2, fine),
+            test_utils=checks,
         )

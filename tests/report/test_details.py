@@ -47,3 +47,13 @@ def test_names_that_fall_together_are_not_charted() -> None:
     found = sections({"layers": rows})
     assert not found.charts
     assert len(found.tables) == 1
+
+
+def test_pictures_make_a_gallery() -> None:
+    rows = [{"image": f"{n}.jpg", "before": "data:image/png;base64,AA", "n": n} for n in range(2)]
+    found = sections({"relevance": rows})
+    (gallery,) = found.galleries
+    assert gallery.name == "relevance"
+    assert gallery.columns == ["before"]
+    assert gallery.rows[1] == ("1.jpg 1", ["data:image/png;base64,AA"])
+    assert not found.tables

@@ -22,7 +22,9 @@ from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.structure import linears
 from vitcompress.stages.calibrate import LayerStatistics, collect, statistics
 from vitcompress.stages.context import Context
-from vitcompress.stages.quantize import QuantizeConfig, _choose, quantize, selected
+from vitcompress.stages.quantize import QuantizeConfig, quantize
+from vitcompress.stages.quantize_config import selected
+from vitcompress.stages.quantize_layer import Choice, choose
 
 MakeVit = Callable[..., VitModel]
 
@@ -147,6 +149,10 @@ def calibrated(vit: VitModel, context: Context) -> dict[str, LayerStatistics]:
     return collect(vit.module, BLOCKS, batches, len(context.images), seed=0)
 
 
+def chosen(module: nn.Module, name: str, found: LayerStatistics, config: QuantizeConfig) -> Choice:
+    return choose(module, name, found, config.style, 8, config.fold)
+
+
 @pytest.mark.parametrize("activations", MODES)
 def test_folding_never_chooses_a_larger_error(
     activations: Any, make_vit: MakeVit, context: Context
@@ -155,7 +161,7 @@ def test_folding_never_chooses_a_larger_error(
         found = calibrated(vit, context)
         for name in BLOCKS:
             folded, plain = (
-                _choose(
+                chosen(
                     copy.deepcopy(vit.module),
                     name,
                     found[name],
@@ -176,7 +182,7 @@ def test_a_chosen_fold_is_applied_to_the_model(make_vit: MakeVit, context: Conte
     pixels = torch.cat(list(context.calibration_batches("")))
     for name in BLOCKS[:3]:
         module = copy.deepcopy(vit.module)
-        choice = _choose(module, name, found[name], QuantizeConfig())
+        choice = chosen(module, name, found[name], QuantizeConfig())
         before = seen_inputs(vit.module, [name], pixels)[name]
         after = seen_inputs(module, [name], pixels)[name]
         assert choice.fold.strength > 0
@@ -190,7 +196,7 @@ def test_static_ranges_are_never_worse_than_the_whole_range(
     found = calibrated(vit, context)
     for name in BLOCKS:
         choices = [
-            _choose(vit.module, name, found[name], QuantizeConfig(activations=mode, fold=False))
+            chosen(vit.module, name, found[name], QuantizeConfig(activations=mode, fold=False))
             for mode in ("static", "dynamic")
         ]
         assert choices[0].error <= choices[1].error

@@ -151,7 +151,7 @@ def mismatch(layer: QuantizedLinear, x: Tensor, output: Tensor) -> float:
     else:
         x_scale = layer.activation_scale
     expected = cast(Tensor, layer(x))
-    step = (x_scale * layer.scale).expand_as(expected).clone()
+    step = (x_scale * layer.scale.abs()).expand_as(expected).clone()
     if layer.terms == 2:
         step[..., : layer.fine_tokens, :] /= 256
     # float32 holds seven digits of the output, whatever the step.

@@ -13,6 +13,7 @@ from onnxscript import opset23 as op
 
 from vitcompress.methods import selection  # noqa: F401  (registers operators)
 from vitcompress.methods.packing import parts
+from vitcompress.methods.quantizer import MULTIPLIER_BITS
 from vitcompress.model import layers  # noqa: F401  (registers operators)
 
 OPSET = 23
@@ -39,25 +40,34 @@ def _rows(x: Any, index: Any) -> Any:
 
 
 def _unpacked(codes: Any, bits: int, rows: int) -> Any:
-    """Packed uint8 codes → int8 [rows, columns], the inverse of `methods.packing.pack`."""
+    """Packed uint8 codes → signed int32 [rows, columns], as `methods.quantizer` unpacks them."""
     total = None
     layout = parts(bits, rows)
     for part in layout:
         held = codes
         if len(layout) > 1:
-            bounds = ([part.start], [part.start + part.rows], [0])
-            held = op.Slice(codes, *(op.Constant(value_ints=b) for b in bounds))
+            held = op.Slice(codes, _ints(part.start), _ints(part.start + part.rows), _ints(0))
         slices = [_bits(held, shift, part.bits) for shift in range(0, 8, part.bits)]
         value = op.Concat(*slices, axis=0) if len(slices) > 1 else slices[0]
         if part.rows * len(slices) > rows:
-            bounds = ([0], [rows], [0])
-            value = op.Slice(value, *(op.Constant(value_ints=b) for b in bounds))
+            value = op.Slice(value, _ints(0), _ints(rows), _ints(0))
         if part.weight > 1:
             value = op.BitShift(value, _uint8(part.weight.bit_length() - 1), direction="LEFT")
         total = value if total is None else op.BitwiseOr(total, value)
     middle = op.Cast(op.Constant(value_int=1 << (bits - 1)), to=ir.DataType.INT32)
-    signed = op.Sub(op.Cast(total, to=ir.DataType.INT32), middle)
-    return op.Cast(signed, to=ir.DataType.INT8)
+    return op.Sub(op.Cast(total, to=ir.DataType.INT32), middle)
+
+
+def _spread(multipliers: Any, group: int, rows: int) -> Any:
+    """Packed multipliers → int32 [rows, columns], each repeated `group` times."""
+    groups, columns = -(-rows // group), int(multipliers.shape[-1])
+    each = op.Unsqueeze(_unpacked(multipliers, MULTIPLIER_BITS, groups), _ints(1))
+    flat = op.Reshape(op.Expand(each, _ints(groups, group, columns)), _ints(-1, columns))
+    return flat if groups * group == rows else op.Slice(flat, _ints(0), _ints(rows), _ints(0))
+
+
+def _ints(*values: int) -> Any:
+    return op.Constant(value_ints=list(values))
 
 
 def _bits(held: Any, shift: int, bits: int) -> Any:
@@ -78,11 +88,17 @@ def _quantized_linear(
     bias: Any,
     activation_scale: Any,
     activation_zero_point: Any,
+    multipliers: Any,
     bits: int,
+    group: int,
     terms: int,
     fine_tokens: int | None,
 ) -> Any:
-    weight = _unpacked(codes, bits, int(x.shape[-1]))
+    rows = int(x.shape[-1])
+    whole = _unpacked(codes, bits, rows)
+    if multipliers is not None:
+        whole = op.Mul(whole, _spread(multipliers, group, rows))
+    weight = op.Cast(whole, to=ir.DataType.INT8)
     if activation_scale is None:
         x_codes, x_scale, zero_point = op.DynamicQuantizeLinear(x)
     else:

@@ -1,7 +1,9 @@
 """Uniform quantizers and the exact arithmetic of the integer kernels that use them.
 
-Weights are symmetric, one scale per output channel; activations are unsigned 8-bit with a zero
-point, one scale per tensor, as onnxruntime's QuantizeLinear and DynamicQuantizeLinear define them.
+Weights are multiples of a step: one float scale for each output channel, times a small whole
+number for each group of inputs where there are groups, so that the kernels still see 8-bit
+integers. Activations are unsigned 8-bit with a zero point, one scale per tensor, as onnxruntime's
+QuantizeLinear and DynamicQuantizeLinear define them.
 """
 
 import torch
@@ -13,42 +15,122 @@ from .packing import pack, unpack
 ACTIVATION_LEVELS = 255
 
 
-def weight_limit(bits: int) -> int:
-    """The largest magnitude of a symmetric code: 127 for 8 bits."""
-    return (1 << (bits - 1)) - 1
+def weight_range(bits: int) -> tuple[int, int]:
+    """The least and the largest code of a width: -8 and 7 for 4 bits.
+
+    8 bits leave out -128, so that no code is larger than the others on either side.
+    """
+    limit = (1 << (bits - 1)) - 1
+    return (-limit if bits == 8 else -limit - 1), limit
 
 
-def weight_scale(weight: Tensor, bits: int, importance: Tensor | None = None) -> Tensor:
-    """The scale of each output channel with the least mean squared rounding error.
+def largest_multiplier(bits: int) -> int:
+    """The largest magnitude of a group's multiplier.
 
-    The clip is searched on a grid of fractions of the largest magnitude.
+    It fits in 4 signed bits (as -8 … 7), and no product with a code exceeds 64: so small weights
+    cannot saturate the kernels of processors without VNNI, which add pairs of products in 16 bits.
+    """
+    return min(8, 64 >> (bits - 1))
+
+
+def weight_scale(
+    weight: Tensor, bits: int, importance: Tensor | None = None, group: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The scale of each output channel, and the multipliers of its groups of inputs.
+
+    The step of a weight is scale · multiplier; it is sought for the least mean squared rounding
+    error: the clip on a grid of fractions of the largest magnitude. Steps may be negative, which
+    turns the side with one code more to the longer tail.
 
     Args:
         weight: [out, in].
         bits: width of the codes.
         importance: [in], weights of the squared errors (the mean square of each input).
+        group: how many inputs share a multiplier; None for one step a channel.
 
     Returns:
-        [out], positive.
+        Scale [out], not zero; multipliers int8 [groups, out], whole and not zero, or None.
     """
-    limit = weight_limit(bits)
-    largest = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny * limit)
-    best_scale, best_error = largest / limit, torch.full_like(largest, torch.inf)
-    for fraction in torch.linspace(1.0, 0.4, 31).tolist():
-        scale = largest * fraction / limit
-        error = round_weight(weight, scale, bits) * scale[:, None] - weight
-        squared = error.square() if importance is None else error.square() * importance
-        total = squared.sum(1)
-        better = total < best_error
+    ones = torch.ones(weight.shape[1]) if importance is None else importance
+    if group is None:
+        return _best_steps(weight[:, None], ones[None], bits)[:, 0], None
+    groups = -(-weight.shape[1] // group)
+    missing = groups * group - weight.shape[1]
+    grouped = F.pad(weight, (0, missing)).view(len(weight), groups, group)
+    weights = F.pad(ones, (0, missing)).view(groups, group)
+    wanted = _best_steps(grouped, weights, bits)
+    scale, multipliers = _factored(grouped, weights, wanted, bits)
+    return scale, multipliers.T.contiguous().to(torch.int8)
+
+
+def _best_steps(grouped: Tensor, importance: Tensor, bits: int) -> Tensor:
+    """Signed float steps [out, groups] of least error, of `grouped` weights [out, groups, n]."""
+    low, high = weight_range(bits)
+    largest = grouped.abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny * 256)
+    best = largest / high
+    least = _rounding_error(grouped, best, importance, bits)
+    for sign in (1,) if high == -low else (1, -1):
+        for fraction in torch.linspace(1.0, 0.4, 31).tolist():
+            step = sign * largest * (fraction / -low)
+            error = _rounding_error(grouped, step, importance, bits)
+            better = error < least
+            best, least = torch.where(better, step, best), torch.where(better, error, least)
+    return best
+
+
+def _factored(
+    grouped: Tensor, importance: Tensor, wanted: Tensor, bits: int
+) -> tuple[Tensor, Tensor]:
+    """A scale for each channel and whole multipliers whose products come near `wanted`."""
+    most = largest_multiplier(bits)
+    widest = wanted.abs().amax(1)
+    best_scale, best = widest, torch.ones_like(wanted)
+    least = torch.full_like(widest, torch.inf)
+    for divisor in torch.linspace(0.55 * most, most, 8).tolist():
+        scale = widest / divisor
+        ratio = wanted / scale[:, None]
+        choices = []
+        for rounded in (ratio.floor(), ratio.ceil()):
+            whole = rounded.clamp(-most, min(most, 7))
+            whole = torch.where(whole == 0, torch.where(ratio < 0, -1.0, 1.0), whole)
+            step = whole * scale[:, None]
+            choices.append((_rounding_error(grouped, step, importance, bits), whole))
+        (error, whole), (other_error, other) = choices
+        nearer = torch.where(other_error < error, other, whole)
+        total = torch.minimum(error, other_error).sum(1)
+        better = total < least
+        least = torch.where(better, total, least)
         best_scale = torch.where(better, scale, best_scale)
-        best_error = torch.where(better, total, best_error)
-    return best_scale
+        best = torch.where(better[:, None], nearer, best)
+    return best_scale, best
 
 
-def round_weight(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Signed codes [out, in] (as floats) of `weight` with one `scale` [out] per output channel."""
-    limit = weight_limit(bits)
-    return torch.round(weight / scale[:, None]).clamp(-limit, limit)
+def _rounding_error(grouped: Tensor, step: Tensor, importance: Tensor, bits: int) -> Tensor:
+    """The weighted squared error [out, groups] of rounding to multiples of `step`."""
+    low, high = weight_range(bits)
+    wide = step[..., None]
+    error = (grouped / wide).round_().clamp_(low, high).mul_(wide).sub_(grouped)
+    return error.square_().mul_(importance).sum(-1)
+
+
+def weight_step(
+    scale: Tensor, multipliers: Tensor | None, group: int | None, in_features: int
+) -> Tensor:
+    """The step of each weight: [out, in], or [out, 1] without groups."""
+    if multipliers is None or group is None:
+        return scale[:, None]
+    return scale[:, None] * spread(multipliers, group, in_features).T
+
+
+def spread(multipliers: Tensor, group: int, in_features: int) -> Tensor:
+    """Multipliers [groups, out] for each input: [in, out], float32."""
+    return multipliers.float().repeat_interleave(group, 0)[:in_features]
+
+
+def round_weight(weight: Tensor, step: Tensor, bits: int) -> Tensor:
+    """Signed codes [out, in] (as floats) of `weight` with `step` [out, 1 or in]."""
+    low, high = weight_range(bits)
+    return torch.round(weight / step).clamp(low, high)
 
 
 def pack_weight(codes: Tensor, bits: int) -> Tensor:
@@ -59,6 +141,30 @@ def pack_weight(codes: Tensor, bits: int) -> Tensor:
 def unpack_weight(packed: Tensor, bits: int, in_features: int) -> Tensor:
     """The inverse of `pack_weight`: signed codes [out, in], float32."""
     return unpack(packed, bits, in_features).T.to(torch.float32) - (1 << (bits - 1))
+
+
+MULTIPLIER_BITS = 4
+
+
+def pack_multipliers(multipliers: Tensor) -> Tensor:
+    """Multipliers int8 -8 … 7 [groups, out] → packed uint8 [packed groups, out]."""
+    return pack((multipliers + 8).to(torch.uint8), MULTIPLIER_BITS)
+
+
+def unpack_multipliers(packed: Tensor, groups: int) -> Tensor:
+    """The inverse of `pack_multipliers`, int8."""
+    return unpack(packed, MULTIPLIER_BITS, groups).to(torch.int8) - 8
+
+
+def whole_weight(
+    codes: Tensor, multipliers: Tensor | None, bits: int, group: int, in_features: int
+) -> Tensor:
+    """The 8-bit whole weights [out, in] (as floats) of packed codes and packed multipliers."""
+    whole = unpack_weight(codes, bits, in_features)
+    if multipliers is None:
+        return whole
+    groups = -(-in_features // group)
+    return whole * spread(unpack_multipliers(multipliers, groups), group, in_features).T
 
 
 def activation_parameters(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,8 +198,8 @@ def integer_linear(
 
     Args:
         x: [..., in].
-        codes: signed, [out, in].
-        scale: [out], of the codes.
+        codes: whole weights, [out, in]: signed codes, times their multipliers.
+        scale: [out], of these.
         bias: [out].
         static_range: scale and zero point of the input, or None to take them from `x`.
         terms: 1, or 2 to quantize also what the first quantization left over, in a second sum with

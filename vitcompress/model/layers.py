@@ -51,7 +51,9 @@ def quantized_linear(
     bias: Tensor,
     activation_scale: Tensor | None,
     activation_zero_point: Tensor | None,
+    multipliers: Tensor | None,
     bits: int,
+    group: int,
     terms: int,
     fine_tokens: int | None,
 ) -> Tensor:
@@ -64,14 +66,16 @@ def quantized_linear(
         bias: float32 [out].
         activation_scale: float32 scalar, or None to take the range of `x` at each call.
         activation_zero_point: uint8 scalar, or None likewise.
+        multipliers: uint8, packed multipliers of groups of inputs, or None.
         bits: width of the weight codes.
+        group: how many inputs share a multiplier.
         terms: how many 8-bit terms the input is the sum of, 1 or 2.
         fine_tokens: how many leading tokens have the second term; None: all.
     """
     static_range = None
     if activation_scale is not None and activation_zero_point is not None:
         static_range = (activation_scale, activation_zero_point.float())
-    weight = quantizer.unpack_weight(codes, bits, x.shape[-1])
+    weight = quantizer.whole_weight(codes, multipliers, bits, group, x.shape[-1])
     return quantizer.integer_linear(x, weight, scale, bias, static_range, terms, fine_tokens)
 
 
@@ -83,7 +87,9 @@ def _(
     bias: Tensor,
     activation_scale: Tensor | None,
     activation_zero_point: Tensor | None,
+    multipliers: Tensor | None,
     bits: int,
+    group: int,
     terms: int,
     fine_tokens: int | None,
 ) -> Tensor:
@@ -101,6 +107,7 @@ class QuantizedLinear(nn.Module):
     bias: Tensor
     activation_scale: Tensor | None
     activation_zero_point: Tensor | None
+    multipliers: Tensor | None
 
     def __init__(
         self,
@@ -110,6 +117,7 @@ class QuantizedLinear(nn.Module):
         activations: Activations,
         terms: Literal[1, 2] = 1,
         fine_tokens: int | None = None,
+        group: int | None = None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
@@ -117,6 +125,7 @@ class QuantizedLinear(nn.Module):
         self.activations: Activations = activations
         self.terms: Literal[1, 2] = terms
         self.fine_tokens = fine_tokens
+        self.group = group
         zeros = torch.zeros(out_features, in_features)
         self.register_buffer("codes", quantizer.pack_weight(zeros, bits))
         self.register_buffer("scale", torch.ones(out_features))
@@ -125,6 +134,9 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("activation_scale", torch.tensor(1.0) if static else None)
         zero_point = torch.tensor(0, dtype=torch.uint8) if static else None
         self.register_buffer("activation_zero_point", zero_point)
+        groups = None if group is None else torch.ones(-(-in_features // group), out_features)
+        packed = None if groups is None else quantizer.pack_multipliers(groups.to(torch.int8))
+        self.register_buffer("multipliers", packed)
 
     def forward(self, x: Tensor) -> Tensor:
         output = quantized_linear(
@@ -134,11 +146,24 @@ class QuantizedLinear(nn.Module):
             self.bias,
             self.activation_scale,
             self.activation_zero_point,
+            self.multipliers,
             self.bits,
+            self.group or 0,
             self.terms,
             self.fine_tokens,
         )
         return cast(Tensor, output)
+
+    def dequantized(self) -> nn.Linear:
+        """The float layer that the codes and the bias stand for."""
+        whole = quantizer.whole_weight(
+            self.codes, self.multipliers, self.bits, self.group or 0, self.in_features
+        )
+        linear = nn.Linear(self.in_features, self.out_features, device=self.codes.device)
+        linear.requires_grad_(False)
+        linear.weight.copy_(whole * self.scale[:, None])
+        linear.bias.copy_(self.bias)
+        return linear
 
 
 class Attention(nn.Module):

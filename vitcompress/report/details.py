@@ -8,7 +8,10 @@ from typing import Any
 LONG = 8
 """A mapping of more scalars than this is shown as a table, not as single facts."""
 
-CHARTED = ("output_error", "bits", "sparsity", "kept", "width", "kl_if_halved")
+CHARTED = (
+    *("output_error", "bits", "importance", "weight_bytes"),
+    *("sparsity", "kept", "width", "kl_if_halved"),
+)
 """Columns worth a chart, wherever a table has one that varies."""
 
 
@@ -44,16 +47,26 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """Rows of pictures (data URIs) under named columns, each row with a caption."""
+
+    name: str
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+
+
+@dataclass(frozen=True)
 class Sections:
     """What one `details` mapping holds."""
 
     facts: list[tuple[str, Any]] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
+    galleries: list[Gallery] = field(default_factory=list)
 
 
 def sections(details: Mapping[str, Any]) -> Sections:
-    """Sort `details` into facts, tables and charts, by the shape of each value alone."""
+    """Sort `details` into facts, tables, charts and galleries, by the shape of each value alone."""
     found = Sections()
     for key, value in details.items():
         _place(key, value, found)
@@ -73,6 +86,13 @@ def _place(key: str, value: Any, found: Sections) -> None:
             _place(f"{key}.{name}", each, found)
     elif isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
         rows = [dict(_flat(row)) for row in value]
+        if pictures := [key for key, item in rows[0].items() if _is_picture(item)]:
+            captions = [
+                " ".join(str(v) for v in row.values() if not _is_picture(v)) for row in rows
+            ]
+            shown = [[row[column] for column in pictures] for row in rows]
+            found.galleries.append(Gallery(key, pictures, list(zip(captions, shown, strict=True))))
+            return
         found.tables.append(Table(key, list(dict.fromkeys(k for row in rows for k in row)), rows))
     elif isinstance(value, list) and len(value) > 3 and _varied(value):
         found.charts.append(Chart(key, [str(i) for i in range(len(value))], {"": value}, key))
@@ -126,6 +146,10 @@ def _varied(values: Sequence[Any]) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("data:image/")
 
 
 def _is_scalar(value: Any) -> bool:

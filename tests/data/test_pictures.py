@@ -1,0 +1,40 @@
+"""Pictures that a report can hold: colours mean what they should."""
+
+import base64
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vitcompress.data.pictures import PREFIX, heat_map, photograph
+
+
+def decoded(uri: str) -> np.ndarray:
+    assert uri.startswith(PREFIX)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.removeprefix(PREFIX)))))
+
+
+def test_a_heat_map_is_blue_white_and_red() -> None:
+    found = decoded(heat_map(torch.tensor([[-2.0, 0.0], [1.0, 2.0]]))).astype(int)
+    assert found.shape == (2, 2, 3)
+    assert found[0, 0, 2] > found[0, 0, 0] + 100
+    assert (found[0, 1] > 240).all()
+    assert found[1, 1, 0] > found[1, 1, 2] + 100
+    assert (found[1, 0] >= found[1, 1]).all()  # half as deep
+
+
+def test_no_relevance_at_all_is_white() -> None:
+    assert (decoded(heat_map(torch.zeros(3, 4))) > 240).all()
+
+
+def test_a_photograph_is_as_before_preparation() -> None:
+    original = torch.rand(3, 8, 16, generator=torch.Generator().manual_seed(0))
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    prepared = (original - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    found = decoded(photograph(prepared, mean, std, 8))
+    assert np.abs(found / 255 - original.permute(1, 2, 0).numpy()).max() < 0.003
+
+
+def test_one_channel_is_grey() -> None:
+    assert decoded(photograph(torch.zeros(1, 8, 8), (0.5,), (0.5,), 4)).shape == (4, 4)

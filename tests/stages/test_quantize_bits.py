@@ -1,0 +1,243 @@
+"""Widths of layers: budgets are met, pins and floors hold, scores are what they say."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from vitcompress.errors import InputError
+from vitcompress.methods import quantizer
+from vitcompress.model.architecture import Architecture, VitModel, build, stored_tensors
+from vitcompress.model.layers import QuantizedLinear
+from vitcompress.stages.context import Context
+from vitcompress.stages.importance import importance
+from vitcompress.stages.quantize import QuantizeConfig, plan, quantize, sensitivity
+
+MakeVit = Callable[..., VitModel]
+BLOCKS = [
+    f"blocks.{i}.{kind}"
+    for i in range(2)
+    for kind in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+]
+
+
+def run(vit: VitModel, context: Context, **options: Any) -> tuple[VitModel, dict[str, Any]]:
+    given = {"fine": 0, "fold": False, "rounding": "gptq", "activations": "dynamic", **options}
+    return quantize(vit, QuantizeConfig(**given), context)
+
+
+def bits_of(model: VitModel) -> dict[str, int]:
+    return {name: layer.bits for name, layer in model.architecture.quantized.items()}
+
+
+def average(model: VitModel) -> float:
+    sizes = {
+        n: m.in_features * m.out_features
+        for n, m in model.module.named_modules()
+        if isinstance(m, QuantizedLinear)
+    }
+    return sum(sizes[n] * b for n, b in bits_of(model).items()) / sum(sizes.values())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_all_layers_get_the_width_asked_for(bits: int, vit: VitModel, context: Context) -> None:
+    model, details = run(vit, context, bits=bits)
+    assert set(bits_of(model).values()) == {bits}
+    assert details["average_bits"] == bits
+    groups = {layer.group for layer in model.architecture.quantized.values()}
+    assert groups == {32 if bits < 6 else None}
+
+
+def test_fewer_bits_mean_a_larger_error(vit: VitModel, context: Context, pixels: Tensor) -> None:
+    dense = vit.module(pixels)
+    errors = [
+        float((run(vit, context, bits=bits)[0].module(pixels) - dense).norm())
+        for bits in (8, 6, 5, 4, 3, 2)
+    ]
+    assert errors == sorted(errors)
+    assert errors[3] < 0.5 * errors[5]
+
+
+@pytest.mark.parametrize("score", ["lrp", "fisher", "kl", "uniform", "random"])
+def test_an_average_is_met_and_used_up(score: str, vit: VitModel, context: Context) -> None:
+    model, details = run(vit, context, bits={"average": 4.5}, score=score)
+    assert 4.3 < average(model) <= 4.5
+    assert details["average_bits"] == pytest.approx(average(model))
+    assert details["score"] == score
+    assert len(set(bits_of(model).values())) > 1
+    assert {row["layer"]: row["bits"] for row in details["layers"]} == bits_of(model)
+    assert sum(row["importance"] for row in details["layers"]) == pytest.approx(1)
+
+
+def test_a_budget_of_bytes_is_of_the_whole_model(vit: VitModel, context: Context) -> None:
+    def stored(model: VitModel) -> int:
+        return sum(t.nbytes for t in stored_tensors(model).values())
+
+    least, most = (stored(run(vit, context, bits=b, rest="float16")[0]) for b in (3, 8))
+    limit = (least + most) // 2
+    model, _ = run(vit, context, bits={"bytes": limit}, rest="float16")
+    assert 0.95 * limit < stored(model) <= limit
+    planned, _ = plan(vit, QuantizeConfig(bits={"bytes": limit}, rest="float16"))
+    assert 0.95 * limit < stored(planned) <= limit
+    with pytest.raises(InputError, match=rf"stages\.quantize\.bits\.bytes: .* {least - 1}; raise"):
+        run(vit, context, bits={"bytes": least - 1}, rest="float16")
+
+
+def test_a_limit_of_kl_gives_the_smallest_model_that_holds_it(
+    vit: VitModel, context: Context
+) -> None:
+    def kl(model: VitModel) -> float:
+        pixels = torch.cat(list(context.calibration_batches("")))
+        dense, now = (m.module(pixels).log_softmax(-1) for m in (vit, model))
+        return float((dense.exp() * (dense - now)).sum(-1).mean())
+
+    narrow, wide = (kl(run(vit, context, bits=bits)[0]) for bits in (3, 8))
+    loose, tight = (run(vit, context, bits={"max_kl": share * narrow})[0] for share in (0.5, 0.05))
+    assert 3 < average(loose) < average(tight) < 8
+    for model, share in ((loose, 0.5), (tight, 0.05)):
+        assert 0.5 * share * narrow < kl(model) < 1.2 * share * narrow + 2 * wide
+    with pytest.raises(InputError, match=r"stages\.quantize\.bits\.max_kl: .* raise the limit"):
+        run(vit, context, bits={"max_kl": 1e-9})
+
+
+def test_floors_and_pins_hold(vit: VitModel, context: Context, pixels: Tensor) -> None:
+    model, _ = run(
+        vit,
+        context,
+        bits={"average": 4},
+        layers=("*",),
+        floor={"blocks.0.*": 5, "blocks.0.mlp.*": 4},
+        pin={"*.fc2": 3, "head": "float16", "blocks.1.attn.proj": "float32"},
+        rest="float16",
+    )
+    bits = bits_of(model)
+    assert {n for n in BLOCKS if n not in bits} == {"blocks.1.attn.proj"}
+    assert "head" not in bits
+    assert bits["blocks.0.mlp.fc2"] == bits["blocks.1.mlp.fc2"] == 3
+    assert bits["blocks.0.attn.qkv"] >= 5
+    assert bits["blocks.0.mlp.fc1"] >= 5
+    half = set(model.architecture.half)
+    assert "head.weight" in half
+    assert "blocks.1.attn.proj.weight" not in half
+    again = build(Architecture.model_validate_json(model.architecture.model_dump_json()))
+    again.load_state_dict(stored_tensors(model))
+    assert torch.equal(again(pixels), model.module(pixels))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"floor": {"blocks.9.*": 4}}, r"floor: 'blocks\.9\.\*' matches no layer; nearest"),
+        ({"pin": {"fc9": 4}}, r"pin: 'fc9' matches no layer; nearest"),
+        ({"bits": 4, "floor": {"*.fc1": 6}}, r"floor: blocks\.0\.mlp\.fc1 needs 6 bits"),
+        ({"bits": {"average": 2.5}}, r"bits\.average: at the narrowest widths"),
+        ({"bits": {"average": 4}, "floor": {"*": 6}}, r"bits\.average: .* relax `floor`"),
+        ({"pin": {"*": "float16"}}, r"pin: leaves no layer to quantize"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_key(
+    options: dict[str, Any], message: str, vit: VitModel, context: Context
+) -> None:
+    with pytest.raises(InputError, match=rf"stages\.quantize\.{message}"):
+        run(vit, context, **options)
+
+
+@pytest.mark.parametrize(
+    "bits",
+    [7, 1, {}, {"average": 4, "bytes": 9}, {"average": 9}, {"average": 5, "widths": [7]}, "4"],
+)
+def test_a_budget_that_says_nothing_clear_is_refused(bits: Any) -> None:
+    with pytest.raises(ValidationError):
+        QuantizeConfig(bits=bits)
+
+
+@pytest.mark.parametrize("score", ["lrp", "fisher"])
+def test_a_layer_that_the_output_ignores_counts_nothing(
+    score: Any, vit: VitModel, context: Context
+) -> None:
+    block = vit.module.blocks[1]
+    block.mlp.fc2.weight.zero_()
+    found = importance(vit.module, BLOCKS, score, context)
+    assert found["blocks.1.mlp.fc1"] == pytest.approx(0, abs=1e-12)
+    others = [v for n, v in found.items() if n not in ("blocks.1.mlp.fc1", "blocks.1.mlp.fc2")]
+    assert min(others) > 0
+
+
+@pytest.mark.parametrize("score", ["lrp", "fisher"])
+def test_scores_with_gradients_need_a_float_model(
+    score: str, vit: VitModel, context: Context
+) -> None:
+    first, _ = run(vit, context, layers=("*.mlp.*",))
+    with pytest.raises(InputError, match=f"score {score} needs gradients"):
+        run(first, context, layers=("*.attn.*",), bits={"average": 4}, score=score)
+    both, _ = run(first, context, layers=("*.attn.*",), bits={"average": 4}, score="kl")
+    assert set(bits_of(both)) == set(BLOCKS)
+
+
+def test_sensitivity_has_a_row_for_each_layer_and_an_error_for_each_width(
+    vit: VitModel, context: Context
+) -> None:
+    for bits in (8, {"average": 5}):
+        rows = sensitivity(vit, QuantizeConfig(bits=bits, activations="dynamic"), context)
+        assert [row["layer"] for row in rows] == BLOCKS
+        for row in rows:
+            errors = [row[f"error_{b}"] for b in (8, 6, 5, 4, 3)]
+            assert errors == sorted(errors)
+            assert errors[0] > 0
+
+
+def test_codes_and_multipliers_are_what_the_kernel_gets(vit: VitModel, context: Context) -> None:
+    model, _ = run(vit, context, bits=4)
+    for name, layer in model.module.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            whole = quantizer.whole_weight(
+                layer.codes, layer.multipliers, layer.bits, layer.group or 0, layer.in_features
+            )
+            assert torch.equal(whole, whole.round())
+            assert whole.abs().max() <= 64
+            error = (
+                (layer.dequantized().weight - vit.module.get_submodule(name).weight).square().mean()
+            )
+            assert error < 0.02 * vit.module.get_submodule(name).weight.square().mean()
+
+
+def test_two_runs_choose_alike(make_vit: MakeVit, make_context: Callable[..., Any]) -> None:
+    results = [run(make_vit(), make_context(resume=False), bits={"average": 4.5}) for _ in range(2)]
+    (one, its), (other, others) = results
+    assert its == others
+    first, second = stored_tensors(one), stored_tensors(other)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_relevance_is_drawn_where_it_has_decided(vit: VitModel, context: Context) -> None:
+    _, details = run(vit, context, bits={"average": 4.5})
+    assert [row["image"] for row in details["relevance"]] == context.images.names[:4]
+    for row in details["relevance"]:
+        assert row["before"] != row["after"]
+        assert all(row[k].startswith("data:image/png") for k in ("input", "before", "after"))
+    for others in ({"bits": 8}, {"bits": {"average": 4.5}, "score": "fisher"}):
+        assert "relevance" not in run(vit, context, **others)[1]
+
+
+@pytest.mark.parametrize("score", ["lrp", "fisher"])
+def test_scores_do_not_depend_on_whether_gradients_are_on(
+    score: Any, vit: VitModel, context: Context
+) -> None:
+    with torch.no_grad():
+        off = importance(vit.module, BLOCKS, score, context)
+    assert off == importance(vit.module, BLOCKS, score, context)
+
+
+def test_heads_that_change_places_count_the_same(vit: VitModel, context: Context) -> None:
+    before = importance(vit.module, BLOCKS, "lrp", context)
+    attention = vit.module.blocks[0].attn
+    order = torch.cat([torch.arange(32, 64), torch.arange(32)])  # two heads of 32
+    rows = torch.cat([part * 64 + order for part in range(3)])
+    attention.qkv.weight.copy_(attention.qkv.weight[rows])
+    attention.qkv.bias.copy_(attention.qkv.bias[rows])
+    attention.proj.weight.copy_(attention.proj.weight[:, order])
+    after = importance(vit.module, BLOCKS, "lrp", context)
+    assert after == pytest.approx(before, rel=1e-4)

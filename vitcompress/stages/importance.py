@@ -1,0 +1,158 @@
+"""What each layer counts for the output of a model: relevance, Fisher information, or neither."""
+
+import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitcompress.console import track
+from vitcompress.data.pictures import heat_map, photograph
+from vitcompress.errors import InputError
+from vitcompress.methods import relevance
+from vitcompress.model.architecture import VitModel
+from vitcompress.model.layers import QuantizedLinear
+from vitcompress.stages.context import Context
+
+Score = Literal["lrp", "fisher", "kl", "uniform", "random"]
+
+_BATCHES = 4  # of 16 images
+_SHOWN, _CELLS = 4, 14  # images with pictures of their relevance, and its fields a side
+
+
+def importance(
+    module: nn.Module, names: Sequence[str], score: Score, context: Context
+) -> dict[str, float]:
+    """What the layers `names` count under `score` (`lrp`, `fisher`, `uniform` or `random`).
+
+    Times the mean squared error of a layer's output as a share of its variance, this is in
+    proportion to the expected change of the model's output; only ratios mean something.
+
+    - `lrp`: the relevance of the output at the layer for the model's own top class, summed over
+      outputs and tokens without its sign, as a share of the class's logit (the layer contribution
+      score of LRP-QViT, 2401.11243).
+    - `fisher`: the squared gradient of the loss, with labels drawn from the model's own softmax,
+      times the variance of the output, summed over outputs and tokens: twice the KL of an error.
+    """
+    if score == "uniform":
+        return dict.fromkeys(names, 1.0)
+    if score == "random":
+        drawn = torch.rand(len(names), generator=torch.Generator().manual_seed(context.seed))
+        return dict(zip(names, drawn.tolist(), strict=True))
+    if any(isinstance(m, QuantizedLinear) for m in module.modules()):
+        raise InputError(
+            f"score {score} needs gradients, which a model that is quantized already does not "
+            "give; quantize in one stage, or use score kl"
+        )
+    totals = dict.fromkeys(names, 0.0)
+    seen = 0
+    with torch.enable_grad():
+        for pixels in track(_images(context), "scoring layers", _BATCHES):
+            seen += len(pixels)
+            logits, outputs = traced(module, names, pixels.to(context.device), score == "lrp")
+            if score == "lrp":
+                found = _contributions(logits, outputs)
+            else:
+                found = _information(logits, outputs, context.seed + seen)
+            for name, value in found.items():
+                totals[name] += value
+    return {name: total / seen for name, total in totals.items()}
+
+
+def _contributions(logits: Tensor, outputs: dict[str, Tensor]) -> dict[str, float]:
+    """The unsigned relevance of each output for the top logit, as shares of it, over all images."""
+    top = logits.amax(-1)
+    top.sum().backward()
+    return {
+        name: float((relevance.of(y).abs().flatten(1).sum(1) / top.detach().abs()).sum())
+        for name, y in outputs.items()
+    }
+
+
+def _information(logits: Tensor, outputs: dict[str, Tensor], seed: int) -> dict[str, float]:
+    """The squared gradient times the variance of each feature, over all tokens and images."""
+    shares = logits.detach().cpu().softmax(-1)
+    drawn = torch.multinomial(shares, 1, generator=torch.Generator().manual_seed(seed))
+    F.cross_entropy(logits, drawn[:, 0].to(logits.device), reduction="sum").backward()
+    found = {}
+    for name, y in outputs.items():
+        gradient = torch.zeros_like(y) if y.grad is None else y.grad
+        variance = y.detach().flatten(0, -2).var(0, correction=0)
+        found[name] = float(gradient.flatten(0, -2).square().sum(0) @ variance)
+    return found
+
+
+def relevance_maps(before: VitModel, after: VitModel, context: Context) -> list[dict[str, str]]:
+    """Pictures of where two models find what speaks for the class that the first one names.
+
+    Of a few calibration images: the image, and the relevance of its parts for either model.
+    """
+    shown = next(context.calibration_batches("drawing relevance"))[:_SHOWN].to(context.device)
+    twins = [float_twin(model.module).to(context.device) for model in (before, after)]
+    classes = twins[0](shown).argmax(-1)
+    maps = [heat(twin, shown, classes, _CELLS) for twin in twins]
+    look = context.preprocess
+    return [
+        {
+            "image": context.images.names[place],
+            "input": photograph(pixels, look.mean, look.std, 112),
+            "before": heat_map(maps[0][place]),
+            "after": heat_map(maps[1][place]),
+        }
+        for place, pixels in enumerate(shown)
+    ]
+
+
+def heat(module: nn.Module, pixels: Tensor, classes: Tensor, cells: int) -> Tensor:
+    """The relevance of the pixels for `classes` [n], in fields: [n, cells, cells].
+
+    `module` must give gradients: see `float_twin`.
+    """
+    given = pixels.detach().clone().requires_grad_()
+    with torch.enable_grad(), relevance.Propagation():
+        explained = module(given).gather(1, classes[:, None])
+        explained.sum().backward()
+    return F.adaptive_avg_pool2d(relevance.of(given).sum(1), cells)
+
+
+def float_twin(module: nn.Module) -> nn.Module:
+    """A copy of `module` whose quantized layers are float layers of the same weights."""
+    twin = copy.deepcopy(module)
+    for name, layer in list(twin.named_modules()):
+        if isinstance(layer, QuantizedLinear):
+            twin.set_submodule(name, layer.dequantized())
+    return twin
+
+
+def _images(context: Context) -> Any:
+    return islice(context.calibration_batches("reading images"), _BATCHES)
+
+
+def traced(
+    module: nn.Module, names: Sequence[str], pixels: Tensor, rules: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits, and the outputs of the layers `names`, which keep their gradients.
+
+    With `rules`, gradients are those of relevance propagation.
+    """
+    outputs: dict[str, Tensor] = {}
+
+    def hook(name: str) -> torch.utils.hooks.RemovableHandle:
+        def keep(_: nn.Module, __: Any, output: Tensor) -> None:
+            output.retain_grad()
+            outputs[name] = output
+
+        return module.get_submodule(name).register_forward_hook(keep)
+
+    handles = [hook(name) for name in names]
+    try:
+        with torch.enable_grad(), relevance.Propagation() if rules else nullcontext():
+            logits = module(pixels.detach().requires_grad_())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return logits, outputs

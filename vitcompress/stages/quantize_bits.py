@@ -1,0 +1,276 @@
+"""How many bits each layer gets: what every width would cost, and the cheapest choice."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from torch import nn
+
+from vitcompress.console import track
+from vitcompress.errors import InputError
+from vitcompress.methods import knapsack
+from vitcompress.model.architecture import QuantizedLayer, VitModel, stored_tensors
+from vitcompress.model.layers import QuantizedLinear
+from vitcompress.stages.calibrate import LayerStatistics, statistics
+from vitcompress.stages.context import Context
+from vitcompress.stages.importance import Score, importance
+from vitcompress.stages.quantize_config import BitBudget, QuantizeConfig, choices
+from vitcompress.stages.quantize_layer import (
+    Choice,
+    Cost,
+    choose,
+    probe,
+    rounded,
+    weight_error,
+)
+
+_STEPS = 7  # halvings of the interval of average widths that a limit of KL is sought in
+
+Table = dict[str, dict[int, float]]
+"""By layer and width."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folded copy of a model, what is known of the layers to quantize, and what they may be.
+
+    `floats`: these layers, as they lie in `module`. `allowed`: their widths, ascending. `cost`:
+    the measured KL of replacing some.
+    """
+
+    module: nn.Module
+    floats: dict[str, nn.Linear]
+    found: dict[str, LayerStatistics]
+    choices: dict[str, Choice]
+    allowed: dict[str, tuple[int, ...]]
+    cost: Cost
+
+
+def prepare(model: VitModel, config: QuantizeConfig, context: Context) -> Prepared:
+    """Calibrate, fold, and choose the ranges of the inputs.
+
+    Raises `InputError` for a pattern that matches no layer.
+    """
+    allowed = choices(model, config)[0]
+    found = statistics(model.module, model.fingerprint(), list(allowed), context)
+    module = copy.deepcopy(model.module)
+    # Foldings first: that of one layer may change the weights of another.
+    chosen = {
+        name: choose(module, name, found[name], config.style, _typical(config, each), config.fold)
+        for name, each in track(allowed.items(), "choosing ranges", len(allowed))
+    }
+    floats = {name: cast(nn.Linear, module.get_submodule(name)) for name in allowed}
+    return Prepared(module, floats, found, chosen, allowed, probe(module, context))
+
+
+def _typical(config: QuantizeConfig, allowed: tuple[int, ...]) -> int:
+    """The width that a layer's fold is judged at, before its own is known."""
+    average = config.bits.average if isinstance(config.bits, BitBudget) else config.bits
+    return min(allowed, key=lambda b: abs(b - (average or 6)))
+
+
+def weight_errors(known: Prepared, config: QuantizeConfig) -> Table:
+    """The share of its variance that a layer's output would have as error, by width."""
+    return {
+        name: {
+            b: weight_error(
+                known.floats[name], known.choices[name], known.found[name], config.style, b
+            )
+            for b in each
+        }
+        for name, each in track(known.allowed.items(), "measuring widths", len(known.floats))
+    }
+
+
+def counts(
+    known: Prepared, config: QuantizeConfig, score: Score, errors: Table, context: Context
+) -> dict[str, float]:
+    """What each layer counts under `score`, to a sum of 1: the factor of its errors.
+
+    For `kl` it is measured: the KL of the model with this one layer rounded to about 4 bits, for
+    each share of error in the layer's output.
+    """
+    if score == "kl":
+        found = {}
+        for name, linear in track(known.floats.items(), "measuring layers", len(known.floats)):
+            width = min(errors[name], key=lambda b: abs(b - 4))
+            twin = rounded(linear, known.choices[name], known.found[name], config.style, width)
+            found[name] = known.cost({name: twin.dequantized()}) / max(errors[name][width], 1e-12)
+    else:
+        found = importance(known.module, list(known.floats), score, context)
+    total = sum(found.values())
+    return {name: count / total for name, count in found.items()}
+
+
+def weighted(errors: Table, factors: Mapping[str, float]) -> Table:
+    return {n: {b: factors[n] * error for b, error in each.items()} for n, each in errors.items()}
+
+
+def chosen_bits(
+    model: VitModel, config: QuantizeConfig, context: Context, known: Prepared
+) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """The width of each layer, and the rows of a table that tells why."""
+    errors = weight_errors(known, config)
+    factors = counts(known, config, config.score, errors, context)
+    bits = allocated(model, config, known.floats, weighted(errors, factors), _kl(known, config))
+    rows = [
+        {
+            "layer": name,
+            "weights": linear.weight.numel(),
+            "importance": factors[name],
+            **{f"error_{b}": error for b, error in reversed(errors[name].items())},
+            "bits": bits[name],
+        }
+        for name, linear in known.floats.items()
+    ]
+    return bits, rows
+
+
+def allocated(
+    model: VitModel,
+    config: QuantizeConfig,
+    floats: Mapping[str, nn.Linear],
+    costs: Table,
+    kl: Callable[[dict[str, int]], float],
+) -> dict[str, int]:
+    """The width of each layer under the budget of `config`, of least total cost: exact.
+
+    `kl`: the measured divergence of an allocation, for budgets of `max_kl`. Raises `InputError`
+    where nothing fits.
+    """
+    budget, key = config.bits, f"stages.{config.name}.bits"
+    if not isinstance(budget, BitBudget):
+        return {name: min(each) for name, each in costs.items()}
+    if budget.bytes is not None:
+        sizes = {
+            n: {b: code_bytes(floats[n], b, config) for b in each} for n, each in costs.items()
+        }
+        widest = {name: max(each) for name, each in costs.items()}
+        rest = _stored_bytes(model, config, widest) - sum(sizes[n][b] for n, b in widest.items())
+        return _cheapest(costs, sizes, budget.bytes, rest, f"{key}.bytes")
+    weights = {name: floats[name].weight.numel() for name in costs}
+    total = sum(weights.values())
+    sizes = {n: {b: weights[n] * b for b in each} for n, each in costs.items()}
+
+    def allot(average: float) -> dict[str, int]:
+        return _cheapest(costs, sizes, int(average * total + 1e-6), 0, f"{key}.average")
+
+    if budget.average is not None:
+        return allot(budget.average)
+    assert budget.max_kl is not None
+    low, high = (sum(end(each.values()) for each in sizes.values()) / total for end in (min, max))
+    return _least_average(allot, kl, budget.max_kl, low, high, f"{key}.max_kl")
+
+
+def _cheapest(
+    costs: Table, sizes: Mapping[str, Mapping[int, int]], budget: int, rest: int, key: str
+) -> dict[str, int]:
+    """The exact choice whose `sizes` and what else there is, `rest`, fit `budget`."""
+    items = [[knapsack.Option(sizes[n][b], cost) for b, cost in costs[n].items()] for n in costs]
+    chosen = knapsack.choose(items, budget - rest)
+    if chosen is None:
+        needed = rest + sum(min(each.values()) for each in sizes.values())
+        unit = "bytes" if key.endswith("bytes") else "bits of weights"
+        raise InputError(
+            f"{key}: at the narrowest widths the model has {needed} {unit}, the budget is "
+            f"{budget}; raise it, add narrower widths, or relax `floor` and `pin`"
+        )
+    return {n: list(costs[n])[i] for n, i in zip(costs, chosen, strict=True)}
+
+
+def _least_average(
+    allot: Callable[[float], dict[str, int]],
+    kl: Callable[[dict[str, int]], float],
+    limit: float,
+    low: float,
+    high: float,
+    key: str,
+) -> dict[str, int]:
+    """The allocation of the least average between `low` and `high` whose KL is within `limit`."""
+    best = allot(high)
+    reached = kl(best)
+    if reached > limit:
+        raise InputError(f"{key}: the widest weights are {reached:.3g} nats away; raise the limit")
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        tried = allot(middle)
+        if kl(tried) <= limit:
+            best, high = tried, middle
+        else:
+            low = middle
+    return best
+
+
+def _kl(known: Prepared, config: QuantizeConfig) -> Callable[[dict[str, int]], float]:
+    """A function of an allocation: the measured KL of the model with weights rounded so."""
+    twins: dict[tuple[str, int], nn.Linear] = {}
+
+    def kl(bits: dict[str, int]) -> float:
+        for name, b in bits.items():
+            if (name, b) not in twins:
+                choice, found = known.choices[name], known.found[name]
+                layer = rounded(known.floats[name], choice, found, config.style, b)
+                twins[name, b] = layer.dequantized()
+        return known.cost({name: twins[name, b] for name, b in bits.items()})
+
+    return kl
+
+
+def code_bytes(linear: nn.Linear, bits: int, config: QuantizeConfig) -> int:
+    """Bytes of the packed codes of a layer, and of its packed multipliers."""
+    layer = empty(linear, bits, config)
+    return layer.codes.nbytes + (0 if layer.multipliers is None else layer.multipliers.nbytes)
+
+
+def empty(linear: nn.Linear, bits: int, config: QuantizeConfig) -> QuantizedLinear:
+    """A quantized layer in the place of `linear`, its tensors not computed."""
+    group = config.style.grouped(bits)
+    return QuantizedLinear(
+        linear.in_features, linear.out_features, bits, config.activations, group=group
+    )
+
+
+def _stored_bytes(model: VitModel, config: QuantizeConfig, bits: Mapping[str, int]) -> int:
+    """Bytes of all tensors of the model with layers of these widths."""
+    found = linears_of(model.module, bits)
+    layers = {name: empty(found[name], b, config) for name, b in bits.items()}
+    described = describe(model, copy.deepcopy(model.module), layers, config)
+    return sum(tensor.nbytes for tensor in stored_tensors(described).values())
+
+
+def linears_of(module: nn.Module, names: Mapping[str, Any]) -> dict[str, nn.Linear]:
+    return {name: cast(nn.Linear, module.get_submodule(name)) for name in names}
+
+
+def describe(
+    model: VitModel,
+    module: nn.Module,
+    layers: Mapping[str, QuantizedLinear],
+    config: QuantizeConfig,
+) -> VitModel:
+    """`module` with `layers` in their places (in place), and the description that belongs to it."""
+    for name, layer in layers.items():
+        module.set_submodule(name, layer)
+    described = {
+        name: QuantizedLayer(
+            bits=q.bits,
+            activations=q.activations,
+            terms=q.terms,
+            fine_tokens=q.fine_tokens,
+            group=q.group,
+        )
+        for name, q in layers.items()
+    }
+    floats = choices(model, config)[1]
+    half = {f"{name}.weight" for name, kind in floats.items() if kind == "float16"}
+    if config.rest == "float16":
+        whole = {f"{name}.weight" for name, kind in floats.items() if kind == "float32"}
+        half |= {n for n, p in module.named_parameters() if p.ndim > 1} - whole
+    ordered = [name for name, _ in module.named_parameters() if name in half]
+    for name in ordered:
+        parameter = module.get_parameter(name)
+        parameter.copy_(parameter.half())
+    quantized = {**model.architecture.quantized, **described}
+    update = {"quantized": quantized, "half": tuple(ordered)}
+    return replace(model, module=module, architecture=model.architecture.model_copy(update=update))
