@@ -66,7 +66,7 @@ def test_inputs_that_others_explain_go_first(problem: tuple[Tensor, Tensor, Tens
     covariance, weight, metric = problem
     mixing = torch.cat([torch.eye(12), torch.eye(12)[:4] + torch.eye(12)[4:8]]).double()
     wide = torch.cat([weight, weight[:, :4]], 1)
-    order, losses = eliminate(mixing @ covariance @ mixing.T, wide, metric, 1, 1e-12)
+    _, losses = eliminate(mixing @ covariance @ mixing.T, wide, metric, 1, 1e-12)
     assert losses[3] < 1e-9 * losses[-1]  # four inputs are sums of others
     assert losses[4] > 1e-6 * losses[-1]
 
