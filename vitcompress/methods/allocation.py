@@ -26,6 +26,9 @@ def allocate(
     floor = sum(float(cost.min()) for cost in costs)
     if floor > budget:
         return None
+    best_of_all = [int(loss.argmin()) for loss in losses]
+    if sum(float(c[i]) for c, i in zip(costs, best_of_all, strict=True)) <= budget * (1 + 1e-9):
+        return best_of_all
     unit = max((budget - floor) / _STEPS, np.finfo(float).tiny)
     room = _STEPS if budget > floor else 0
     best = np.zeros(room + 1)  # by how much of the room may be spent

@@ -57,13 +57,14 @@ def refit(moments: Moments, prior: Tensor, damping: float) -> Tensor:
 def projected(gram: Tensor, layer: Tensor, kept: Tensor, damping: float = 1e-3) -> Tensor:
     """The layer on the inputs `kept` that comes nearest to `layer` on all of them.
 
-    `gram` [n, n]; `layer` [n, out]; `kept` [k] indices of inputs, the constant not among them.
+    What `elimination.eliminate` counts on: changes of the kept weights are damped, so that nothing
+    changes where nothing is missed. `gram` [n, n]; `layer` [n, out]; `kept` [k] indices of inputs,
+    the constant not among them.
     Returns [k + 1, out].
     """
     rows = torch.cat([kept, torch.tensor([len(gram) - 1])])
     cross = gram[rows] @ layer
-    prior = torch.zeros_like(cross)
-    return _solved(gram[rows][:, rows], cross, prior, damping)
+    return _solved(gram[rows][:, rows], cross, layer[rows], damping)
 
 
 def _solved(gram: Tensor, cross: Tensor, prior: Tensor, damping: float) -> Tensor:

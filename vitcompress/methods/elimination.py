@@ -25,19 +25,21 @@ def eliminate(
         The inputs in the order of their removal, int64 [in], and the summed loss after each step,
         float64 [⌈in / group⌉], never falling.
     """
-    hessian, weight, metric = covariance.double(), weight.double().clone(), metric.double()
+    hessian = covariance.double()
+    values, vectors = torch.linalg.eigh(metric.double())
+    weight = (vectors * values.clamp_min(0).sqrt()).T @ weight.double()  # now M is the identity
     size = len(hessian)
     level = hessian.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
     inverse = torch.linalg.inv(hessian + damping * level * torch.eye(size, dtype=torch.float64))
     alive = torch.ones(size, dtype=torch.bool)
     order, losses, total = [], [], 0.0
     while alive.any():
-        costs = (weight * (metric @ weight)).sum(0) / inverse.diagonal()
+        costs = weight.square().sum(0) / inverse.diagonal()
         costs = torch.where(alive, costs, torch.inf)
         chosen = costs.argsort(stable=True)[: min(group, int(alive.sum()))]
         column = weight[:, chosen]
         within = torch.linalg.inv(inverse[chosen][:, chosen])
-        total += 0.5 * float(((metric @ column) * (column @ within)).sum().clamp_min(0))
+        total += 0.5 * float((column * (column @ within)).sum().clamp_min(0))
         spread = within @ inverse[chosen]
         weight = weight - column @ spread
         inverse = inverse - inverse[:, chosen] @ spread

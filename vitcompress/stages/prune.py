@@ -45,16 +45,14 @@ def prune(
     meter = costs.meter(model, config.budget.only[0], context.cache, context.resume)
     axes, chosen = _chosen(model, config, found, meter)
     narrow = found.narrowed(chosen)
-    module = copy.deepcopy(found.module)
+    module = copy.deepcopy(found.module if narrow else model.module)
     for number, block in narrow.items():
         cast(Any, module).blocks[number] = block
     kl = {"narrowed": found.probe.kl(narrow)}
     if config.compensate and narrow:
         refitted = copy.deepcopy(module)
         batches = _marked(found.fit, found.held)
-        refit_in_sequence(
-            found.module, refitted, batches, found.importance, found.prefix_tokens, context.cache
-        )
+        refit_in_sequence(found.module, refitted, batches, found.importance, found.prefix_tokens)
         kl["refitted"] = found.probe.kl(dict(enumerate(blocks(refitted))))
         if kl["refitted"] < kl["narrowed"]:
             module = refitted

@@ -1,9 +1,8 @@
 """Block after block: last layers refitted on what they really get, towards the dense model."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, cast
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -21,8 +20,8 @@ _DAMPINGS = (0.03, 0.1, 0.3, 1.0, 3.0)
 class _Stream:
     """Batches of activations in a file, so that memory does not grow with the images."""
 
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("w+b")
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
         self.places: list[tuple[int, torch.Size]] = []
 
     def add(self, x: Tensor) -> None:
@@ -47,7 +46,6 @@ def refit_in_sequence(
     batches: Iterator[tuple[Tensor, bool]],
     importance: Mapping[Branch, Importance],
     prefix_tokens: int,
-    scratch: Path,
 ) -> None:
     """Refit the last layer of every branch of `pruned`, one after the other (in place).
 
@@ -56,8 +54,8 @@ def refit_in_sequence(
     the layer it was, as strongly as serves the images held back best, and left alone where no
     strength does. `batches` yield pixels, and whether they are held back.
     """
-    with TemporaryDirectory(dir=scratch) as folder:
-        streams = {name: _Stream(Path(folder) / name) for name in ("dense", "pruned")}
+    with TemporaryFile() as one, TemporaryFile() as other:
+        streams = {"dense": _Stream(one), "pruned": _Stream(other)}
         held: list[bool] = []
         device = torch.device("cpu")
         first = blocks(dense)[0]

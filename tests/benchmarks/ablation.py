@@ -1,0 +1,89 @@
+"""What each part of the prune stage is worth: the same budget spent in different ways.
+
+    python tests/benchmarks/ablation.py MODEL --calibration DIR --evaluation DIR --classes FILE
+
+Prints a Markdown table, one row a variant, all on the same images, computed in torch. The first
+variant is the stage as it is; each of the others changes what its row says and nothing else.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from vitcompress.console import console
+from vitcompress.data.images import open_images
+from vitcompress.evaluation import judge, torch_runner
+from vitcompress.measure import cost
+from vitcompress.model.architecture import from_source
+from vitcompress.stages.context import Context
+from vitcompress.stages.prune import prune
+from vitcompress.stages.pruning.config import PruneConfig
+
+PLAIN: dict[str, Any] = {"rotate": False, "compensate": False}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "obs, as it is": {},
+    "even widths": {"allocate": "uniform"},
+    "no rotation": {"rotate": False},
+    "no compensation": {"compensate": False},
+    "no compensation, no rotation": PLAIN,
+    **{name: {"saliency": name} for name in ("hessian", "taylor", "magnitude", "random")},
+    **{
+        f"{name}, no compensation, no rotation": {"saliency": name, **PLAIN}
+        for name in ("hessian", "taylor", "magnitude", "random")
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--evaluation", required=True)
+    parser.add_argument("--classes", type=Path)
+    parser.add_argument("--images", type=int, default=128, help="to calibrate on")
+    parser.add_argument("--limit", type=int, help="images to evaluate on")
+    parser.add_argument("--macs", type=float, default=0.8)
+    given = parser.parse_args()
+    logging.disable(logging.WARNING)
+    torch.set_grad_enabled(False)
+    dense = from_source(given.model, None, {}, None, {})
+    images = open_images(given.evaluation, classes=given.classes, labelled=True, limit=given.limit)
+    sample = open_images(given.calibration, labelled=False, limit=given.images, seed=0)
+    order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0))
+    cpu = torch.device("cpu")
+    with TemporaryDirectory() as folder:
+        context = Context(
+            calibration=sample.subset(order.tolist()),
+            preprocess=dense.preprocess,
+            seed=0,
+            device=cpu,
+            cache=Path(folder),
+            resume=True,
+        )
+
+        def judged(model: Any, title: str) -> Any:
+            return judge(torch_runner(model, cpu), images, dense.preprocess, 0.01, title)
+
+        whole = judged(dense, "dense")
+        console.print("| variant | MACs | top-1 | agreement | KL |\n|---|---|---|---|---|")
+        rows = {"dense": dense} | dict.fromkeys(VARIANTS)
+        for name, model in rows.items():
+            if model is None:
+                config = PruneConfig(budget={"macs": given.macs}, **VARIANTS[name])
+                model, _ = prune(dense, config, context)
+            found = judged(model, name).figures(whole)
+            share = cost.macs(model) / cost.macs(dense)
+            console.print(
+                f"| {name} | {share:.3f} | {found['top1']:.1f} | {found['agreement']:.1f} "
+                f"| {found['kl']:.4f} |",
+                soft_wrap=True,
+                markup=False,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Pruning from the command line, on the embedded example."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vitcompress.cli import app
+
+RECIPE = """
+model: {checkpoint: "example:glyphs"}
+data: {calibration: "example:glyphs/calibration", evaluation: "example:glyphs/evaluation"}
+stages:
+  - {name: tail, type: merge}
+  - {name: narrow, type: prune, budget: {macs: 0.7}}
+  - {name: quant, type: quantize}
+gates: {max_ratio: {macs: 0.8}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITCOMPRESS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_a_run_prunes_and_quantizes(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = CliRunner().invoke(
+        app, ["run", str(recipe), "--out", str(out), "--limit", "66", "--json"]
+    )
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    stage = report["stages"][1]
+    dense = report["baseline"]["macs"]
+    assert stage["metrics"]["macs"] <= 0.7 * dense
+    assert stage["details"]["kl_held_back"]["narrowed"] > 0
+    rows = stage["details"]["structures"]
+    assert all(row["kept"] == row["after"] / row["before"] for row in rows)
+    page = (out / "report.html").read_text()
+    assert "blocks.0.query_key" in page
+    config = json.loads((out / "config.json").read_text())
+    described = config["architecture"]["blocks"]
+    assert len(described) == len({row["structure"].split(".")[1] for row in rows})
+
+
+def test_plan_and_sensitivity_know_the_stage(recipe: Path) -> None:
+    planned = CliRunner().invoke(app, ["plan", str(recipe), "--json"])
+    rows = json.loads(planned.stdout)
+    assert rows[2]["macs"] <= 0.7 * rows[0]["macs"]
+    shown = CliRunner().invoke(app, ["sensitivity", str(recipe), "--limit", "33", "--json"])
+    assert shown.exit_code == 0, shown.stderr
+    table = json.loads(shown.stdout)["narrow"]
+    assert {row["structure"] for row in table} == {"query_key", "value", "hidden"}
+    assert table[0]["layer"] == "blocks.0"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("budget.macs=0.01", "stages.narrow.budget.macs: 0.01 cannot be met"),
+        ("budget={macs: 0.5, params: 0.5}", "give exactly one of macs, params, bytes and latency"),
+        ("saliency=loudness", "saliency"),
+        ("structures=[tails]", "structures"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(setting: str, message: str, recipe: Path) -> None:
+    result = CliRunner().invoke(app, ["plan", str(recipe), "--set", f"stages.narrow.{setting}"])
+    assert result.exit_code == 2
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert message in " ".join(result.stderr.split())
