@@ -93,7 +93,7 @@ BANK = [
     for bits, activations, terms in product(range(2, 9), ("static", "dynamic"), (1, 2))
 ] + [
     QuantizedLayer(bits=bits, activations=activations, group=group)
-    for bits, activations, group in product((2, 3, 4, 5), ("static", "dynamic"), (9, 16))
+    for bits, activations, group in product((2, 3, 4, 5, 6), ("static", "dynamic"), (9, 16))
 ]
 
 

@@ -89,7 +89,7 @@ def test_a_channel_of_zeros_has_a_scale() -> None:
         assert (quantizer.round_weight(torch.zeros(2, 5), step, bits) == 0).all()
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 5])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
 @pytest.mark.parametrize("inputs", [32, 70])  # whole groups, and a last one that is not full
 def test_multipliers_of_groups_are_small_whole_numbers_that_pay(bits: int, inputs: int) -> None:
     weight = randn(12, inputs) * torch.linspace(0.3, 1, inputs)
@@ -99,7 +99,8 @@ def test_multipliers_of_groups_are_small_whole_numbers_that_pay(bits: int, input
     assert multipliers.shape == (-(-inputs // 16), 12)
     assert (multipliers != 0).all()
     low, _ = quantizer.weight_range(bits)
-    assert multipliers.abs().max() * -low <= 64  # no kernel saturates
+    most = 64 if bits <= 4 else 127
+    assert multipliers.abs().max() * -low <= most
     packed = quantizer.pack_multipliers(multipliers)
     assert torch.equal(quantizer.unpack_multipliers(packed, len(multipliers)), multipliers)
 

@@ -27,10 +27,11 @@ def weight_range(bits: int) -> tuple[int, int]:
 def largest_multiplier(bits: int) -> int:
     """The largest magnitude of a group's multiplier.
 
-    It fits in 4 signed bits (as -8 … 7), and no product with a code exceeds 64: so small weights
-    cannot saturate the kernels of processors without VNNI, which add pairs of products in 16 bits.
+    It fits in 4 signed bits (as -8 … 7), and a product with a code in 8. With codes of 4 bits or
+    less, products stay within ±64: so small weights cannot saturate the kernels of processors
+    without VNNI, which add pairs of products in 16 bits.
     """
-    return min(8, 64 >> (bits - 1))
+    return min(8, 127 >> (bits - 1))
 
 
 def weight_scale(

@@ -50,7 +50,7 @@ class QuantizeConfig(BaseModel):
     `activations`: `static` fixes each range from calibration images; `dynamic` takes it at run time
     from each batch. `rounding`: `gptq` feeds each rounding error to the weights not yet rounded;
     `descent` then improves the codes one by one. `group`: how many inputs share a multiplier, in
-    codes of 5 bits or less. `fold`: move channel ranges into the neighbouring tensors where that
+    codes of 6 bits or less. `fold`: move channel ranges into the neighbouring tensors where that
     lowers the error. `fine`: the share of the layers' multiply-accumulates that may be spent once
     more, on a second 8-bit term of the inputs of layers of 8-bit weights, where that is worth most;
     beyond it, in costly ones the class token alone has a second term where that takes away most of

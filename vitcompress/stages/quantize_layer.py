@@ -25,7 +25,7 @@ Rounding = Literal["nearest", "gptq", "descent"]
 _SHARES = (1.0, *(1 - 10.0**-digits for digits in (6, 5.5, 5, 4.75, 4.5, 4.25, 4, 3.5, 3)))
 _JUDGED_ROWS = 512  # enough to tell candidates apart
 _PROBED_BATCHES = 2  # of 16 images, to measure layers one by one
-_GROUPED_BITS = 5  # at most; the multipliers of wider codes would have too few values
+_GROUPED_BITS = 6  # at most; the multipliers of wider codes would have too few values
 
 Cost = Callable[[Mapping[str, nn.Module]], float]
 """Layers by name → KL(float ‖ model with these layers in their places), in nats."""
@@ -241,11 +241,12 @@ def cheapest(
 
     A few tokens with huge activations may carry little of a layer's error and most of the model's:
     what to clip has the last word from the model's output. From the choice the search steps to
-    wider ranges while that helps, else to narrower ones.
+    wider ranges while that helps, else to narrower ones. Below 8 bits the error of the weights is
+    so much larger that the search would have nothing to go by.
     """
     twin = rounded(layer, choice, found, style, bits)
     best = (twin, choice, cost({name: twin}))
-    if style.activations == "dynamic":
+    if style.activations == "dynamic" or bits < 8:
         return best
     ladder = [replace(choice, low=a, high=b, share=s) for a, b, s in _ranges(choice.fold, found)]
     start = _SHARES.index(choice.share)
