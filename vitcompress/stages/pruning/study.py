@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +15,7 @@ from vitcompress.methods.allocation import allocate
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.layers import Block
 from vitcompress.model.sizes import blocks, sizes_of
-from vitcompress.stages.context import BATCH, Context
+from vitcompress.stages.context import Context
 from vitcompress.stages.pruning import costs, narrowing, statistics, structures
 from vitcompress.stages.pruning.config import Kind, PruneConfig
 from vitcompress.stages.pruning.narrowing import Choice
@@ -91,8 +90,10 @@ def study(model: VitModel, config: PruneConfig, context: Context) -> Study:
     prefix_tokens = int(cast(Any, module).num_prefix_tokens)
     fit, held = _split(context, config)
 
+    few = fit.images.subset(range(min(_GRADIENT_IMAGES, len(fit.images))))
+
     def sample(title: str) -> Iterator[Tensor]:
-        return islice(on_device(fit, title), _GRADIENT_IMAGES // BATCH)
+        return on_device(replace(fit, calibration=few), title)
 
     importance = statistics.importances(
         module, sample("weighing outputs"), prefix_tokens, context.seed
