@@ -15,13 +15,17 @@ from torch import Tensor
 
 from vitcompress.methods.selection import descending, inverse, rows
 
+_FAR = 1e9  # further than any two points
+_LEAST = 1e-6  # attention that a token has at least
+
 
 @dataclass(frozen=True)
 class Tokens:
     """What an operator may look at: patch tokens, without the prefix.
 
-    `x` [B, n, C]: features after attention. `sizes` [B, n, 1]. `keys` [B, n, d]: mean over the
-    heads. `importance` [B, n]: the attention paid to each.
+    `x` [B, n, C]: features after attention. `sizes` [B, n, 1]. `keys` [B, n, d]: what similarity is
+    judged by, the mean key over the heads (for `fisher`, coordinates). `importance` [B, n]: the
+    attention paid to each (for `fisher`, the size times a gradient's norm).
     """
 
     x: Tensor
@@ -36,15 +40,14 @@ class Choice:
 
     `kept` [B, k] and `gone` [B, n − k]: indices, together all tokens. `target` [B, n − k]: the
     place in `kept` of the token that takes each one in. `share` [B, n − k, 1]: how much of it is
-    taken in, 0 for a token that is dropped; None: all. `size_share`: likewise for its size, where
-    that differs. `weight` [B, n, 1]: what counts in the mean beside the size; None: nothing.
+    taken in, 0 for a token that is dropped; None: all. `weight` [B, n, 1]: how much each counts in
+    the mean; None: its size.
     """
 
     kept: Tensor
     gone: Tensor
     target: Tensor
     share: Tensor | None = None
-    size_share: Tensor | None = None
     weight: Tensor | None = None
 
     def places(self) -> Tensor:
@@ -61,22 +64,17 @@ Operator = Callable[[Tokens, int], Choice]
 
 def combine(x: Tensor, sizes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
     """Apply `choice` to tokens `x` [B, n, C] of `sizes` [B, n, 1]: [B, k, C] and [B, k, 1]."""
-    weight = sizes if choice.weight is None else sizes * choice.weight
+    weight = sizes if choice.weight is None else choice.weight
     slots = torch.arange(choice.kept.shape[1], device=x.device)[:, None]
     into = (choice.target[:, None] == slots).to(x.dtype)  # [B, k, n − k]
-    gone_weight = rows(weight, choice.gone)
-    gone_size = gone_weight if choice.weight is None else rows(sizes, choice.gone)
-    size_share = choice.share if choice.size_share is None else choice.size_share
     if choice.share is not None:
-        gone_weight = gone_weight * choice.share
-    if size_share is not None:
-        gone_size = gone_size * size_share
-    kept_weight = rows(weight, choice.kept)
+        into = into * choice.share.transpose(1, 2)
+    kept_weight, gone_weight = rows(weight, choice.kept), rows(weight, choice.gone)
     total = kept_weight + into @ gone_weight
     mixed = rows(x, choice.kept) * kept_weight + into @ (rows(x, choice.gone) * gone_weight)
-    if gone_size is gone_weight:
+    if choice.weight is None:
         return mixed / total, total
-    return mixed / total, rows(sizes, choice.kept) + into @ gone_size
+    return mixed / total, rows(sizes, choice.kept) + into @ rows(sizes, choice.gone)
 
 
 def attention_paid(query: Tensor, k: Tensor, heads: int, scale: float, sizes: Tensor) -> Tensor:
@@ -89,6 +87,50 @@ def attention_paid(query: Tensor, k: Tensor, heads: int, scale: float, sizes: Te
     apart = (head[:, None] == torch.arange(heads, device=k.device)).to(k.dtype)  # [h·d, h]
     logits = k @ (query.transpose(1, 2) * (apart * scale)) + sizes.log()
     return logits.softmax(1).mean(-1)
+
+
+class FisherStatistics:
+    """Sums over images from which the tensors that `fisher` reads tokens with are solved.
+
+    By `update`: normalised tokens `h` [B, n, C] (`normalised`) and the gradients of the loss there
+    [B, n, C], the loss taken with labels drawn from the model's own softmax.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.gram = torch.zeros(channels, channels, dtype=torch.float64)
+        self.cross = torch.zeros(channels, dtype=torch.float64)
+        self.fisher = torch.zeros(channels, channels, dtype=torch.float64)
+
+    def update(self, h: Tensor, gradient: Tensor) -> None:
+        # Every image counts the same, however sure the model is of it.
+        square = gradient.square().sum(-1)
+        mean = square.mean(1, keepdim=True).clamp_min(torch.finfo(square.dtype).tiny)
+        level = (square / mean + 1e-3).log()
+        level = (level - level.mean(1, keepdim=True)).flatten().double()
+        centred = (h - h.mean(1, keepdim=True)).flatten(0, 1).double()
+        even = (gradient / mean[..., None].sqrt()).flatten(0, 1).double()
+        self.gram += centred.T @ centred
+        self.cross += centred.T @ level
+        self.fisher += even.T @ even
+
+    def solve(self, rank: int) -> tuple[Tensor, Tensor]:
+        """The tensors level [C, 1] and coordinates [C, rank].
+
+        h @ level predicts log |g|² within an image (ridge regression). Distances between
+        h @ coordinates weigh directions by the square root of the Fisher information there: its own
+        weights, from few images, would trust the strongest directions too much.
+        """
+        eye = torch.eye(len(self.gram), dtype=torch.float64)
+        damped = self.gram + 1e-3 * self.gram.diagonal().mean() * eye
+        level = torch.linalg.solve(damped, self.cross)
+        values, vectors = torch.linalg.eigh(self.fisher / self.fisher.diagonal().sum())
+        values, vectors = values.flip(0)[:rank].clamp_min(0), vectors.flip(1)[:, :rank]
+        return level[:, None].float(), (vectors * values**0.25).float()
+
+
+def normalised(x: Tensor) -> Tensor:
+    """Tokens [..., C] of mean 0 and variance 1, as the layer after them sees them."""
+    return F.layer_norm(x, x.shape[-1:])
 
 
 def tome(tokens: Tokens, keep: int) -> Choice:
@@ -125,7 +167,7 @@ def evit(tokens: Tokens, keep: int) -> Choice:
     """
     order = descending(tokens.importance)
     kept, gone = order[:, :keep], order[:, keep:]
-    return Choice(kept, gone, torch.full_like(gone, keep - 1), weight=_positive(tokens.importance))
+    return Choice(kept, gone, torch.full_like(gone, keep - 1), weight=_attended(tokens))
 
 
 def mctf(tokens: Tokens, keep: int) -> Choice:
@@ -137,7 +179,7 @@ def mctf(tokens: Tokens, keep: int) -> Choice:
     that of the next block.
     """
     similarity, left, right = _bipartite(tokens.x)
-    repel = _positive(tokens.importance)[..., 0].log() / 20 + tokens.sizes[..., 0].log() / 40
+    repel = (tokens.importance + _LEAST).log() / 20 + tokens.sizes[..., 0].log() / 40
     attraction = (similarity + 1).clamp_min(1e-6).log()
     attraction = attraction - repel[:, left, None] - repel[:, None, right]
     removed = tokens.x.shape[1] - keep
@@ -156,7 +198,7 @@ def mctf(tokens: Tokens, keep: int) -> Choice:
         kept=torch.cat([left[kept_left], right[kept_right]], 1),
         gone=torch.cat([left[gone_left], right[gone_right]], 1),
         target=torch.cat([moved, homes], 1),
-        weight=_positive(tokens.importance),
+        weight=_attended(tokens),
     )
 
 
@@ -180,31 +222,30 @@ def ppt(tokens: Tokens, keep: int, threshold: float = 2.7) -> Choice:
     )
 
 
-def peaks(tokens: Tokens, keep: int) -> Choice:
-    """Tokens stay that are attended and unlike any token attended more.
+def fisher(tokens: Tokens, keep: int) -> Choice:
+    """Those go whose merging changes the model's answer least, to second order.
 
-    With a the attention paid to a token and δ = 1 − the cosine to the most similar token of more
-    attention, those of least a²·δ go and join the most similar that stays: the peaks of attention
-    as centres, in the manner of density-peak clustering (Rodriguez & Laio, 2014). Only the least
-    attended tokens, twice as many as have to go, are candidates. The mean is weighted by attention.
+    Moving a token by d changes the answer by about ½ dᵀF d nats, F = E[g gᵀ] with g the gradient at
+    the token. Here `importance` stands for |g| and `keys` for coordinates F^¼ x, and of each token
+    the price is |g|²·δ², δ the distance to the nearest token of more importance (the decision value
+    of density-peak clustering: Rodriguez & Laio, 2014). The cheapest go and join the nearest that
+    stays; the mean is weighted by importance. Only the least important tokens, twice as many as
+    have to go, are candidates.
     """
     count = tokens.x.shape[1]
     removed = count - keep
     order = descending(tokens.importance)
-    features = rows(F.normalize(tokens.x, dim=-1), order)
-    importance = rows(tokens.importance, order)
+    points, importance = rows(tokens.keys, order), rows(tokens.importance, order)
     safe = max(1, keep - removed)
-    similarity = features[:, safe:] @ features.transpose(1, 2)
     place = torch.arange(count, device=order.device)
-    hidden = torch.where(place >= place[safe:, None], -4.0, 0.0)  # the token itself and lesser ones
-    distance = 1 - (similarity + hidden).amax(-1)
-    ranked = descending((importance[:, safe:] * count).square() * distance)
-    stays = keep - safe
+    lesser = torch.where(place >= place[safe:, None], _FAR, 0.0)  # these, and the token itself
+    distance = (_squared_distances(points[:, safe:], points) + lesser).amin(-1)
+    ranked = descending(importance[:, safe:].square() * distance) + safe
+    stay = keep - safe
     sure = place[:safe].expand(order.shape[0], safe)
-    kept = torch.cat([sure, ranked[:, :stays] + safe], 1)
-    gone = ranked[:, stays:] + safe
-    target = _nearest(features, kept, gone)
-    weight = _positive(tokens.importance)
+    kept, gone = torch.cat([sure, ranked[:, :stay]], 1), ranked[:, stay:]
+    target = _squared_distances(rows(points, gone), rows(points, kept)).argmin(-1)
+    weight = tokens.importance[..., None]
     return Choice(rows(order, kept), rows(order, gone), target, weight=weight)
 
 
@@ -214,7 +255,7 @@ OPERATORS: dict[str, Operator] = {
     "evit": evit,
     "mctf": mctf,
     "ppt": ppt,
-    "peaks": peaks,
+    "fisher": fisher,
 }
 
 
@@ -226,7 +267,7 @@ def fewest(method: str, count: int) -> int:
 def choice_macs(method: str, count: int, keep: int, channels: int, width: int) -> int:
     """Multiply-accumulates of one step, choice and `combine`, on the `count` patches of one image.
 
-    `channels` of the features; `width` of the mean key.
+    `channels` of the features; `width` of the keys.
     """
     removed = count - keep
     half, rest = count // 2, count - count // 2
@@ -236,7 +277,7 @@ def choice_macs(method: str, count: int, keep: int, channels: int, width: int) -
         "ppt": half * rest * width,
         "mctf": half * rest * channels,
         "diffrate": removed * keep * channels,
-        "peaks": (count - max(1, keep - removed)) * count * channels + removed * keep * channels,
+        "fisher": ((count - max(1, keep - removed)) * count + removed * keep) * width,
         "evit": 0,
     }[method]
     return matching + keep * removed * (channels + columns)
@@ -267,6 +308,12 @@ def _nearest(features: Tensor, kept: Tensor, gone: Tensor) -> Tensor:
     return (rows(features, gone) @ rows(features, kept).transpose(1, 2)).argmax(-1)
 
 
-def _positive(importance: Tensor) -> Tensor:
-    """Attention as weights [B, n, 1] that never vanish."""
-    return (importance + 1e-6)[..., None]
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Between the points of `a` [B, m, d] and `b` [B, n, d]: [B, m, n], never negative."""
+    lengths = a.square().sum(-1, keepdim=True) + b.square().sum(-1)[:, None]
+    return (lengths - 2 * (a @ b.transpose(1, 2))).clamp_min(0)
+
+
+def _attended(tokens: Tokens) -> Tensor:
+    """Size times attention as a weight [B, n, 1] that never vanishes."""
+    return tokens.sizes * (tokens.importance + _LEAST)[..., None]

@@ -1,6 +1,6 @@
 """Blocks that pass on fewer tokens: merging between attention and MLP."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, cast
 
 import torch
@@ -8,10 +8,23 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from vitcompress.methods.selection import rows
-from vitcompress.methods.tokens import OPERATORS, Choice, Tokens, attention_paid, combine, diffrate
+from vitcompress.methods.tokens import (
+    OPERATORS,
+    Choice,
+    Tokens,
+    attention_paid,
+    combine,
+    diffrate,
+    fisher,
+    normalised,
+)
 from vitcompress.model.layers import Block
 
-Method = Literal["tome", "diffrate", "evit", "mctf", "ppt", "peaks"]
+Method = Literal["tome", "diffrate", "evit", "mctf", "ppt", "fisher"]
+
+
+RANK = 32
+"""How many coordinates `fisher` compares tokens by, where nothing else is said."""
 
 
 class Merging(BaseModel):
@@ -20,7 +33,7 @@ class Merging(BaseModel):
     `kept`: for each block how many tokens, prefix included, go on to its MLP; the last block may
     compute fewer besides. `dropped`: for each block how many tokens `diffrate` drops and does not
     merge (empty: none). `proportional`: a merged token counts in attention as often as the patches
-    it stands for.
+    it stands for. `rank`: how many coordinates `fisher` compares tokens by.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,6 +42,11 @@ class Merging(BaseModel):
     kept: tuple[Annotated[int, Field(ge=1)], ...]
     dropped: tuple[Annotated[int, Field(ge=0)], ...] = ()
     proportional: bool = True
+    rank: Annotated[int, Field(ge=1)] = RANK
+
+    def merges(self, block: int, tokens: int) -> bool:
+        """Whether `block` gets more tokens than it keeps, where `tokens` enter the first."""
+        return self.kept[block] < (self.kept[block - 1] if block else tokens)
 
 
 State = tuple[Tensor, Tensor | None, Tensor | None]
@@ -39,16 +57,26 @@ of each of the N tokens that came in [B, N], None where it is not asked for or n
 class MergingBlocks(nn.Sequential):
     """The blocks of a ViT, which carry the sizes of merged tokens from one to the next.
 
-    The first `prefix` tokens are never touched. With `restore`, every patch gets the token it was
-    merged into before the tokens leave, so that a head that pools over patches counts each merged
-    token as often as the patches it stands for.
+    The first `prefix` of the `tokens` are never touched. With `restore`, every patch gets the token
+    it was merged into before the tokens leave, so that a head that pools over patches counts each
+    merged token as often as the patches it stands for.
     """
 
     def __init__(
-        self, blocks: Iterable[nn.Module], merging: Merging, prefix: int, restore: bool
+        self, blocks: Iterable[nn.Module], merging: Merging, tokens: int, prefix: int, restore: bool
     ) -> None:
         super().__init__(*blocks)
         self.merging, self.prefix, self.restore = merging, prefix, restore
+        for number, block in enumerate(self):
+            if merging.method == "fisher" and merging.merges(number, tokens):
+                channels = cast(Block, block).attn.qkv.in_features
+                self.register_buffer(f"level_{number}", torch.zeros(channels, 1))
+                self.register_buffer(f"coordinates_{number}", torch.zeros(channels, merging.rank))
+
+    def fill(self, readers: Mapping[str, Tensor]) -> None:
+        """Take over the tensors that `fisher` reads tokens with, by name."""
+        for name in self._buffers:
+            self.register_buffer(name, readers[name])
 
     def forward(self, x: Tensor) -> Tensor:
         state: State = (x, None, None)
@@ -78,21 +106,24 @@ class MergingBlocks(nn.Sequential):
 
     def _choice(self, number: int, x: Tensor, q: Tensor, k: Tensor, sizes: Tensor) -> Choice:
         """Which patch tokens of `x` [B, n, C] stay in block `number`."""
-        keep, prefix = self.merging.kept[number], self.prefix
+        keep, prefix = self.merging.kept[number] - self.prefix, self.prefix
+        patches, patch_sizes = x[:, prefix:], sizes[:, prefix:]
+        if self.merging.method == "fisher":
+            h = normalised(patches)
+            level = h @ self.get_buffer(f"level_{number}")
+            importance = (level * 0.5).exp() * patch_sizes
+            keys = h @ self.get_buffer(f"coordinates_{number}")
+            return fisher(Tokens(patches, patch_sizes, keys, importance[..., 0]), keep)
         attention = cast(Block, self[number]).attn
         heads = attention.num_heads
         # Without a class token: what the mean query pays.
         query = q[:, :1] if prefix else q.mean(1, keepdim=True)
-        paid = attention_paid(query, k, heads, attention.scale, sizes)
-        tokens = Tokens(
-            x=x[:, prefix:],
-            sizes=sizes[:, prefix:],
-            keys=k[:, prefix:].unflatten(-1, (heads, -1)).mean(-2),
-            importance=paid[:, prefix:],
-        )
+        paid = attention_paid(query, k, heads, attention.scale, sizes)[:, prefix:]
+        keys = k[:, prefix:].unflatten(-1, (heads, -1)).mean(-2)
+        tokens = Tokens(patches, patch_sizes, keys, paid)
         if self.merging.dropped:
-            return diffrate(tokens, keep - prefix, self.merging.dropped[number])
-        return OPERATORS[self.merging.method](tokens, keep - prefix)
+            return diffrate(tokens, keep, self.merging.dropped[number])
+        return OPERATORS[self.merging.method](tokens, keep)
 
     def _merged(self, x: Tensor, sizes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         prefix = self.prefix
