@@ -6,7 +6,7 @@ from typing import Any, cast
 from torch import nn
 
 from vitcompress.measure.cost import macs
-from vitcompress.methods.tokens import choice_macs
+from vitcompress.methods.tokens import choice_macs, combine_macs
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.layers import Block, QuantizedLinear
 from vitcompress.model.merging import Method
@@ -27,11 +27,12 @@ def block_macs(block: Block, tokens: int, kept: int, prefix: int, method: Method
         heads, channels = attention.num_heads, attention.qkv.in_features
         if method == "fisher":
             width = rank
-            total += (tokens - prefix) * channels * (1 + rank)
+            total += tokens * channels * (1 + rank)
         else:
-            width = keys // heads
+            width = keys // heads if method in ("tome", "ppt") else channels
             total += tokens * keys * heads
-        total += choice_macs(method, tokens - prefix, kept - prefix, channels, width)
+        total += choice_macs(method, tokens - prefix, kept - prefix, width)
+        total += combine_macs(method, tokens, kept, channels)
     return total + kept * _weights(block.mlp)
 
 

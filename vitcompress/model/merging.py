@@ -7,17 +7,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from vitcompress.methods.selection import rows
-from vitcompress.methods.tokens import (
-    OPERATORS,
-    Choice,
-    Tokens,
-    attention_paid,
-    combine,
-    diffrate,
-    fisher,
-    normalised,
-)
+from vitcompress.methods import tokens
+from vitcompress.methods.readers import normalised
+from vitcompress.methods.selection import rows, unit
+from vitcompress.methods.tokens import OPERATORS, Choice, Tokens, attention_paid, diffrate, fisher
 from vitcompress.model.layers import Block
 
 Method = Literal["tome", "diffrate", "evit", "mctf", "ppt", "fisher"]
@@ -51,7 +44,7 @@ class Merging(BaseModel):
 
 State = tuple[Tensor, Tensor | None, Tensor | None]
 """Between blocks: tokens [B, n, C]; their sizes [B, n, 1], None as long as all are 1; and the place
-of each of the N tokens that came in [B, N], None where it is not asked for or nothing merged."""
+of each of the N tokens that came in [B, N, 1], None where it is not asked for or nothing merged."""
 
 
 class MergingBlocks(nn.Sequential):
@@ -95,9 +88,9 @@ class MergingBlocks(nn.Sequential):
             sizes = torch.ones_like(x[..., :1]) if sizes is None else sizes
             choice = self._choice(number, x, q, k, sizes)
             if self.restore:
-                place = self._placed(x, choice)
-                places = place if places is None else rows(place, places)
-            x, sizes = self._merged(x, sizes, choice)
+                now = tokens.places(choice, self.prefix)
+                places = now if places is None else rows(now, places)
+            x, sizes = tokens.combine(x, sizes, choice, self.prefix)
         return block.fed(x), sizes, places
 
     def restored(self, x: Tensor, sizes: Tensor | None, places: Tensor | None) -> Tensor:
@@ -107,34 +100,22 @@ class MergingBlocks(nn.Sequential):
     def _choice(self, number: int, x: Tensor, q: Tensor, k: Tensor, sizes: Tensor) -> Choice:
         """Which patch tokens of `x` [B, n, C] stay in block `number`."""
         keep, prefix = self.merging.kept[number] - self.prefix, self.prefix
-        patches, patch_sizes = x[:, prefix:], sizes[:, prefix:]
         if self.merging.method == "fisher":
-            h = normalised(patches)
-            level = h @ self.get_buffer(f"level_{number}")
-            importance = (level * 0.5).exp() * patch_sizes
-            keys = h @ self.get_buffer(f"coordinates_{number}")
-            return fisher(Tokens(patches, patch_sizes, keys, importance[..., 0]), keep)
+            h = normalised(x)
+            level = (h @ self.get_buffer(f"level_{number}"))[:, prefix:]
+            points = unit((h @ self.get_buffer(f"coordinates_{number}"))[:, prefix:])
+            sizes = sizes[:, prefix:]
+            return fisher(Tokens(points, sizes, level.exp() * sizes), keep)
         attention = cast(Block, self[number]).attn
         heads = attention.num_heads
         # Without a class token: what the mean query pays.
         query = q[:, :1] if prefix else q.mean(1, keepdim=True)
         paid = attention_paid(query, k, heads, attention.scale, sizes)[:, prefix:]
-        keys = k[:, prefix:].unflatten(-1, (heads, -1)).mean(-2)
-        tokens = Tokens(patches, patch_sizes, keys, paid)
+        if self.merging.method in ("tome", "ppt"):
+            points = k.unflatten(-1, (heads, -1)).mean(-2)
+        else:
+            points = x
+        seen = Tokens(unit(points[:, prefix:]), sizes[:, prefix:], paid)
         if self.merging.dropped:
-            return diffrate(tokens, keep, self.merging.dropped[number])
-        return OPERATORS[self.merging.method](tokens, keep)
-
-    def _merged(self, x: Tensor, sizes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
-        prefix = self.prefix
-        merged, merged_sizes = combine(x[:, prefix:], sizes[:, prefix:], choice)
-        if not prefix:
-            return merged, merged_sizes
-        return (
-            torch.cat([x[:, :prefix], merged], 1),
-            torch.cat([sizes[:, :prefix], merged_sizes], 1),
-        )
-
-    def _placed(self, x: Tensor, choice: Choice) -> Tensor:
-        first = torch.arange(self.prefix, device=x.device).expand(x.shape[0], -1)
-        return torch.cat([first, choice.places() + self.prefix], 1)
+            return diffrate(seen, keep, self.merging.dropped[number])
+        return OPERATORS[self.merging.method](seen, keep)

@@ -24,7 +24,8 @@ from vitcompress.console import track
 from vitcompress.errors import InputError
 from vitcompress.measure.tokens import block_macs, schedule_macs, sequence_length
 from vitcompress.methods import schedule as schedules
-from vitcompress.methods.tokens import FisherStatistics, fewest, normalised
+from vitcompress.methods.readers import FisherStatistics, normalised
+from vitcompress.methods.tokens import fewest
 from vitcompress.model.architecture import VitModel, merging_blocks
 from vitcompress.model.merging import RANK, Merging, Method
 from vitcompress.stages.context import BATCH, Context
