@@ -132,7 +132,7 @@ EXPORTED = [(method, "class token") for method in METHODS] + [
 ]
 
 
-@pytest.mark.parametrize(("method", "family"), dict.fromkeys(EXPORTED))
+@pytest.mark.parametrize(("method", "family"), EXPORTED)
 def test_the_export_is_static_and_agrees(
     method: Method, family: str, make_vit: MakeVit, pixels: Tensor, tmp_path: Path
 ) -> None:
