@@ -43,7 +43,7 @@ def export_onnx(model: VitModel, path: Path, facts: Mapping[str, str]) -> None:
     graph_model.producer_name, graph_model.producer_version = "vitcompress", version("vitcompress")
     graph_model.metadata_props.update({PREFIX + key: value for key, value in facts.items()})
     proto = ir.to_proto(graph_model)
-    del proto.graph.value_info[:]
+    _keep_shapes(proto.graph)
     large = sum(t.nbytes for t in model.module.state_dict().values()) > _EXTERNAL_BYTES
     onnx.save(proto, path, save_as_external_data=large, location=f"{path.name}.data")
     onnx.checker.check_model(str(path), full_check=True)
@@ -53,6 +53,14 @@ def metadata(path: Path) -> dict[str, str]:
     """The facts that `export_onnx` wrote, by key without the prefix."""
     props = onnx.load(path, load_external_data=False).metadata_props
     return {p.key.removeprefix(PREFIX): p.value for p in props if p.key.startswith(PREFIX)}
+
+
+def _keep_shapes(graph: onnx.GraphProto) -> None:
+    """Leave only the shapes that onnxruntime cannot infer, and needs to fuse what follows."""
+    gathered = {name for node in graph.node if node.op_type == "GatherND" for name in node.output}
+    kept = [value for value in graph.value_info if value.name in gathered]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
 
 
 def _traced(module: nn.Module, channels: int, size: tuple[int, int]) -> ir.Model:

@@ -36,7 +36,16 @@ def _descending(scores: Any) -> Any:
 
 
 def _rows(x: Any, index: Any) -> Any:
-    return op.GatherND(x, op.Unsqueeze(index, op.Constant(value_ints=[-1])), batch_dims=1)
+    return op.GatherND(x, index, batch_dims=1)
+
+
+def _one_hot(target: Any, count: int) -> Any:
+    values = op.Constant(value_floats=[0.0, 1.0])
+    return op.OneHot(target, op.Constant(value_ints=[count]), values, axis=1)
+
+
+def _unit(x: Any) -> Any:
+    return op.LpNormalization(x, axis=-1, p=2)
 
 
 def _unpacked(codes: Any, bits: int, rows: int) -> Any:
@@ -138,4 +147,6 @@ TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.vitcompress.quantized_linear.default: _quantized_linear,
     torch.ops.vitcompress.descending.default: _descending,
     torch.ops.vitcompress.rows.default: _rows,
+    torch.ops.vitcompress.one_hot.default: _one_hot,
+    torch.ops.vitcompress.unit.default: _unit,
 }

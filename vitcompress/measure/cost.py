@@ -37,7 +37,7 @@ def dense_macs(model: VitModel) -> int:
     module = naming.skeleton(model.architecture.timm, model.architecture.options, "dense model")
     pixels = torch.zeros(1, model.preprocess.channels, *model.preprocess.input_size, device="meta")
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        module.eval()(pixels)
+        module.eval().requires_grad_(False)(pixels)
     return int(counter.get_total_flops()) // 2
 
 

@@ -6,13 +6,13 @@ from typing import Any, cast
 from torch import nn
 
 from vitcompress.measure.cost import macs
-from vitcompress.methods.tokens import choice_macs
+from vitcompress.methods.tokens import choice_macs, combine_macs
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.layers import Block, QuantizedLinear
 from vitcompress.model.merging import Method
 
 
-def block_macs(block: Block, tokens: int, kept: int, prefix: int, method: Method) -> int:
+def block_macs(block: Block, tokens: int, kept: int, prefix: int, method: Method, rank: int) -> int:
     """Multiply-accumulates of `block` on one image: `tokens` come in, `kept` go through its MLP."""
     attention: Any = block.attn
     queries = min(tokens, block.tokens or tokens)
@@ -25,12 +25,18 @@ def block_macs(block: Block, tokens: int, kept: int, prefix: int, method: Method
         return total + queries * _weights(block.mlp)
     if kept < tokens:
         heads, channels = attention.num_heads, attention.qkv.in_features
-        total += tokens * keys * heads
-        total += choice_macs(method, tokens - prefix, kept - prefix, channels, keys // heads)
+        if method == "fisher":
+            width = rank
+            total += tokens * channels * (1 + rank)
+        else:
+            width = keys // heads if method in ("tome", "ppt") else channels
+            total += tokens * keys * heads
+        total += choice_macs(method, tokens - prefix, kept - prefix, width)
+        total += combine_macs(method, tokens, kept, channels)
     return total + kept * _weights(block.mlp)
 
 
-def schedule_macs(model: VitModel, method: Method) -> Callable[[Sequence[int]], int]:
+def schedule_macs(model: VitModel, method: Method, rank: int) -> Callable[[Sequence[int]], int]:
     """A function of the tokens kept after each block: multiply-accumulates of the whole `model`.
 
     `model` merges nothing yet; its last block may compute prefix tokens only.
@@ -42,7 +48,7 @@ def schedule_macs(model: VitModel, method: Method) -> Callable[[Sequence[int]], 
     def of_blocks(kept: Sequence[int]) -> int:
         coming = [tokens, *kept]
         return sum(
-            block_macs(block, coming[i], coming[i + 1], prefix, method)
+            block_macs(block, coming[i], coming[i + 1], prefix, method, rank)
             for i, block in enumerate(blocks)
         )
 

@@ -1,12 +1,14 @@
-"""Ordering and picking tokens, image by image: two operators that stay whole when exported.
+"""Ordering, picking and comparing tokens, image by image: operators that stay whole when exported.
 
-torch's own sort and gather would become chains of ONNX nodes; as custom operators each is one node
-(TopK and GatherND), with the same rule for equal scores on both sides: the first comes first.
+As custom operators each is one ONNX node (TopK, GatherND, OneHot, LpNormalization) where torch's
+own would become chains of them, and equal scores are ordered alike on both sides: first comes
+first. Indices are int64 [B, k, 1], one column, as GatherND wants them.
 """
 
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -22,25 +24,54 @@ def _(scores: Tensor) -> Tensor:
 
 @torch.library.custom_op("vitcompress::rows", mutates_args=())
 def _rows(x: Tensor, index: Tensor) -> Tensor:
-    shape = (*index.shape, *x.shape[2:])
-    return x.gather(1, index.reshape(*index.shape, *[1] * (x.ndim - 2)).expand(shape))
+    return x.gather(1, index.expand(-1, -1, x.shape[2]))
 
 
 @_rows.register_fake
 def _(x: Tensor, index: Tensor) -> Tensor:
-    return x.new_empty(*index.shape, *x.shape[2:])
+    return x.new_empty(index.shape[0], index.shape[1], x.shape[2])
+
+
+@torch.library.custom_op("vitcompress::one_hot", mutates_args=())
+def _one_hot(target: Tensor, count: int) -> Tensor:
+    return F.one_hot(target, count).transpose(1, 2).float()
+
+
+@_one_hot.register_fake
+def _(target: Tensor, count: int) -> Tensor:
+    return target.new_empty(target.shape[0], count, target.shape[1], dtype=torch.float32)
+
+
+@torch.library.custom_op("vitcompress::unit", mutates_args=())
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x, dim=-1, eps=torch.finfo(x.dtype).tiny)
+
+
+@_unit.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 def descending(scores: Tensor) -> Tensor:
-    """The order of `scores` [B, n] from the largest, int64 [B, n]; equals keep their order."""
+    """The order of `scores` [B, n, 1] from the largest, [B, n, 1]; equals keep their order."""
     return cast(Tensor, _descending(scores))
 
 
 def rows(x: Tensor, index: Tensor) -> Tensor:
-    """The rows `index` [B, k] of `x` [B, n, ...], each image its own: [B, k, ...]."""
+    """The rows `index` [B, k, 1] of `x` [B, n, C], each image its own: [B, k, C]."""
     return cast(Tensor, _rows(x, index))
 
 
+def one_hot(target: Tensor, count: int) -> Tensor:
+    """A one in row target[b, j] of each column j: [B, m] → float32 [B, count, m]."""
+    return cast(Tensor, _one_hot(target, count))
+
+
+def unit(x: Tensor) -> Tensor:
+    """`x` [B, n, C] with rows of length 1; a row of zeros stays."""
+    return cast(Tensor, _unit(x))
+
+
 def inverse(order: Tensor) -> Tensor:
-    """The place of each token in `order` [B, n], a permutation of 0 … n − 1 for each image."""
+    """The place of each token in `order` [B, n, 1], a permutation of 0 … n − 1 for each image."""
     return descending(-order.float())

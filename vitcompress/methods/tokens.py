@@ -1,32 +1,32 @@
 """Fewer tokens for the same image: which stay, and which of these take in the others.
 
-Every operator is a choice; the arithmetic is one: x' = M(s ⊙ x) / (M s) and s' = M s, with sizes s
-(how many patches a token stands for) and a matrix M ≥ 0 that has a one for each token that stays
-and one more entry for each token that does not. All counts are static and every image is treated
-alone, so that a batch gives what its images give one by one.
+Every operator is a choice; the arithmetic is one: x' = M(w ⊙ x) / (M w) and s' = M s, with sizes s
+(how many patches a token stands for), weights w (the sizes, or more) and a matrix M ≥ 0 that has a
+one for each token that stays and one more entry for each token that does not. All counts are static
+and every image is treated alone, so that a batch gives what its images give one by one.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vitcompress.methods.selection import descending, inverse, rows
+from vitcompress.methods.selection import descending, inverse, one_hot, rows
+
+_LEAST = 1e-6  # attention that a token has at least
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What an operator may look at: patch tokens, without the prefix.
+    """What an operator looks at, of the patch tokens only.
 
-    `x` [B, n, C]: features after attention. `sizes` [B, n, 1]. `keys` [B, n, d]: mean over the
-    heads. `importance` [B, n]: the attention paid to each.
+    `points` [B, n, d]: of norm 1; what is alike is judged by their products. `sizes` [B, n, 1].
+    `importance` [B, n, 1]: the attention paid to each, or what stands for it.
     """
 
-    x: Tensor
+    points: Tensor
     sizes: Tensor
-    keys: Tensor
     importance: Tensor
 
 
@@ -34,87 +34,96 @@ class Tokens:
 class Choice:
     """Which tokens stay and where the others go.
 
-    `kept` [B, k] and `gone` [B, n − k]: indices, together all tokens. `target` [B, n − k]: the
-    place in `kept` of the token that takes each one in. `share` [B, n − k, 1]: how much of it is
-    taken in, 0 for a token that is dropped; None: all. `size_share`: likewise for its size, where
-    that differs. `weight` [B, n, 1]: what counts in the mean beside the size; None: nothing.
+    `kept` [B, k, 1] and `gone` [B, n − k, 1]: indices, together all tokens. `target` [B, n − k]:
+    the place in `kept` of the token that takes each one in. `share` [B, 1, n − k]: how much of it
+    is taken in, 0 for a token that is dropped; None: all. `weight` [B, n, 1]: how much each counts
+    in the mean; None: its size.
     """
 
     kept: Tensor
     gone: Tensor
     target: Tensor
     share: Tensor | None = None
-    size_share: Tensor | None = None
     weight: Tensor | None = None
-
-    def places(self) -> Tensor:
-        """The place among the kept where each of the n tokens now is, int64 [B, n]."""
-        batch, kept = self.kept.shape
-        stay = torch.arange(kept, device=self.kept.device).expand(batch, kept)
-        order = torch.cat([self.kept, self.gone], 1)
-        return rows(torch.cat([stay, self.target], 1), inverse(order))
 
 
 Operator = Callable[[Tokens, int], Choice]
 """(tokens, how many to keep) → choice."""
 
 
-def combine(x: Tensor, sizes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
-    """Apply `choice` to tokens `x` [B, n, C] of `sizes` [B, n, 1]: [B, k, C] and [B, k, 1]."""
-    weight = sizes if choice.weight is None else sizes * choice.weight
-    slots = torch.arange(choice.kept.shape[1], device=x.device)[:, None]
-    into = (choice.target[:, None] == slots).to(x.dtype)  # [B, k, n − k]
-    gone_weight = rows(weight, choice.gone)
-    gone_size = gone_weight if choice.weight is None else rows(sizes, choice.gone)
-    size_share = choice.share if choice.size_share is None else choice.size_share
+def combine(x: Tensor, sizes: Tensor, choice: Choice, prefix: int = 0) -> tuple[Tensor, Tensor]:
+    """Apply `choice` to `x` [B, p + n, C] of `sizes` [B, p + n, 1]: [B, p + k, C], [B, p + k, 1].
+
+    The first `prefix` tokens, of which the choice knows nothing, stay as they are.
+    """
+    kept, gone = _behind(prefix, choice.kept), choice.gone + prefix
+    into = one_hot(choice.target + prefix, kept.shape[1])
     if choice.share is not None:
-        gone_weight = gone_weight * choice.share
-    if size_share is not None:
-        gone_size = gone_size * size_share
-    kept_weight = rows(weight, choice.kept)
-    total = kept_weight + into @ gone_weight
-    mixed = rows(x, choice.kept) * kept_weight + into @ (rows(x, choice.gone) * gone_weight)
-    if gone_size is gone_weight:
-        return mixed / total, total
-    return mixed / total, rows(sizes, choice.kept) + into @ gone_size
+        into = into * choice.share
+    kept_size, gone_size = rows(sizes, kept), rows(sizes, gone)
+    size = kept_size + into @ gone_size
+    if choice.weight is None:
+        kept_weight, gone_weight, total = kept_size, gone_size, size
+    else:
+        # Whatever the weight of a prefix token, it takes nothing in.
+        weight = torch.cat([sizes[:, :prefix], choice.weight], 1) if prefix else choice.weight
+        kept_weight, gone_weight = rows(weight, kept), rows(weight, gone)
+        total = kept_weight + into @ gone_weight
+    # Scaled before they meet: what takes nothing in is multiplied by one.
+    mixed = rows(x, kept) * (kept_weight / total)
+    return mixed + (into / total) @ (rows(x, gone) * gone_weight), size
+
+
+def places(choice: Choice, prefix: int = 0) -> Tensor:
+    """Where each of the p + n tokens is after `combine`: int64 [B, p + n, 1]."""
+    batch, kept = choice.kept.shape[0], choice.kept.shape[1]
+    stay = torch.arange(kept, device=choice.kept.device)[:, None].expand(batch, -1, -1)
+    order = torch.cat([choice.kept, choice.gone], 1)
+    now = torch.cat([stay, choice.target[..., None]], 1)
+    return _behind(prefix, rows(now, inverse(order)))
 
 
 def attention_paid(query: Tensor, k: Tensor, heads: int, scale: float, sizes: Tensor) -> Tensor:
     """The attention of one query to all tokens, the mean over heads.
 
-    `query` [B, 1, h·d], `k` [B, n, h·d], `sizes` [B, n, 1] → [B, n].
+    `query` [B, 1, h·d], `k` [B, n, h·d], `sizes` [B, n, 1] → [B, n, 1].
     """
     channels = k.shape[-1]
     head = torch.arange(channels, device=k.device) // (channels // heads)
     apart = (head[:, None] == torch.arange(heads, device=k.device)).to(k.dtype)  # [h·d, h]
     logits = k @ (query.transpose(1, 2) * (apart * scale)) + sizes.log()
-    return logits.softmax(1).mean(-1)
+    return logits.softmax(1).mean(-1, keepdim=True)
 
 
 def tome(tokens: Tokens, keep: int) -> Choice:
     """Bipartite soft matching (Bolya et al., ICLR 2023): every other token may join one between.
 
-    The most similar pairs by the cosine of their keys are merged. At most half can go.
+    The most similar pairs are merged. At most half can go.
     """
-    similarity, source, other = _bipartite(tokens.keys)
+    similarity = _bipartite(tokens.points)
     best, target = similarity.max(-1)
-    return _joined(best, target, source, other, tokens.x.shape[1] - keep)
+    order = descending(best[..., None])
+    removed = tokens.points.shape[1] - keep
+    gone, stay = order[:, :removed], order[:, removed:]
+    other = torch.arange(0, tokens.points.shape[1], 2, device=order.device)
+    others = other[:, None].expand(order.shape[0], -1, -1)
+    joined = rows(target[..., None], gone)[..., 0] + stay.shape[1]
+    return Choice(torch.cat([2 * stay + 1, others], 1), 2 * gone + 1, joined)
 
 
 def diffrate(tokens: Tokens, keep: int, dropped: int = 0) -> Choice:
     """The least attended tokens go (Chen et al., ICCV 2023, with the sizes not damped).
 
     Of these the `dropped` that are attended least are dropped; the others join the most similar of
-    those that stay, by the cosine of their features.
+    those that stay.
     """
     order = descending(tokens.importance)
     kept, gone = order[:, :keep], order[:, keep:]
-    target = _nearest(F.normalize(tokens.x, dim=-1), kept, gone)
     share = None
     if dropped:
         taken = torch.arange(gone.shape[1], device=gone.device) < gone.shape[1] - dropped
-        share = taken.to(tokens.x.dtype)[:, None].expand(gone.shape[0], -1, 1)
-    return Choice(kept, gone, target, share)
+        share = taken.to(tokens.sizes.dtype)[None, None]
+    return Choice(kept, gone, _nearest(tokens.points, kept, gone), share)
 
 
 def evit(tokens: Tokens, keep: int) -> Choice:
@@ -125,38 +134,37 @@ def evit(tokens: Tokens, keep: int) -> Choice:
     """
     order = descending(tokens.importance)
     kept, gone = order[:, :keep], order[:, keep:]
-    return Choice(kept, gone, torch.full_like(gone, keep - 1), weight=_positive(tokens.importance))
+    return Choice(kept, gone, torch.full_like(gone[..., 0], keep - 1), weight=_attended(tokens))
 
 
 def mctf(tokens: Tokens, keep: int) -> Choice:
     """Matching by similarity, attention and size, both ways (Lee et al., CVPR 2024).
 
-    A pair's attraction is the product of ((cos + 1)/2), (1/(a_i a_j))^(1/20) and
-    (1/(s_i s_j))^(1/40); half of the tokens to remove go from one side of the bipartition to the
-    other and half back. The mean is weighted by attention. Attention is that which is paid now, not
-    that of the next block.
+    A pair's attraction is the product of (cos + 1)/2, (1/(a_i a_j))^(1/20), (1/(s_i s_j))^(1/40).
+    Half of the tokens to remove go from one side of the bipartition to the other and half back. The
+    mean is weighted by attention: that which is paid now, not that of the next block.
     """
-    similarity, left, right = _bipartite(tokens.x)
-    repel = _positive(tokens.importance)[..., 0].log() / 20 + tokens.sizes[..., 0].log() / 40
-    attraction = (similarity + 1).clamp_min(1e-6).log()
-    attraction = attraction - repel[:, left, None] - repel[:, None, right]
-    removed = tokens.x.shape[1] - keep
+    repel = (tokens.importance + _LEAST).log() / 20 + tokens.sizes.log() / 40
+    attraction = (_bipartite(tokens.points) + 1).clamp_min(1e-6).log()
+    attraction = attraction - repel[:, 1::2] - repel[:, ::2].transpose(1, 2)
+    removed = tokens.points.shape[1] - keep
     there, back = removed - removed // 2, removed // 2
     best, target = attraction.max(-1)
-    order = descending(best)
-    gone_left, kept_left = order[:, :there], order[:, there:]
-    returned, home = rows(attraction, kept_left).max(1)
-    order = descending(returned)
-    gone_right, kept_right = order[:, :back], order[:, back:]
-    slots = kept_left.shape[1] + torch.arange(kept_right.shape[1], device=order.device)
-    homes = rows(home, gone_right)
-    place = torch.cat([homes, slots.expand(order.shape[0], -1)], 1)
-    moved = rows(rows(place, inverse(order)), rows(target, gone_left))
+    order = descending(best[..., None])
+    gone_odd, kept_odd = order[:, :there], order[:, there:]
+    returned, home = rows(attraction, kept_odd).max(1)
+    order = descending(returned[..., None])
+    gone_even, kept_even = order[:, :back], order[:, back:]
+    # An odd token whose even partner goes on to an odd one goes there with it.
+    slots = kept_odd.shape[1] + torch.arange(kept_even.shape[1], device=order.device)[:, None]
+    homes = rows(home[..., None], gone_even)
+    place = torch.cat([homes, slots.expand(order.shape[0], -1, -1)], 1)
+    moved = rows(rows(place, inverse(order)), rows(target[..., None], gone_odd))
     return Choice(
-        kept=torch.cat([left[kept_left], right[kept_right]], 1),
-        gone=torch.cat([left[gone_left], right[gone_right]], 1),
-        target=torch.cat([moved, homes], 1),
-        weight=_positive(tokens.importance),
+        kept=torch.cat([2 * kept_odd + 1, 2 * kept_even], 1),
+        gone=torch.cat([2 * gone_odd + 1, 2 * gone_even], 1),
+        target=torch.cat([moved, homes], 1)[..., 0],
+        weight=_attended(tokens),
     )
 
 
@@ -166,46 +174,36 @@ def ppt(tokens: Tokens, keep: int, threshold: float = 2.7) -> Choice:
     Wu et al. (2023): it drops where attention is uneven, its variance above the threshold. Here
     `threshold` is the variance of n·a, where a sums to 1 over n tokens (7e-5 · 196² = 2.7).
     """
-    count = tokens.importance.shape[1]
-    uneven = (tokens.importance / tokens.importance.mean(1, keepdim=True)).var(1) > threshold
+    attention = tokens.importance
+    uneven = (attention / attention.mean(1, keepdim=True)).var(1, keepdim=True) > threshold
     merging = tome(tokens, keep)
-    order = descending(tokens.importance)
-    drops = uneven[:, None]
-    takes = (~uneven).to(tokens.x.dtype)[:, None, None]
+    order = descending(attention)
+    takes = (~uneven).to(tokens.sizes.dtype)
     return Choice(
-        kept=torch.where(drops, order[:, :keep], merging.kept),
-        gone=torch.where(drops, order[:, keep:], merging.gone),
+        kept=torch.where(uneven, order[:, :keep], merging.kept),
+        gone=torch.where(uneven, order[:, keep:], merging.gone),
         target=merging.target,
-        share=takes.expand(-1, count - keep, 1),
+        share=takes,
     )
 
 
-def peaks(tokens: Tokens, keep: int) -> Choice:
-    """Tokens stay that are attended and unlike any token attended more.
+def fisher(tokens: Tokens, keep: int) -> Choice:
+    """Those go whose merging changes the model's answer least, to second order.
 
-    With a the attention paid to a token and δ = 1 − the cosine to the most similar token of more
-    attention, those of least a²·δ go and join the most similar that stays: the peaks of attention
-    as centres, in the manner of density-peak clustering (Rodriguez & Laio, 2014). Only the least
-    attended tokens, twice as many as have to go, are candidates. The mean is weighted by attention.
+    Moving a token by d changes the answer by about ½ dᵀF d nats, F = E[g gᵀ] with g the gradient at
+    the token. Here `importance` stands for |g|, `points` for coordinates that weigh directions by
+    F, and the price of a token is |g|²·δ², with δ the distance to the nearest token of more
+    importance (the decision value of density-peak clustering: Rodriguez & Laio, 2014). The cheapest
+    go and join the nearest that stays; the mean is weighted by importance.
     """
-    count = tokens.x.shape[1]
-    removed = count - keep
-    order = descending(tokens.importance)
-    features = rows(F.normalize(tokens.x, dim=-1), order)
-    importance = rows(tokens.importance, order)
-    safe = max(1, keep - removed)
-    similarity = features[:, safe:] @ features.transpose(1, 2)
-    place = torch.arange(count, device=order.device)
-    hidden = torch.where(place >= place[safe:, None], -4.0, 0.0)  # the token itself and lesser ones
-    distance = 1 - (similarity + hidden).amax(-1)
-    ranked = descending((importance[:, safe:] * count).square() * distance)
-    stays = keep - safe
-    sure = place[:safe].expand(order.shape[0], safe)
-    kept = torch.cat([sure, ranked[:, :stays] + safe], 1)
-    gone = ranked[:, stays:] + safe
-    target = _nearest(features, kept, gone)
-    weight = _positive(tokens.importance)
-    return Choice(rows(order, kept), rows(order, gone), target, weight=weight)
+    importance, points = tokens.importance, tokens.points
+    above = (importance.transpose(1, 2) > importance).to(points.dtype)
+    # Products lie in [−1, 1]: half of them plus one is more than half of any other.
+    likeness = 0.5 * (points @ points.transpose(1, 2)) + above
+    distance = 3 - 2 * likeness.amax(-1, keepdim=True)  # half its square; 2 where none is above
+    order = descending(importance * importance * distance)
+    kept, gone = order[:, :keep], order[:, keep:]
+    return Choice(kept, gone, _nearest(points, kept, gone), weight=importance)
 
 
 OPERATORS: dict[str, Operator] = {
@@ -214,59 +212,50 @@ OPERATORS: dict[str, Operator] = {
     "evit": evit,
     "mctf": mctf,
     "ppt": ppt,
-    "peaks": peaks,
+    "fisher": fisher,
 }
 
 
 def fewest(method: str, count: int) -> int:
     """The fewest of `count` patch tokens that `method` can keep at one step."""
-    return {"tome": count // 2, "ppt": count // 2, "mctf": 2}.get(method, 1)
+    half = count // 2
+    return {"tome": count - half, "ppt": count - half, "mctf": count - 2 * half + 2}.get(method, 1)
 
 
-def choice_macs(method: str, count: int, keep: int, channels: int, width: int) -> int:
-    """Multiply-accumulates of one step, choice and `combine`, on the `count` patches of one image.
-
-    `channels` of the features; `width` of the mean key.
-    """
+def choice_macs(method: str, count: int, keep: int, width: int) -> int:
+    """Multiply-accumulates of the choice among `count` patch tokens; `width` of their points."""
     removed = count - keep
-    half, rest = count // 2, count - count // 2
-    columns = 1 if method in ("tome", "diffrate") else 2
-    matching = {
-        "tome": half * rest * width,
-        "ppt": half * rest * width,
-        "mctf": half * rest * channels,
-        "diffrate": removed * keep * channels,
-        "peaks": (count - max(1, keep - removed)) * count * channels + removed * keep * channels,
-        "evit": 0,
-    }[method]
-    return matching + keep * removed * (channels + columns)
+    pairs = count // 2 * (count - count // 2)
+    nearest = removed * keep
+    compared = {"diffrate": nearest, "fisher": count**2 + nearest, "evit": 0}.get(method, pairs)
+    return compared * width
 
 
-def _bipartite(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The cosines of odd tokens [B, ⌊n/2⌋] to even ones, and the indices of both."""
-    place = torch.arange(features.shape[1], device=features.device)
-    source, other = place[1::2], place[::2]
-    features = F.normalize(features, dim=-1)
-    return features[:, 1::2] @ features[:, ::2].transpose(1, 2), source, other
+def combine_macs(method: str, tokens: int, keep: int, channels: int) -> int:
+    """Multiply-accumulates of `combine` from `tokens` to `keep`, prefix included."""
+    columns = 2 if method in ("fisher", "evit", "mctf") else 1
+    return keep * (tokens - keep) * (channels + columns)
 
 
-def _joined(best: Tensor, target: Tensor, source: Tensor, other: Tensor, removed: int) -> Choice:
-    """The `removed` sources of the largest `best` [B, a] join their `target` among `other`."""
-    order = descending(best)
-    gone, stay = order[:, :removed], order[:, removed:]
-    others = other.expand(order.shape[0], -1)
-    return Choice(
-        kept=torch.cat([source[stay], others], 1),
-        gone=source[gone],
-        target=rows(target, gone) + stay.shape[1],
-    )
+def _bipartite(points: Tensor) -> Tensor:
+    """The products of the odd tokens with the even ones: [B, ⌊n/2⌋, ⌈n/2⌉]."""
+    return points[:, 1::2] @ points[:, ::2].transpose(1, 2)
 
 
-def _nearest(features: Tensor, kept: Tensor, gone: Tensor) -> Tensor:
-    """The place in `kept` of the token most similar to each of `gone`; `features` of norm 1."""
-    return (rows(features, gone) @ rows(features, kept).transpose(1, 2)).argmax(-1)
+def _nearest(points: Tensor, kept: Tensor, gone: Tensor) -> Tensor:
+    """The place in `kept` of the token most like each of `gone`: [B, n − k]."""
+    return (rows(points, gone) @ rows(points, kept).transpose(1, 2)).argmax(-1)
 
 
-def _positive(importance: Tensor) -> Tensor:
-    """Attention as weights [B, n, 1] that never vanish."""
-    return (importance + 1e-6)[..., None]
+def _attended(tokens: Tokens) -> Tensor:
+    """Size times attention as a weight [B, n, 1] that never vanishes."""
+    return tokens.sizes * (tokens.importance + _LEAST)
+
+
+def _behind(prefix: int, index: Tensor) -> Tensor:
+    """`index` [B, k, 1] of patch tokens as one of all tokens, those of the prefix before it."""
+    if not prefix:
+        return index
+    # By arithmetic, as onnxruntime does not see the shape of an expansion to the batch.
+    first = index[:, :1] * 0 + torch.arange(prefix, device=index.device)[:, None]
+    return torch.cat([first, index + prefix], 1)

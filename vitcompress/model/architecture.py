@@ -129,10 +129,13 @@ def set_tail(module: nn.Module, tokens: int) -> None:
 def set_merging(module: nn.Module, merging: Merging) -> None:
     """Let the blocks pass on fewer tokens (in place)."""
     vit = cast(Any, module)
-    read_by_head = vit.blocks[-1].tokens
-    vit.blocks = MergingBlocks(
-        vit.blocks, merging, vit.num_prefix_tokens, restore=read_by_head is None
-    )
+    vit.blocks = merging_blocks(vit, merging)
+
+
+def merging_blocks(vit: Any, merging: Merging) -> MergingBlocks:
+    """The blocks of `vit`, the same modules, passing on fewer tokens."""
+    tokens, prefix = vit.patch_embed.num_patches + vit.num_prefix_tokens, vit.num_prefix_tokens
+    return MergingBlocks(vit.blocks, merging, tokens, prefix, vit.blocks[-1].tokens is None)
 
 
 def build(architecture: Architecture) -> nn.Module:

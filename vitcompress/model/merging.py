@@ -1,17 +1,23 @@
 """Blocks that pass on fewer tokens: merging between attention and MLP."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from vitcompress.methods.selection import rows
-from vitcompress.methods.tokens import OPERATORS, Choice, Tokens, attention_paid, combine, diffrate
+from vitcompress.methods import tokens
+from vitcompress.methods.readers import normalised
+from vitcompress.methods.selection import rows, unit
+from vitcompress.methods.tokens import OPERATORS, Choice, Tokens, attention_paid, diffrate, fisher
 from vitcompress.model.layers import Block
 
-Method = Literal["tome", "diffrate", "evit", "mctf", "ppt", "peaks"]
+Method = Literal["tome", "diffrate", "evit", "mctf", "ppt", "fisher"]
+
+
+RANK = 32
+"""How many coordinates `fisher` compares tokens by, where nothing else is said."""
 
 
 class Merging(BaseModel):
@@ -20,7 +26,7 @@ class Merging(BaseModel):
     `kept`: for each block how many tokens, prefix included, go on to its MLP; the last block may
     compute fewer besides. `dropped`: for each block how many tokens `diffrate` drops and does not
     merge (empty: none). `proportional`: a merged token counts in attention as often as the patches
-    it stands for.
+    it stands for. `rank`: how many coordinates `fisher` compares tokens by.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,26 +35,41 @@ class Merging(BaseModel):
     kept: tuple[Annotated[int, Field(ge=1)], ...]
     dropped: tuple[Annotated[int, Field(ge=0)], ...] = ()
     proportional: bool = True
+    rank: Annotated[int, Field(ge=1)] = RANK
+
+    def merges(self, block: int, tokens: int) -> bool:
+        """Whether `block` gets more tokens than it keeps, where `tokens` enter the first."""
+        return self.kept[block] < (self.kept[block - 1] if block else tokens)
 
 
 State = tuple[Tensor, Tensor | None, Tensor | None]
 """Between blocks: tokens [B, n, C]; their sizes [B, n, 1], None as long as all are 1; and the place
-of each of the N tokens that came in [B, N], None where it is not asked for or nothing merged."""
+of each of the N tokens that came in [B, N, 1], None where it is not asked for or nothing merged."""
 
 
 class MergingBlocks(nn.Sequential):
     """The blocks of a ViT, which carry the sizes of merged tokens from one to the next.
 
-    The first `prefix` tokens are never touched. With `restore`, every patch gets the token it was
-    merged into before the tokens leave, so that a head that pools over patches counts each merged
-    token as often as the patches it stands for.
+    The first `prefix` of the `tokens` are never touched. With `restore`, every patch gets the token
+    it was merged into before the tokens leave, so that a head that pools over patches counts each
+    merged token as often as the patches it stands for.
     """
 
     def __init__(
-        self, blocks: Iterable[nn.Module], merging: Merging, prefix: int, restore: bool
+        self, blocks: Iterable[nn.Module], merging: Merging, tokens: int, prefix: int, restore: bool
     ) -> None:
         super().__init__(*blocks)
         self.merging, self.prefix, self.restore = merging, prefix, restore
+        for number, block in enumerate(self):
+            if merging.method == "fisher" and merging.merges(number, tokens):
+                channels = cast(Block, block).attn.qkv.in_features
+                self.register_buffer(f"level_{number}", torch.zeros(channels, 1))
+                self.register_buffer(f"coordinates_{number}", torch.zeros(channels, merging.rank))
+
+    def fill(self, readers: Mapping[str, Tensor]) -> None:
+        """Take over the tensors that `fisher` reads tokens with, by name."""
+        for name in self._buffers:
+            self.register_buffer(name, readers[name])
 
     def forward(self, x: Tensor) -> Tensor:
         state: State = (x, None, None)
@@ -67,9 +88,9 @@ class MergingBlocks(nn.Sequential):
             sizes = torch.ones_like(x[..., :1]) if sizes is None else sizes
             choice = self._choice(number, x, q, k, sizes)
             if self.restore:
-                place = self._placed(x, choice)
-                places = place if places is None else rows(place, places)
-            x, sizes = self._merged(x, sizes, choice)
+                now = tokens.places(choice, self.prefix)
+                places = now if places is None else rows(now, places)
+            x, sizes = tokens.combine(x, sizes, choice, self.prefix)
         return block.fed(x), sizes, places
 
     def restored(self, x: Tensor, sizes: Tensor | None, places: Tensor | None) -> Tensor:
@@ -78,32 +99,23 @@ class MergingBlocks(nn.Sequential):
 
     def _choice(self, number: int, x: Tensor, q: Tensor, k: Tensor, sizes: Tensor) -> Choice:
         """Which patch tokens of `x` [B, n, C] stay in block `number`."""
-        keep, prefix = self.merging.kept[number], self.prefix
+        keep, prefix = self.merging.kept[number] - self.prefix, self.prefix
+        if self.merging.method == "fisher":
+            h = normalised(x)
+            level = (h @ self.get_buffer(f"level_{number}"))[:, prefix:]
+            points = unit((h @ self.get_buffer(f"coordinates_{number}"))[:, prefix:])
+            sizes = sizes[:, prefix:]
+            return fisher(Tokens(points, sizes, level.exp() * sizes), keep)
         attention = cast(Block, self[number]).attn
         heads = attention.num_heads
         # Without a class token: what the mean query pays.
         query = q[:, :1] if prefix else q.mean(1, keepdim=True)
-        paid = attention_paid(query, k, heads, attention.scale, sizes)
-        tokens = Tokens(
-            x=x[:, prefix:],
-            sizes=sizes[:, prefix:],
-            keys=k[:, prefix:].unflatten(-1, (heads, -1)).mean(-2),
-            importance=paid[:, prefix:],
-        )
+        paid = attention_paid(query, k, heads, attention.scale, sizes)[:, prefix:]
+        if self.merging.method in ("tome", "ppt"):
+            points = k.unflatten(-1, (heads, -1)).mean(-2)
+        else:
+            points = x
+        seen = Tokens(unit(points[:, prefix:]), sizes[:, prefix:], paid)
         if self.merging.dropped:
-            return diffrate(tokens, keep - prefix, self.merging.dropped[number])
-        return OPERATORS[self.merging.method](tokens, keep - prefix)
-
-    def _merged(self, x: Tensor, sizes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
-        prefix = self.prefix
-        merged, merged_sizes = combine(x[:, prefix:], sizes[:, prefix:], choice)
-        if not prefix:
-            return merged, merged_sizes
-        return (
-            torch.cat([x[:, :prefix], merged], 1),
-            torch.cat([sizes[:, :prefix], merged_sizes], 1),
-        )
-
-    def _placed(self, x: Tensor, choice: Choice) -> Tensor:
-        first = torch.arange(self.prefix, device=x.device).expand(x.shape[0], -1)
-        return torch.cat([first, choice.places() + self.prefix], 1)
+            return diffrate(seen, keep, self.merging.dropped[number])
+        return OPERATORS[self.merging.method](seen, keep)

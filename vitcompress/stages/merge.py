@@ -2,19 +2,21 @@
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
 
 from vitcompress.errors import InputError
 from vitcompress.measure.cost import dense_macs
 from vitcompress.methods import schedule as schedules
 from vitcompress.model.architecture import VitModel, set_merging, set_tail
 from vitcompress.model.layers import Block
-from vitcompress.model.merging import Merging, Method
+from vitcompress.model.merging import Method
 from vitcompress.stages.context import Context
-from vitcompress.stages.merge_search import Task, search, sensitivities
+from vitcompress.stages.merge_search import Task, readers, search, sensitivities
 
 
 class MergeBudget(BaseModel):
@@ -30,9 +32,9 @@ class MergeConfig(BaseModel):
 
     `method: cls_only_tail` leaves out, exactly and for free, what nobody reads: after the last
     attention only the class and register tokens go on to the head. The other methods include it
-    and merge tokens between attention and MLP: `peaks` keeps those that are attended and unlike
-    others, `diffrate` the most attended, `tome` merges the most similar, `mctf` weighs both, `ppt`
-    drops or merges by image, `evit` fuses all unattended ones.
+    and merge tokens between attention and MLP: `fisher` those whose merging changes the answer
+    least by its gradients, `diffrate` the least attended, `tome` the most similar, `mctf` weighs
+    both, `ppt` drops or merges by image, `evit` fuses all unattended ones.
 
     `schedule`: `search` finds how many tokens each block keeps from `images` calibration images;
     `constant`, `decreasing` and `published` are shapes fitted to the budget; `deit_small@2.9` and
@@ -71,11 +73,16 @@ def merge(
     Raises `InputError` for a model whose blocks or head the method cannot handle, and for a budget
     or a schedule that cannot be met.
     """
-    if config.method == "cls_only_tail" or config.schedule != "search":
+    if config.method == "cls_only_tail":
         return plan(model, config)
     task = _task(model, config)
-    kept, found = search(task, context, config.images)
-    return _scheduled(task, kept, config.proportional, (), found)
+    dropped: tuple[int, ...] = ()
+    tensors = readers(task, context, config.images)
+    if config.schedule == "search":
+        kept, found = search(task, context, config.images, tensors)
+    else:
+        kept, dropped, found = _given(task, config)
+    return _scheduled(task, kept, dropped, found, tensors)
 
 
 def plan(model: VitModel, config: MergeConfig) -> tuple[VitModel, dict[str, Any]]:
@@ -84,15 +91,24 @@ def plan(model: VitModel, config: MergeConfig) -> tuple[VitModel, dict[str, Any]
         tokens = prefix_tokens(model, config)
         return tailed(model, tokens), {"method": config.method, "tokens_in_last_block": tokens}
     task = _task(model, config)
-    dropped: tuple[int, ...] = ()
-    if isinstance(config.schedule, tuple):
-        kept = task.explicit(config.schedule)
-    elif config.schedule in schedules.PUBLISHED:
-        kept, dropped = task.published(config.schedule)
-    else:
-        shape = "published" if config.schedule == "search" else config.schedule
-        kept = task.shaped(shape)
-    return _scheduled(task, kept, config.proportional, dropped, {"schedule": config.schedule})
+    return _scheduled(task, *_given(task, config))
+
+
+def _given(
+    task: Task, config: MergeConfig
+) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
+    """Tokens kept and dropped in each block by a schedule that needs no images."""
+    schedule = config.schedule
+    found = {"schedule": schedule}
+    if isinstance(schedule, tuple):
+        return task.explicit(schedule), (), {"schedule": "explicit"}
+    if schedule in schedules.PUBLISHED:
+        return *task.published(schedule), found
+    shape = "published" if schedule == "search" else schedule
+    if shape not in schedules.SHAPES:
+        known = ", ".join(("search", *schedules.SHAPES, *schedules.PUBLISHED))
+        raise InputError(f"{task.where}.schedule: {schedule!r} is none of {known}, nor a list")
+    return task.shaped(shape), (), found
 
 
 def sensitivity(model: VitModel, config: MergeConfig, context: Context) -> list[dict[str, Any]]:
@@ -140,14 +156,16 @@ def _task(model: VitModel, config: MergeConfig) -> Task:
 def _scheduled(
     task: Task,
     kept: tuple[int, ...],
-    proportional: bool,
     dropped: tuple[int, ...],
     found: dict[str, Any],
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> tuple[VitModel, dict[str, Any]]:
     """The model of `task` with this schedule, and the details of the stage."""
-    merging = Merging(method=task.method, kept=kept, dropped=dropped, proportional=proportional)
-    module = copy.deepcopy(task.model.module)
+    merging = task.merging(kept, dropped)
+    module: Any = copy.deepcopy(task.model.module)
     set_merging(module, merging)
+    if tensors is not None:
+        module.blocks.fill(tensors)
     architecture = task.model.architecture.model_copy(update={"merging": merging})
     details = {
         "method": task.method,

@@ -9,7 +9,7 @@ quarter of the images is held back to choose among the candidates in the end.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, islice
@@ -24,9 +24,10 @@ from vitcompress.console import track
 from vitcompress.errors import InputError
 from vitcompress.measure.tokens import block_macs, schedule_macs, sequence_length
 from vitcompress.methods import schedule as schedules
+from vitcompress.methods.readers import FisherStatistics, normalised
 from vitcompress.methods.tokens import fewest
-from vitcompress.model.architecture import VitModel
-from vitcompress.model.merging import Merging, MergingBlocks, Method
+from vitcompress.model.architecture import VitModel, merging_blocks
+from vitcompress.model.merging import RANK, Merging, Method
 from vitcompress.stages.context import BATCH, Context
 
 _SHARES = (0.95, 0.8, 0.6)  # kept in one block, to measure what that costs
@@ -54,7 +55,12 @@ class Task:
 
     @cached_property
     def cost(self) -> Callable[[Sequence[int]], int]:
-        return schedule_macs(self.model, self.method)
+        return schedule_macs(self.model, self.method, RANK)
+
+    def merging(self, kept: Schedule, dropped: Schedule = ()) -> Merging:
+        return Merging(
+            method=self.method, kept=kept, dropped=dropped, proportional=self.proportional
+        )
 
     @property
     def tokens(self) -> int:
@@ -131,6 +137,8 @@ class Task:
         kept = self.explicit(after_merge[: self.blocks])
         before = (self.tokens, *kept)
         dropped = tuple(before[i] - after_drop[i] for i in range(self.blocks))
+        if self.method != "diffrate":
+            return kept, ()
         return kept, (*dropped, *[0] * (self.all_blocks - self.blocks))
 
 
@@ -143,6 +151,7 @@ class _Images:
     """
 
     task: Task
+    readers: Mapping[str, Tensor]
     start: list[Tensor]
     dense: list[Tensor]
 
@@ -153,9 +162,8 @@ class _Images:
     def kl(self, kept: Schedule, keep_states: bool = False) -> float:
         """The mean KL(dense ‖ merged) in nats."""
         vit: Any = self.task.model.module
-        merging = Merging(method=self.task.method, kept=kept, proportional=self.task.proportional)
-        restore = self.task.model.architecture.tail_tokens is None
-        blocks = MergingBlocks(vit.blocks, merging, self.task.prefix, restore)
+        blocks = merging_blocks(vit, self.task.merging(kept))
+        blocks.fill(self.readers)
         same = 0
         while same < len(self.incumbent) and self.incumbent[same] == kept[same]:
             same += 1
@@ -176,12 +184,12 @@ class _Images:
     def split(self, first: int) -> tuple["_Images", "_Images"]:
         """The first so many batches, and the others."""
         return (
-            _Images(self.task, self.start[:first], self.dense[:first]),
-            _Images(self.task, self.start[first:], self.dense[first:]),
+            _Images(self.task, self.readers, self.start[:first], self.dense[:first]),
+            _Images(self.task, self.readers, self.start[first:], self.dense[first:]),
         )
 
 
-def _images(task: Task, context: Context, images: int) -> _Images:
+def _images(task: Task, context: Context, images: int, tensors: Mapping[str, Tensor]) -> _Images:
     """Up to `images` calibration images, in batches of 16."""
     vit: Any = task.model.module.to(context.device)
     start: list[Tensor] = []
@@ -193,13 +201,53 @@ def _images(task: Task, context: Context, images: int) -> _Images:
         ]
     finally:
         handle.remove()
-    return _Images(task, start, dense)
+    return _Images(task, tensors, start, dense)
+
+
+def readers(task: Task, context: Context, images: int) -> dict[str, Tensor]:
+    """The tensors that `fisher` reads tokens with, by name; none for other methods.
+
+    One backward pass through the unmerged model, with labels drawn from its own softmax.
+    """
+    if task.method != "fisher":
+        return {}
+    vit: Any = task.model.module.to(context.device)
+    blocks = list(vit.blocks)[: task.blocks]
+    statistics = [FisherStatistics(block.attn.qkv.in_features) for block in blocks]
+    generator = torch.Generator().manual_seed(context.seed)
+    seen: list[Tensor] = []
+    handles = [
+        block.norm2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        for block in blocks
+    ]
+    batches = islice(context.calibration_batches("measuring gradients"), -(-images // BATCH))
+    try:
+        for pixels in batches:
+            seen.clear()
+            with torch.enable_grad():
+                logits = vit(pixels.to(context.device).requires_grad_())
+                drawn = torch.multinomial(logits.detach().cpu().softmax(-1), 1, generator=generator)
+                loss = F.cross_entropy(logits, drawn[:, 0].to(logits.device), reduction="sum")
+                gradients = torch.autograd.grad(loss, seen)
+            for found, x, gradient in zip(statistics, seen, gradients, strict=True):
+                patches = x.detach()[:, task.prefix :].cpu()
+                found.update(normalised(patches), gradient[:, task.prefix :].cpu())
+    finally:
+        for handle in handles:
+            handle.remove()
+    tensors = {}
+    for number, found in enumerate(statistics):
+        level, coordinates = found.solve(RANK)
+        tensors[f"level_{number}"] = level.to(context.device)
+        tensors[f"coordinates_{number}"] = coordinates.to(context.device)
+    return tensors
 
 
 @torch.no_grad()
 def sensitivities(task: Task, context: Context, images: int) -> list[dict[str, Any]]:
     """By block and share of tokens kept there alone: KL(dense ‖ merged) in nats."""
-    return _sensitivities(task, _images(task, context, min(images, _PROBED)))
+    tensors = readers(task, context, images)
+    return _sensitivities(task, _images(task, context, min(images, _PROBED), tensors))
 
 
 def _sensitivities(task: Task, images: _Images) -> list[dict[str, Any]]:
@@ -217,8 +265,12 @@ def _sensitivities(task: Task, images: _Images) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def search(task: Task, context: Context, images: int) -> tuple[Schedule, dict[str, Any]]:
+def search(
+    task: Task, context: Context, images: int, tensors: Mapping[str, Tensor]
+) -> tuple[Schedule, dict[str, Any]]:
     """The schedule of least KL within the budget, and what was tried, for the report.
+
+    `tensors`: those of `readers`.
 
     Kept in the cache by the content of model and images. Raises `InputError` where no schedule
     meets the budget.
@@ -232,14 +284,16 @@ def search(task: Task, context: Context, images: int) -> tuple[Schedule, dict[st
         context.say(f"schedule reused from {file.name}")
         kept, found = json.loads(file.read_text(encoding="utf-8"))
         return tuple(kept), found
-    everything = _images(task, context, images)
+    everything = _images(task, context, images, tensors)
     batches = len(everything.dense)
     searched, held_back = everything.split(max(1, batches * 3 // 4))
     if not held_back.dense:
         held_back = searched
     rows = _sensitivities(task, searched.split(_PROBED // BATCH)[0])
     candidates = dict(zip(("constant", "decreasing", "published"), known, strict=True))
-    candidates["dynamic programme"] = _programmed(task, rows)
+    programmed = _programmed(task, rows)
+    if task.cost(programmed) <= task.limit:
+        candidates["dynamic programme"] = programmed
     scores = {name: searched.kl(kept) for name, kept in candidates.items()}
     best = min(scores, key=lambda name: scores[name])
     candidates["refined"] = _refined(task, searched, candidates[best], scores[best])
@@ -279,9 +333,9 @@ def _programmed(task: Task, rows: list[dict[str, Any]]) -> Schedule:
     blocks: list[Any] = list(cast(Any, task.model.module).blocks)
 
     def cost(block: int, tokens: int, kept: int) -> float:
-        macs = block_macs(blocks[block], tokens, kept, task.prefix, task.method)
+        macs = block_macs(blocks[block], tokens, kept, task.prefix, task.method, RANK)
         if block + 1 == task.blocks < len(blocks):
-            macs += block_macs(blocks[-1], kept, kept, task.prefix, task.method)
+            macs += block_macs(blocks[-1], kept, kept, task.prefix, task.method, RANK)
         return float(macs)
 
     full = (task.tokens,) * len(blocks)

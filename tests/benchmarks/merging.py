@@ -1,0 +1,111 @@
+"""Compare ways to merge tokens, and a lower resolution, at equal cost on the same images.
+
+    python tests/benchmarks/merging.py MODEL --calibration DIR --evaluation DIR --classes FILE
+
+Prints a Markdown table; figures are of the torch models, agreement and KL against the dense one.
+"""
+
+import argparse
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from vitcompress.console import console
+from vitcompress.data.images import open_images
+from vitcompress.evaluation import Runner, judge, torch_runner
+from vitcompress.measure.cost import macs
+from vitcompress.model.architecture import VitModel, from_source
+from vitcompress.output import cache_folder
+from vitcompress.stages.context import Context
+from vitcompress.stages.merge import MergeConfig, merge
+
+WAYS: dict[str, dict[str, Any]] = {
+    "ToMe, constant": {"method": "tome", "schedule": "constant"},
+    "MCTF, constant": {"method": "mctf", "schedule": "constant"},
+    "PPT, published shape": {"method": "ppt", "schedule": "published"},
+    "EViT, published shape": {"method": "evit", "schedule": "published"},
+    "DiffRate, published shape": {"method": "diffrate", "schedule": "published"},
+    "DiffRate, searched": {"method": "diffrate"},
+    "Fisher, published shape": {"method": "fisher", "schedule": "published"},
+    "Fisher, searched": {"method": "fisher"},
+}
+
+
+def smaller(model: VitModel, share: float) -> tuple[str, Runner, int]:
+    """`model` at the largest input size that costs at most `share` of its multiply-accumulates."""
+    dense, patch = macs(model), int(model.module.patch_embed.patch_size[0])  # type: ignore[union-attr, index]
+    for size in range(model.preprocess.input_size[0], 0, -patch):
+        module: Any = copy.deepcopy(model.module)
+        module.set_input_size(img_size=(size, size))
+        at_size = VitModel(
+            module,
+            model.architecture,
+            model.preprocess.model_copy(update={"input_size": (size, size)}),
+        )
+        if macs(at_size) <= share * dense:
+            break
+    run = torch_runner(at_size, torch.device("cpu"))
+
+    def resized(pixels: np.ndarray) -> np.ndarray:
+        small = F.interpolate(
+            torch.from_numpy(pixels), (size, size), mode="bicubic", antialias=True
+        )
+        return run(small.numpy())
+
+    return f"{size} px instead", resized, macs(at_size)
+
+
+def ways(model: VitModel, context: Context, share: float) -> Iterator[tuple[str, Runner, int]]:
+    """Each way's name, its runner and its cost."""
+    for name, options in WAYS.items():
+        config = MergeConfig.model_validate({"budget": {"macs": share}, **options})
+        merged, _ = merge(model, config, context)
+        yield name, torch_runner(merged, context.device), macs(merged)
+    yield smaller(model, share)
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--evaluation", required=True)
+    parser.add_argument("--classes", type=Path)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.8, 0.65, 0.55])
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--limit", type=int)
+    given = parser.parse_args()
+    model = from_source(given.model, None, {}, None, {})
+    images = open_images(given.evaluation, classes=given.classes, labelled=True, limit=given.limit)
+    calibration = open_images(given.calibration, labelled=False, limit=given.images, seed=0)
+    order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(0))
+    context = Context(
+        calibration=calibration.subset(order.tolist()),
+        preprocess=model.preprocess,
+        seed=0,
+        device=torch.device("cpu"),
+        cache=cache_folder(),
+        resume=True,
+    )
+    whole = torch_runner(model, context.device)
+    dense = judge(whole, images, model.preprocess, 0.01, "dense")
+    base = dense.figures(dense)
+    rows = ["| | MACs | top-1 | agreement | KL |", "|---|---|---|---|---|"]
+    rows.append(f"| dense | {macs(model) / 1e9:.2f} G | {base['top1']:.1f} | | |")
+    for share in given.budgets:
+        for name, run, cost in ways(model, context, share):
+            found = judge(run, images, model.preprocess, 0.01, name).figures(dense)
+            rows.append(
+                f"| {name} | {cost / 1e9:.2f} G ({cost / macs(model) - 1:+.0%}) | "
+                f"{found['top1']:.1f} | {found['agreement']:.1f} | {found['kl']:.4f} |"
+            )
+    console.print("\n".join(rows), soft_wrap=True, markup=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Operators against a plain loop over tokens, and what must hold for all of them."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from vitcompress.methods import tokens as methods
+from vitcompress.methods.readers import FisherStatistics, normalised
+from vitcompress.methods.selection import unit
+from vitcompress.methods.tokens import OPERATORS, Choice, Tokens, combine, places
+from vitcompress.model.layers import attend
+
+N, KEEP = 17, 11
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def some_tokens(images: int = 3, count: int = N) -> Tokens:
+    return Tokens(
+        points=unit(draw(images, count, 8)),
+        sizes=1 + draw(images, count, 1, seed=1).abs(),
+        importance=draw(images, count, 1, seed=2).softmax(1),
+    )
+
+
+def one(tokens: Tokens, image: int) -> Tokens:
+    return Tokens(*(t[image : image + 1] for t in (tokens.points, tokens.sizes, tokens.importance)))
+
+
+@pytest.mark.parametrize("method", OPERATORS)
+def test_every_token_stays_or_goes_to_one_that_stays(method: str) -> None:
+    choice = OPERATORS[method](some_tokens(), KEEP)
+    both = torch.cat([choice.kept, choice.gone], 1)[..., 0]
+    assert torch.equal(both.sort(1).values, torch.arange(N).expand(3, N))
+    assert choice.kept.shape[1] == KEEP
+    assert int(choice.target.min()) >= 0
+    assert int(choice.target.max()) < KEEP
+
+
+@pytest.mark.parametrize("method", OPERATORS)
+def test_a_batch_equals_its_images(method: str) -> None:
+    tokens, x = some_tokens(), draw(3, N, 5, seed=3)
+    together, sizes = combine(x, tokens.sizes, OPERATORS[method](tokens, KEEP))
+    for image in range(3):
+        lone = one(tokens, image)
+        alone, size = combine(x[image : image + 1], lone.sizes, OPERATORS[method](lone, KEEP))
+        assert torch.allclose(alone[0], together[image], atol=1e-6)
+        assert torch.allclose(size[0], sizes[image], atol=1e-6)
+
+
+@pytest.mark.parametrize("method", set(OPERATORS) - {"ppt"})
+def test_sizes_sum_to_what_they_were(method: str) -> None:
+    tokens = some_tokens()
+    _, sizes = combine(draw(3, N, 5), tokens.sizes, OPERATORS[method](tokens, KEEP))
+    assert torch.allclose(sizes.sum(1), tokens.sizes.sum(1))
+
+
+@pytest.mark.parametrize("method", OPERATORS)
+def test_equal_tokens_give_no_nan(method: str) -> None:
+    tokens = Tokens(unit(torch.ones(1, N, 8)), torch.ones(1, N, 1), torch.full((1, N, 1), 1 / N))
+    x = torch.full((1, N, 4), 2.0)
+    merged, _ = combine(x, tokens.sizes, OPERATORS[method](tokens, KEEP))
+    assert torch.allclose(merged, torch.full_like(merged, 2.0))
+
+
+@pytest.mark.parametrize("method", OPERATORS)
+def test_the_fewest_that_can_stay_can(method: str) -> None:
+    for count in (N, N + 1):
+        least = methods.fewest(method, count)
+        assert OPERATORS[method](some_tokens(count=count), least).kept.shape[1] == least
+
+
+def test_combine_is_the_matrix_form() -> None:
+    x, sizes, weight = draw(1, 4, 3), torch.tensor([[[1.0], [2], [3], [4]]]), draw(1, 4, 1).exp()
+    choice = Choice(torch.tensor([[[2], [0]]]), torch.tensor([[[1], [3]]]), torch.tensor([[0, 0]]))
+    matrix = torch.tensor([[0.0, 1, 1, 1], [1, 0, 0, 0]])
+    merged, size = combine(x, sizes, choice)
+    assert torch.allclose(size[0], matrix @ sizes[0])
+    assert torch.allclose(merged[0], matrix @ (sizes * x)[0] / size[0])
+    weighted = Choice(choice.kept, choice.gone, choice.target, weight=weight)
+    merged, size = combine(x, sizes, weighted)
+    assert torch.allclose(merged[0], matrix @ (weight * x)[0] / (matrix @ weight[0]), atol=1e-6)
+    assert torch.allclose(size[0], matrix @ sizes[0])
+
+
+def test_the_prefix_stays_to_the_last_bit() -> None:
+    tokens, x = some_tokens(), draw(3, N + 2, 5)
+    sizes = torch.cat([torch.ones(3, 2, 1), tokens.sizes], 1)
+    merged, now = combine(x, sizes, OPERATORS["fisher"](tokens, KEEP), prefix=2)
+    assert torch.equal(merged[:, :2], x[:, :2])
+    assert torch.equal(now[:, :2], sizes[:, :2])
+    assert merged.shape[1] == KEEP + 2
+
+
+@pytest.mark.parametrize("method", OPERATORS)
+def test_places_say_where_tokens_are(method: str) -> None:
+    choice = OPERATORS[method](some_tokens(), KEEP)
+    now = places(choice, prefix=1)
+    assert now.shape == (3, N + 1, 1)
+    for image in range(3):
+        assert int(now[image, 0]) == 0
+        for slot, token in enumerate(choice.kept[image, :, 0].tolist()):
+            assert int(now[image, 1 + token]) == 1 + slot
+        for token, slot in zip(choice.gone[image, :, 0], choice.target[image], strict=True):
+            assert int(now[image, 1 + token]) == 1 + int(slot)
+
+
+def test_tome_merges_the_most_similar_pairs() -> None:
+    tokens = one(some_tokens(), 0)
+    points = tokens.points[0]
+    pairs = []
+    for source in range(1, N, 2):
+        likes = [(float(points[source] @ points[other]), other) for other in range(0, N, 2)]
+        pairs.append((*max(likes), source))
+    wanted = {source: other for _, other, source in sorted(pairs, reverse=True)[: N - KEEP]}
+    assert merged_into(OPERATORS["tome"](tokens, KEEP)) == wanted
+
+
+def test_diffrate_merges_the_least_attended() -> None:
+    tokens = one(some_tokens(), 0)
+    order = tokens.importance[0, :, 0].argsort(descending=True).tolist()
+    assert merged_into(OPERATORS["diffrate"](tokens, KEEP)) == nearest(tokens, order)
+    dropping = methods.diffrate(tokens, KEEP, dropped=2)
+    assert dropping.share is not None
+    assert dropping.share[0, 0].tolist() == [1.0] * (N - KEEP - 2) + [0.0] * 2
+
+
+def test_fisher_merges_what_costs_least() -> None:
+    tokens = one(some_tokens(), 0)
+    points, importance = tokens.points[0], tokens.importance[0, :, 0]
+    prices = []
+    for i in range(N):
+        above = [float(points[i] @ points[j]) for j in range(N) if importance[j] > importance[i]]
+        prices.append(float(importance[i]) ** 2 * (1 - max(above, default=-1.0)))
+    order = sorted(range(N), key=lambda i: prices[i], reverse=True)
+    assert merged_into(OPERATORS["fisher"](tokens, KEEP)) == nearest(tokens, order)
+
+
+def test_ppt_drops_where_attention_is_uneven() -> None:
+    flat = one(some_tokens(), 0)
+    even = methods.ppt(flat, KEEP, threshold=1e9)
+    assert merged_into(even) == merged_into(OPERATORS["tome"](flat, KEEP))
+    uneven = methods.ppt(flat, KEEP, threshold=0.0)
+    assert uneven.share is not None
+    assert not uneven.share.any()
+    best = flat.importance[0, :, 0].argsort(descending=True)[:KEEP]
+    assert torch.equal(uneven.kept[0, :, 0], best)
+
+
+def test_mctf_goes_both_ways() -> None:
+    gone = OPERATORS["mctf"](one(some_tokens(), 0), KEEP).gone[0, :, 0]
+    assert int((gone % 2 == 1).sum()) == (N - KEEP) - (N - KEEP) // 2
+    assert int((gone % 2 == 0).sum()) == (N - KEEP) // 2
+
+
+def test_sizes_in_attention_are_repeated_keys() -> None:
+    q, k, v = draw(1, 3, 8), draw(1, 4, 8, seed=1), draw(1, 4, 8, seed=2)
+    counts = torch.tensor([1, 3, 2, 1])
+    again = torch.repeat_interleave(torch.arange(4), counts)
+    merged = attend(q, k, v, 2, 0.5, counts.float().log()[None])
+    assert torch.allclose(merged, attend(q, k[:, again], v[:, again], 2, 0.5), atol=1e-6)
+
+
+def test_attention_paid_is_that_of_attention() -> None:
+    q, k, sizes = draw(2, 1, 8), draw(2, 5, 8, seed=1), 1 + draw(2, 5, 1, seed=2).abs()
+    v = torch.eye(5).repeat(2, 1, 2)  # each head returns its weights
+    weights = attend(q, k, v, 2, 0.5, sizes[..., 0].log()).view(2, 2, 5).mean(1)
+    assert torch.allclose(methods.attention_paid(q, k, 2, 0.5, sizes)[..., 0], weights, atol=1e-6)
+
+
+def test_fisher_statistics_find_what_gradients_follow() -> None:
+    h = normalised(draw(40, 12, 16))
+    direction = torch.zeros(16)
+    direction[3] = 1.0
+    gradient = (h[..., :1] * 1.0).exp() * direction  # size by the first channel, along the fourth
+    statistics = FisherStatistics(16)
+    statistics.update(h, gradient)
+    level, coordinates = statistics.solve(2)
+    assert int(level.abs().argmax()) == 0
+    assert float(level[0]) == pytest.approx(1.0, abs=0.15)
+    assert int(coordinates[:, 0].abs().argmax()) == 3
+
+
+def merged_into(choice: Choice) -> dict[int, int]:
+    """Which token each one that goes joins, of the only image."""
+    kept = choice.kept[0, :, 0].tolist()
+    pairs = zip(choice.gone[0, :, 0].tolist(), choice.target[0].tolist(), strict=True)
+    return {gone: kept[slot] for gone, slot in pairs}
+
+
+def nearest(tokens: Tokens, order: list[int]) -> dict[int, int]:
+    """What each token of `order` behind the first KEEP is most like among these."""
+    points = tokens.points[0]
+    return {
+        gone: max(order[:KEEP], key=lambda kept: float(points[gone] @ points[kept]))
+        for gone in order[KEEP:]
+    }

@@ -1,0 +1,153 @@
+"""Models that merge tokens: exact where nothing is merged, and the same wherever they run."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import onnx
+import pytest
+import torch
+from torch import Tensor
+
+from vitcompress.export.folder import load_folder, save_folder
+from vitcompress.export.onnx import export_onnx
+from vitcompress.export.parity import check
+from vitcompress.measure.cost import dense_macs, macs
+from vitcompress.measure.tokens import schedule_macs
+from vitcompress.model.architecture import VitModel, merging_blocks, set_merging, set_tail
+from vitcompress.model.merging import RANK, Merging, Method
+
+MakeVit = Callable[..., VitModel]
+METHODS = get_args(Method)
+FAMILIES: dict[str, dict[str, Any]] = {
+    "class token": {},
+    "distilled": {"name": "deit_tiny_distilled_patch16_224"},
+    "registers": {"reg_tokens": 3},
+    "mean": {"global_pool": "avg", "class_token": False},
+    "attention pooling": {"global_pool": "map", "class_token": False},
+    "layer scale": {"init_values": 0.5},
+    "qk norm": {"qk_norm": True},
+}
+
+
+def merged(
+    model: VitModel, kept: tuple[int, ...], method: Method = "diffrate", **options: Any
+) -> VitModel:
+    """`model` with patch tokens merged: `kept` counts them without the prefix."""
+    module: Any = model.module
+    whole = tuple(count + module.num_prefix_tokens for count in kept)
+    merging = Merging(method=method, kept=whole, **options)
+    if module.global_pool == "token":
+        set_tail(module, module.num_prefix_tokens)
+    set_merging(module, merging)
+    generator = torch.Generator().manual_seed(5)
+    for buffer in module.blocks.buffers(recurse=False):
+        buffer.copy_(torch.randn(buffer.shape, generator=generator) / 8)
+    architecture = model.architecture.model_copy(
+        update={"merging": merging, "tail_tokens": module.blocks[-1].tokens}
+    )
+    return replace(model, architecture=architecture)
+
+
+@pytest.mark.parametrize("options", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("method", ["fisher", "tome"])
+def test_keeping_all_changes_no_bit(
+    method: Method, options: dict[str, Any], make_vit: MakeVit, pixels: Tensor
+) -> None:
+    expected = make_vit(**options)
+    if expected.module.global_pool == "token":
+        set_tail(expected.module, int(expected.module.num_prefix_tokens))
+    model = merged(make_vit(**options), (16, 16), method)
+    assert torch.equal(model.module(pixels), expected.module(pixels))
+
+
+@pytest.mark.parametrize("options", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_equals_its_images(
+    method: Method, options: dict[str, Any], make_vit: MakeVit, pixels: Tensor
+) -> None:
+    model = merged(make_vit(**options), (10, 10), method)
+    together = model.module(pixels)
+    alone = torch.cat([model.module(image) for image in pixels.split(1)])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert not torch.allclose(together, make_vit(**options).module(pixels), atol=1e-3)
+
+
+@pytest.mark.parametrize("options", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_closed_form_counts_what_the_counter_counts(
+    method: Method, options: dict[str, Any], make_vit: MakeVit
+) -> None:
+    plain = make_vit(depth=3, **options)
+    prefix = int(plain.module.num_prefix_tokens)
+    if plain.module.global_pool == "token":
+        set_tail(plain.module, prefix)
+    cost = schedule_macs(plain, method, RANK)
+    kept = (12, 9, 9)
+    expected = cost([count + prefix for count in kept])
+    assert macs(merged(make_vit(depth=3, **options), kept, method)) == expected
+
+
+def test_the_dense_cost_is_that_of_the_first_model(make_vit: MakeVit) -> None:
+    assert dense_macs(merged(make_vit(), (9, 9))) == macs(make_vit())
+
+
+@pytest.mark.parametrize("pool", ["avg", "map"])
+def test_pooling_counts_a_token_as_often_as_its_patches(
+    pool: str, make_vit: MakeVit, pixels: Tensor
+) -> None:
+    model = make_vit(global_pool=pool, class_token=False)
+    blocks = merging_blocks(model.module, Merging(method="tome", kept=(16, 10)))
+    x = model.module.patch_embed(pixels) + model.module.pos_embed
+    state: Any = (x, None, None)
+    for number in range(2):
+        state = blocks.advance(number, *state)
+    tokens, sizes, _ = state
+    restored = blocks.restored(*state)
+    assert restored.shape[1] == 16
+    weighted = (tokens * sizes).sum(1) / sizes.sum(1)
+    assert torch.allclose(restored.mean(1), weighted, atol=1e-6)
+
+
+def test_equal_patches_give_no_nan(make_vit: MakeVit) -> None:
+    model = merged(make_vit(), (9, 9), "fisher")
+    model.module.pos_embed.zero_()
+    assert model.module(torch.zeros(2, 3, 32, 32)).isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_read_again_gives_the_same_logits(
+    method: Method, make_vit: MakeVit, pixels: Tensor, tmp_path: Path
+) -> None:
+    model = merged(make_vit(), (9, 9), method)
+    save_folder(model, tmp_path)
+    assert torch.equal(load_folder(tmp_path).module(pixels), model.module(pixels))
+
+
+EXPORTED = [(method, "class token") for method in METHODS] + [
+    ("fisher", "mean"),
+    ("fisher", "distilled"),
+]
+
+
+@pytest.mark.parametrize(("method", "family"), EXPORTED)
+def test_the_export_is_static_and_agrees(
+    method: Method, family: str, make_vit: MakeVit, pixels: Tensor, tmp_path: Path
+) -> None:
+    options = FAMILIES[family]
+    dense = make_vit(depth=3, **options).module(pixels).numpy()
+    model = merged(make_vit(depth=3, **options), (12, 9, 9), method)
+    export_onnx(model, tmp_path / "model.onnx", {})
+    assert check(tmp_path / "model.onnx", model, pixels, dense, 1)["passed"]
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    found = Counter(node.op_type for node in graph.node)
+    assert not [op for op in found if op.startswith(("Scatter", "NonZero", "If", "Loop"))]
+    assert found["TopK"] >= 2
+
+
+def test_only_blocks_that_merge_hold_tensors_for_it(make_vit: MakeVit) -> None:
+    model = merged(make_vit(depth=3), (16, 9, 9), "fisher")
+    names = [n for n, _ in model.module.blocks.named_buffers(recurse=False)]
+    assert names == ["level_1", "coordinates_1"]

@@ -1,0 +1,150 @@
+"""The merge stage: budgets, schedules, the search and what it refuses."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from vitcompress.errors import InputError
+from vitcompress.measure.cost import macs
+from vitcompress.model.architecture import VitModel, adopt
+from vitcompress.stages import quantize
+from vitcompress.stages.context import Context
+from vitcompress.stages.merge import MergeConfig, merge, plan, sensitivity
+
+MakeVit = Callable[..., VitModel]
+
+
+def config(**options: Any) -> MergeConfig:
+    return MergeConfig.model_validate({"method": "fisher", **options})
+
+
+@pytest.fixture
+def deep(make_vit: MakeVit) -> VitModel:
+    return make_vit(depth=4)
+
+
+@pytest.mark.parametrize("method", ["fisher", "diffrate", "tome"])
+def test_a_search_meets_its_budget(method: str, deep: VitModel, context: Context) -> None:
+    found, details = merge(deep, config(method=method, budget={"macs": 0.7}, images=16), context)
+    assert macs(found) <= 0.7 * macs(deep)
+    assert macs(found) == pytest.approx(details["macs_ratio"] * macs(deep))
+    kept = found.architecture.merging.kept  # type: ignore[union-attr]
+    assert [row["kept"] for row in details["blocks"]] == list(kept)
+    assert all(row["macs_ratio"] <= 0.7 for row in details["candidates"])
+
+
+def test_a_search_is_repeatable_and_cached(
+    deep: VitModel, make_context: Callable[..., Context], pixels: Tensor
+) -> None:
+    wanted = config(budget={"macs": 0.7}, images=16)
+    first, details = merge(deep, wanted, make_context(resume=False))
+    again, _ = merge(deep, wanted, make_context(resume=False))
+    assert torch.equal(first.module(pixels), again.module(pixels))
+    cached, told = merge(deep, wanted, make_context(resume=True))
+    assert told == details
+    assert torch.equal(first.module(pixels), cached.module(pixels))
+
+
+def test_the_model_given_stays_as_it_was(deep: VitModel, context: Context, pixels: Tensor) -> None:
+    before = deep.module(pixels)
+    merge(deep, config(budget={"macs": 0.7}, images=16), context)
+    assert torch.equal(deep.module(pixels), before)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "decreasing", "published", "search"])
+def test_a_plan_needs_no_images(schedule: str, deep: VitModel) -> None:
+    planned, _ = plan(deep, config(budget={"macs": 0.75}, schedule=schedule))
+    assert 0.6 * macs(deep) < macs(planned) <= 0.75 * macs(deep)
+
+
+def test_a_schedule_can_be_given(deep: VitModel, context: Context, pixels: Tensor) -> None:
+    found, details = merge(deep, config(schedule=[15, 12, 10], images=16), context)
+    assert found.architecture.merging.kept == (15, 12, 10, 10)  # type: ignore[union-attr]
+    assert details["schedule"] == "explicit"
+    assert found.module(pixels).isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{"global_pool": "avg"}, {"global_pool": "map"}])
+def test_models_without_a_class_token_merge(
+    options: dict[str, Any], make_vit: MakeVit, context: Context
+) -> None:
+    model = make_vit(depth=3, class_token=False, **options)
+    found, _ = merge(model, config(budget={"macs": 0.8}, images=16), context)
+    assert macs(found) <= 0.8 * macs(model)
+    assert found.architecture.tail_tokens is None
+
+
+def test_sensitivities_name_blocks(deep: VitModel, context: Context) -> None:
+    rows = sensitivity(deep, config(budget={"macs": 0.7}, images=16), context)
+    assert [row["block"] for row in rows] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert all(row["kl_at_60%"] > 0 for row in rows)
+    assert sensitivity(deep, MergeConfig(), context) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": [15, 12]}, r"stages\.merge\.schedule: 2 counts for 3 blocks"),
+        (
+            {"method": "tome", "schedule": [17, 8, 8]},
+            r"schedule: block 1 cannot keep 8 of its 17 tokens; with tome from 9 to 17",
+        ),
+        ({"schedule": [12, 13, 9]}, r"block 1 cannot keep 13 of its 12 tokens"),
+        ({"budget": {"macs": 0.1}}, r"stages\.merge\.budget\.macs: fisher .* does not go below"),
+        ({"schedule": "deit_small@2.9"}, r"schedule: deit_small@2.9 is for 12 blocks"),
+        ({"schedule": "linear"}, r"schedule: 'linear' is none of search, constant"),
+    ],
+)
+def test_what_cannot_be_met_is_refused(
+    options: dict[str, Any], message: str, deep: VitModel, context: Context
+) -> None:
+    with pytest.raises(InputError, match=message):
+        merge(deep, config(**options), context)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "cls_only_tail", "budget": {"macs": 0.5}}, "cls_only_tail has none"),
+        ({"method": "fisher"}, "budget: missing"),
+        ({"method": "fisher", "schedule": [9], "budget": {"macs": 0.5}}, "take one of the two"),
+    ],
+)
+def test_configs_that_contradict_themselves(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        MergeConfig.model_validate(options)
+
+
+def test_windowed_models_are_refused(make_vit: MakeVit, context: Context) -> None:
+    import timm
+
+    swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=56, window_size=7)
+    vit = make_vit()
+    model = replace(
+        vit,
+        module=adopt(swin),
+        architecture=vit.architecture.model_copy(update={"timm": "swin_tiny_patch4_window7_224"}),
+    )
+    with pytest.raises(InputError, match=r"stages\.merge: swin_tiny.* is no plain ViT"):
+        merge(model, config(budget={"macs": 0.7}), context)
+
+
+def test_it_comes_before_quantize(vit: VitModel, context: Context) -> None:
+    quantized, _ = quantize.plan(vit, quantize.QuantizeConfig())
+    with pytest.raises(InputError, match="put it before quantize"):
+        merge(quantized, config(budget={"macs": 0.8}), context)
+
+
+def test_merged_models_can_be_quantized(
+    deep: VitModel, make_context: Callable[..., Context], pixels: Tensor
+) -> None:
+    context = make_context()
+    found, _ = merge(deep, config(budget={"macs": 0.8}, images=16), context)
+    quantized, _ = quantize.quantize(found, quantize.QuantizeConfig(), context)
+    assert quantized.architecture.merging == found.architecture.merging
+    assert float((quantized.module(pixels) - found.module(pixels)).abs().mean()) < 0.5
