@@ -77,13 +77,18 @@ def _traced(module: nn.Module, channels: int, size: tuple[int, int]) -> ir.Model
 
 
 def _name_quantized_layers(graph: ir.Graph) -> None:
+    """Name the nodes of quantized layers, but for those that unpack: there are many, and names
+    take room in the file."""
+    unpacked: set[str] = set()
     for node in graph:
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "['']"))
         if len(scopes) > 1 and scopes[-1].startswith(_OPERATOR):
             layer = scopes[-2]
             if node.op_type == "MatMulInteger" and (weight := node.inputs[1]) is not None:
                 weight.name = f"{layer}{WEIGHT}"
-            node.name = f"{layer}/{node.name}"
+            if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
+                unpacked.add(layer)
+            node.name = f"{layer}/{node.name}" if layer in unpacked else None
 
 
 def _store_in_half(graph: ir.Graph, names: tuple[str, ...]) -> None:
