@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from vitcompress.export.translate import OPSET, TABLE
-from vitcompress.model.architecture import VitModel
+from vitcompress.model.architecture import VitModel, stored_in_half
+from vitcompress.model.compact import exportable
 
 INPUT, OUTPUT = "pixels", "logits"
 PREFIX = "vitcompress."
@@ -32,9 +33,10 @@ def export_onnx(model: VitModel, path: Path, facts: Mapping[str, str]) -> None:
     Only the batch is dynamic. `facts` go into the file's metadata as `vitcompress.KEY`. The nodes
     of a quantized layer are named LAYER/….
     """
-    graph_model = _traced(model.module, model.preprocess.channels, model.preprocess.input_size)
+    module = exportable(model.module, model.architecture.sparse)
+    graph_model = _traced(module, model.preprocess.channels, model.preprocess.input_size)
     _name_quantized_layers(graph_model.graph)
-    _store_in_half(graph_model.graph, model.architecture.half)
+    _store_in_half(graph_model.graph, stored_in_half(model.architecture))
     for node in graph_model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None

@@ -5,7 +5,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from vitcompress.stages import merge, quantize
+from vitcompress.stages import merge, quantize, sparsify
 
 
 class Stage(NamedTuple):
@@ -22,9 +22,13 @@ class Stage(NamedTuple):
     sensitivity: Callable[..., list[dict[str, Any]]] | None = None
 
 
-StageConfig = Annotated[merge.MergeConfig | quantize.QuantizeConfig, Field(discriminator="type")]
+StageConfig = Annotated[
+    merge.MergeConfig | quantize.QuantizeConfig | sparsify.SparsifyConfig,
+    Field(discriminator="type"),
+]
 
 STAGES: dict[type[Any], Stage] = {
     merge.MergeConfig: Stage(merge.merge, merge.plan),
+    sparsify.SparsifyConfig: Stage(sparsify.sparsify, sparsify.plan),
     quantize.QuantizeConfig: Stage(quantize.quantize, quantize.plan, quantize.sensitivity),
 }
