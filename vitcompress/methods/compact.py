@@ -24,7 +24,7 @@ def compacted(matrix: Tensor, cell: Cell) -> tuple[Tensor, Tensor]:
 
     Returns values [kept, high · wide] of the same type, and uint8 [packed rows, cells across].
     """
-    (high, wide), (down, across) = cell, counts(*matrix.shape, cell)
+    (high, wide), (down, across) = cell, counts(matrix.shape[0], matrix.shape[1], cell)
     padded = F.pad(matrix, (0, across * wide - matrix.shape[1], 0, down * high - matrix.shape[0]))
     cells = padded.view(down, high, across, wide).transpose(1, 2).reshape(-1, high * wide)
     left = (cells != 0).any(1)

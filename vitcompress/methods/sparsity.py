@@ -10,13 +10,14 @@ import re
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Criterion = Literal["obs", "taylor", "wanda", "magnitude", "dimap", "random"]
 
 _COLUMNS = 64  # swept together, before their errors reach the columns to come
+_BRIEF = 15  # steps of conjugate gradients between rounds
 _SUBSETS = 128  # of a group, at most, that are all tried
-_CHUNK = 1 << 24  # numbers held at once
 
 
 class Pattern(NamedTuple):
@@ -25,15 +26,6 @@ class Pattern(NamedTuple):
     cell: tuple[int, int] = (1, 1)
     kept: int = 0
     group: int = 0
-
-    def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Why weights [out, in] cannot have this pattern; None where they can."""
-        (rows, columns), (high, wide) = shape, self.cell
-        if self.group and columns % self.group:
-            return f"its {columns} inputs are no multiple of {self.group}"
-        if rows % high or columns % wide:
-            return f"its {rows} × {columns} weights are no whole blocks of {high} × {wide}"
-        return None
 
     def density(self, asked: float) -> float:
         """The share of weights that stay where `asked` is what patterns without groups keep."""
@@ -93,9 +85,14 @@ def scores(
 
 
 def cells(values: Tensor, cell: tuple[int, int]) -> Tensor:
-    """The sums of `values` [out, in] over each cell, [cells down, cells across]."""
+    """The sums of `values` [out, in] over each cell, [cells down, cells across].
+
+    Edges count as filled up with zeros to whole cells, here and in `block_scores`.
+    """
     high, wide = cell
-    return values.unflatten(0, (-1, high)).unflatten(2, (-1, wide)).sum((1, 3))
+    values = F.pad(values, (0, -values.shape[1] % wide, 0, -values.shape[0] % high))
+    total: Tensor = values.unflatten(0, (-1, high)).unflatten(2, (-1, wide)).sum((1, 3))
+    return total
 
 
 def block_scores(weight: Tensor, inverse: Tensor, cell: tuple[int, int]) -> Tensor:
@@ -105,12 +102,16 @@ def block_scores(weight: Tensor, inverse: Tensor, cell: tuple[int, int]) -> Tens
     [in, in], of the Hessian. Returns [cells down, cells across].
     """
     high, wide = cell
-    across = weight.double().unflatten(1, (-1, wide))  # [out, blocks, wide]
+    edge = -len(inverse) % wide
+    inverse = torch.block_diag(inverse, torch.eye(edge, dtype=inverse.dtype))
+    padded = F.pad(weight.double(), (0, edge, 0, -len(weight) % high))
+    across = padded.unflatten(1, (-1, wide))  # [out, blocks, wide]
     corners = torch.stack(
         [inverse[i : i + wide, i : i + wide] for i in range(0, len(inverse), wide)]
     )
     solved = torch.linalg.solve(corners, across.permute(1, 2, 0)).permute(2, 0, 1)
-    return (across * solved).sum(-1).unflatten(0, (-1, high)).sum(1)
+    total: Tensor = (across * solved).sum(-1).unflatten(0, (-1, high)).sum(1)
+    return total
 
 
 def keep(values: Tensor, pattern: Pattern, density: float, by_row: bool = False) -> Tensor:
@@ -128,23 +129,44 @@ def keep(values: Tensor, pattern: Pattern, density: float, by_row: bool = False)
     return torch.zeros_like(pools, dtype=torch.bool).scatter_(-1, chosen, True).view_as(values)
 
 
-def spread(mask: Tensor, cell: tuple[int, int]) -> Tensor:
-    """A mask of cells for each weight, bool [out, in]."""
-    return mask.repeat_interleave(cell[0], 0).repeat_interleave(cell[1], 1)
+def spread(mask: Tensor, cell: tuple[int, int], shape: torch.Size) -> Tensor:
+    """A mask of cells for each weight, bool of `shape` [out, in]."""
+    whole = mask.repeat_interleave(cell[0], 0).repeat_interleave(cell[1], 1)
+    return whole[: shape[0], : shape[1]]
 
 
-def sweep(weight: Tensor, hessian: Tensor, pattern: Pattern, density: float) -> Tensor:
-    """A mask of single weights, bool [out, in], chosen with weights that already make errors good.
+def thinned(
+    weight: Tensor, hessian: Tensor, pattern: Pattern, density: float, rounds: int = 6
+) -> Tensor:
+    """The cells that stay, for patterns without groups: bool [cells down, cells across].
+
+    The cells go in rounds, to density^(1/rounds), density^(2/rounds), …; those of the least optimal
+    brain surgeon's saliency first. Between the rounds the weights that are left are refitted, so
+    that the next saliencies know what has gone.
+    """
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    found, target = weight.double(), weight.double() @ hessian
+    for done in range(1, rounds + 1):
+        values = block_scores(found, inverse, pattern.cell)
+        left = keep(values, pattern, density ** (done / rounds))
+        if done < rounds:
+            mask = spread(left, pattern.cell, weight.shape)
+            found = reconstructed(found, hessian, target, mask, _BRIEF)
+    return left
+
+
+def sweep(weight: Tensor, hessian: Tensor, pattern: Pattern) -> Tensor:
+    """The weights that stay in an n:m pattern, bool [out, in], each group chosen with weights that
+    already make good what was removed before.
 
     SparseGPT (2301.00774, algorithm 1): from the first input to the last, the error of each weight
     that is removed is spread over the weights to its right; what is removed next is judged by
-    w² / [H⁻¹]_jj of the weights as they have become. n:m patterns choose group by group, others
-    in blocks of 64 inputs.
+    w² / [H⁻¹]_jj of the weights as they have become.
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     factor = torch.linalg.cholesky(inverse, upper=True)
     left, mask = weight.double().clone(), torch.zeros_like(weight, dtype=torch.bool)
-    width = pattern.group or _COLUMNS
+    width = pattern.group
     step = max(1, _COLUMNS // width) * width
     columns = weight.shape[1]
     for start in range(0, columns, step):
@@ -154,7 +176,7 @@ def sweep(weight: Tensor, hessian: Tensor, pattern: Pattern, density: float) -> 
             if (j - start) % width == 0:
                 part = slice(j, min(j + width, stop))
                 value = left[:, part].square() / factor.diagonal()[part].square()
-                mask[:, part] = keep(value, pattern, density)
+                mask[:, part] = keep(value, pattern, 1)
             error = left[:, j] * ~mask[:, j] / factor[j, j]
             left[:, j:stop] -= error[:, None] * factor[j, j:stop]
             errors[:, j - start] = error
@@ -247,7 +269,7 @@ def gathered(values: Tensor, pattern: Pattern, rounds: int) -> Tensor:
 
 
 def reconstructed(
-    weight: Tensor, hessian: Tensor, target: Tensor, mask: Tensor, steps: int = 60
+    weight: Tensor, hessian: Tensor, target: Tensor, mask: Tensor, steps: int = 40
 ) -> Tensor:
     """The weights within `mask` that minimise ½ tr(W H Wᵀ) − tr(W Tᵀ), from `weight`.
 

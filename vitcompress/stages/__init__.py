@@ -29,6 +29,6 @@ StageConfig = Annotated[
 
 STAGES: dict[type[Any], Stage] = {
     merge.MergeConfig: Stage(merge.merge, merge.plan),
-    sparsify.SparsifyConfig: Stage(sparsify.sparsify, sparsify.plan),
+    sparsify.SparsifyConfig: Stage(sparsify.sparsify, sparsify.plan, sparsify.sensitivity),
     quantize.QuantizeConfig: Stage(quantize.quantize, quantize.plan, quantize.sensitivity),
 }

@@ -1,8 +1,9 @@
 """What a recipe says of the sparsify stage, and which layers and patterns it means."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import nn
 
 from vitcompress.errors import InputError
 from vitcompress.methods import sparsity
@@ -16,17 +17,18 @@ MIXED = "mixed"
 class SparsifyConfig(BaseModel):
     """Put zeros into the weights of Linear layers, and refit the weights that stay.
 
-    `pattern`: `n:m` (n of m neighbouring inputs stay), `RxC` (whole blocks of R outputs × C
-    inputs), `unstructured`, or `mixed`: 1:4, 2:4, 3:4 or dense, layer by layer. `patterns`: of the
-    layers of a pattern of names, instead. `layers`: patterns over layer names; `skip`: patterns
-    taken out again. `density`: the share of these layers' weights that stays, for patterns that do
-    not fix it. `allocation`: `distortion` gives each layer its own density, by what its zeros cost
-    the model's output; `uniform` gives all the same. `floor`: the least density of a layer.
-    `criterion`: what ranks weights: `obs` (with errors made good as it goes: SparseGPT; of blocks:
-    the optimal brain surgeon's saliency), `taylor`, `wanda`, `magnitude`, `dimap` or `random`.
-    `reconstruct`: refit the weights that stay, and the bias, to the outputs of the dense layer.
-    `storage`: `compact` leaves the zeros out of all files; `dense` writes them, as TensorRT's
-    kernels for 2:4 expect.
+    `pattern`: `n:m` (n of m neighbouring inputs stay), `RxC` (whole blocks of R outputs × C inputs;
+    edges are filled up), `unstructured`, or `mixed`: 1:4, 2:4, 3:4 or dense, layer by layer.
+    `patterns`: by pattern of layer names, what these have instead. `layers`: patterns over layer
+    names; `skip`: patterns taken out again. `density`: the share of these layers' weights that
+    stays, for patterns that do not fix it. `allocation`: `distortion` gives each layer its own
+    density, by what its zeros cost the model's output; `uniform` gives all the same. `floor`: the
+    least density of a layer. `criterion`: what ranks weights: `obs` (with errors made good as it
+    goes: SparseGPT for n:m, else in rounds, with refits between them), `taylor`, `wanda`,
+    `magnitude`, `dimap` or `random`. `reconstruct`: refit the weights that stay, and the bias, to
+    the outputs of the dense layer. `permute`: put the hidden units of an MLP in an order that suits
+    its n:m pattern. `storage`: `compact` leaves the zeros out of all files; `dense` writes them, as
+    TensorRT's kernels for 2:4 expect.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +44,7 @@ class SparsifyConfig(BaseModel):
     floor: Annotated[float, Field(ge=0, le=1)] = 0.05
     criterion: Criterion = "obs"
     reconstruct: bool = True
+    permute: bool = True
     storage: Literal["compact", "dense"] = "compact"
 
     @field_validator("pattern", "patterns", mode="after")
@@ -53,12 +56,8 @@ class SparsifyConfig(BaseModel):
         return value
 
 
-class Choice(tuple[Pattern, float]):
-    """A pattern, and the share of the weights that it keeps."""
-
-
 NM = ("1:4", "2:4", "3:4")  # what `mixed` chooses from, beside dense
-_DENSITIES = tuple(step / 20 for step in range(1, 21))  # and what other patterns choose from
+GRID = 16  # and what other patterns choose from: so many densities, the last dense
 DENSE = (Pattern(), 1.0)
 
 
@@ -92,12 +91,13 @@ def choices(model: VitModel, config: SparsifyConfig) -> dict[str, list[tuple[Pat
     found = {}
     for name, text in texts.items():
         found[name] = _allowed(text, config)
-        weight = model.module.get_submodule(name).weight
-        for pattern, _ in found[name]:
-            if why := pattern.misfit((weight.shape[0], weight.shape[1])):
+        inputs = cast(nn.Linear, model.module.get_submodule(name)).in_features
+        for each, _ in found[name]:
+            if each.group and inputs % each.group:
                 raise InputError(
-                    f"{key}.pattern: {text} does not fit {name}: {why}; take the layer out with "
-                    f"skip, or give it another pattern in patterns"
+                    f"{key}.pattern: {text} does not fit {name}: its {inputs} inputs are no "
+                    f"multiple of {each.group}; take it out with skip, or give it another "
+                    "pattern in patterns"
                 )
     return found
 
@@ -112,4 +112,5 @@ def _allowed(text: str, config: SparsifyConfig) -> list[tuple[Pattern, float]]:
     assert config.density is not None
     if config.allocation == "uniform":
         return [(pattern, config.density)]
-    return [(pattern, d) for d in _DENSITIES if d >= config.floor]
+    densities = [step / GRID for step in range(1, GRID + 1)]
+    return [(pattern, d) for d in densities if d >= config.floor]

@@ -1,6 +1,7 @@
 """One layer of the sparsify stage: which weights stay, and their new values."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -11,7 +12,7 @@ from vitcompress.methods.sparsity import Criterion, Pattern
 from vitcompress.stages.calibrate import LayerStatistics
 
 _DAMPING = 1e-3  # of the Gram matrix, as a share of its mean diagonal
-_SWEEPS = 4
+_STEPS, _SWEEPS, _ROUNDS = 40, 4, 10
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class Moments:
     hessian: Tensor
     outputs: Tensor
 
+    @cached_property
+    def inverse(self) -> Tensor:
+        """The inverse of `hessian`."""
+        return torch.cholesky_inverse(torch.linalg.cholesky(self.hessian))
+
     @classmethod
     def of(cls, found: LayerStatistics, has_bias: bool) -> "Moments":
         """Without a bias to make it good, the mean counts like any other error."""
@@ -35,6 +41,13 @@ class Moments:
         eye = torch.eye(len(covariance), dtype=torch.float64)
         return cls(mean, covariance, covariance + level * eye, found.output_weights)
 
+    def ordered(self, order: Tensor) -> "Moments":
+        """With the inputs in another order, indices [in]."""
+        across = (order[:, None], order[None, :])
+        return Moments(
+            self.mean[order], self.covariance[across], self.hessian[across], self.outputs
+        )
+
 
 def chosen(
     weight: Tensor,
@@ -43,39 +56,54 @@ def chosen(
     density: float,
     criterion: Criterion,
     seed: int,
+    quick: bool = False,
 ) -> Tensor:
-    """The weights that stay, bool [out, in]."""
+    """The weights that stay, bool [out, in]; `quick`: judged all at once."""
     if density == 1:
         return torch.ones_like(weight, dtype=torch.bool)
-    if criterion == "obs" and pattern.cell == (1, 1):
-        return sparsity.sweep(weight, moments.hessian, pattern, density)
+    if criterion == "obs" and pattern.group and not quick:
+        return sparsity.sweep(weight, moments.hessian, pattern)
+    if criterion == "obs" and not quick:
+        left = sparsity.thinned(weight, moments.hessian, pattern, density)
+        return sparsity.spread(left, pattern.cell, weight.shape)
     if criterion == "obs":
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments.hessian))
-        values = sparsity.block_scores(weight, inverse, pattern.cell)
+        values = sparsity.block_scores(weight, moments.inverse, pattern.cell)
     else:
         second = moments.covariance.diagonal() + moments.mean.square()
         each = sparsity.scores(criterion, weight, second, moments.outputs, seed)
         values = sparsity.cells(each, pattern.cell)
     by_row = criterion == "wanda" and pattern.cell == (1, 1)
     mask = sparsity.keep(values, pattern, density, by_row)
-    return sparsity.spread(mask, pattern.cell)
+    return sparsity.spread(mask, pattern.cell, weight.shape)
+
+
+def better_order(weight: Tensor, moments: Moments, pattern: Pattern) -> Tensor:
+    """An order of the inputs in which an n:m pattern keeps more, indices [in]."""
+    values = sparsity.block_scores(weight, moments.inverse, (1, 1))
+    return sparsity.gathered(values, pattern, _ROUNDS)
 
 
 def sparse(
-    layer: nn.Linear, moments: Moments, mask: Tensor, pattern: Pattern, reconstruct: bool
+    layer: nn.Linear,
+    moments: Moments,
+    mask: Tensor,
+    pattern: Pattern,
+    reconstruct: bool,
+    steps: int = 0,
 ) -> nn.Linear:
     """A layer with zeros outside `mask`; with `reconstruct`, near in output to `layer`.
 
-    Where weights are refitted the mask of an n:m pattern may change for a better one.
+    Where weights are refitted the mask of an n:m pattern may change for a better one, unless only
+    so many `steps` are to be taken.
     """
     weight = layer.weight.detach().double()
     found = weight * mask
     if reconstruct and not mask.all():
         target = weight @ moments.hessian
-        found = sparsity.reconstructed(found, moments.hessian, target, mask)
-        if pattern.group:
+        found = sparsity.reconstructed(found, moments.hessian, target, mask, steps or _STEPS)
+        if pattern.group and not steps:
             found = sparsity.refined(found, moments.hessian, target, pattern, _SWEEPS)
-            found = sparsity.reconstructed(found, moments.hessian, target, found != 0)
+            found = sparsity.reconstructed(found, moments.hessian, target, found != 0, _STEPS)
     twin = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
     twin.requires_grad_(False).weight.copy_(found)
     if cast(Tensor | None, layer.bias) is not None:
@@ -90,4 +118,4 @@ def distortion(layer: nn.Linear, twin: nn.Linear, moments: Moments) -> tuple[flo
     outputs = moments.outputs.double()
     change = sparsity.error(twin.weight - layer.weight, moments.covariance)
     whole = sparsity.error(layer.weight, moments.covariance).clamp_min(1e-30)
-    return float(change @ outputs), float((change.sum() / whole.sum()))
+    return float(change @ outputs), float(change.sum() / whole.sum())
