@@ -56,9 +56,15 @@ def message(text: str | bytes, *overrides: str) -> str:
     ("line", "told"),
     [
         ("  bts: 8", "6: stages.quant.bts: unknown key; did you mean bits?"),
-        ("  bits: 9", "6: stages.quant.bits: must be 8, not 9"),
-        ("  bits:", "6: stages.quant.bits: must be 8, not empty"),
-        ("  rounding: gtpq", "6: stages.quant.rounding: must be 'gptq' or 'nearest', not 'gtpq'"),
+        ("  bits: 9", "6: stages.quant.bits: must be 2, 3, 4, 5, 6 or 8, not 9"),
+        ("  bits:", "6: stages.quant.bits: must be 2, 3, 4, 5, 6 or 8, not empty"),
+        ("  bits: {averge: 5}", "6: stages.quant.bits.averge: unknown key; did you mean average?"),
+        ("  bits: {average: 9}", "6: stages.quant.bits.average: must be at most 8.0, not 9"),
+        ("  bits: {}", "6: stages.quant.bits: give one of average, bytes and max_kl"),
+        (
+            "  rounding: gtpq",
+            "6: stages.quant.rounding: must be 'nearest', 'gptq' or 'descent', not 'gtpq'",
+        ),
         ("  fine: 2", "6: stages.quant.fine: must be at most 1.0, not 2"),
         ("  fine: some", "6: stages.quant.fine: must be a number, not 'some'"),
         ("  fold: 3", "6: stages.quant.fold: must be true or false, not 3"),
@@ -211,7 +217,7 @@ def test_overrides_are_applied_in_order_and_before_validation() -> None:
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("stages.quant.bits=9", "must be 8, not 9"),
+        ("stages.quant.bits=9", "must be 2, 3, 4, 5, 6 or 8, not 9"),
         ("stages.quant.bts=8", "unknown key; did you mean bits?"),
         (
             "stages.quantize.bits=8",
@@ -349,6 +355,6 @@ def test_the_schema_knows_every_key_and_allows_no_others() -> None:
     assert set(schema["properties"]) == set(Recipe.model_fields)
     stage = schema["$defs"]["QuantizeConfig"]
     assert stage["additionalProperties"] is False
-    assert stage["properties"]["rounding"]["enum"] == ["gptq", "nearest"]
+    assert stage["properties"]["rounding"]["enum"] == ["nearest", "gptq", "descent"]
     size: dict[str, Any] = schema["$defs"]["DataSection"]["properties"]["input_size"]
     assert "integer" in size["anyOf"][0]["type"]  # one number means a square

@@ -162,7 +162,7 @@ def _models_at(model: type[BaseModel], location: Place) -> list[type[BaseModel]]
         fields = [m.model_fields[str(part)] for m in models if part in m.model_fields]
         if tagged:
             models = tagged
-        elif isinstance(part, str):
+        elif isinstance(part, str) and fields:  # others name members of unions
             models = [inner for field in fields for inner in _models_in(field.annotation)]
     return models
 

@@ -3,14 +3,13 @@
 import json
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
-from vitcompress.model.architecture import Architecture, VitModel, build, stored_tensors
+from vitcompress.model.architecture import Architecture, VitModel, build, load, stored_tensors
 
 SAFETENSORS, CONFIG = "model.safetensors", "config.json"
 
@@ -55,9 +54,8 @@ def load_folder(folder: Path) -> VitModel:
     if config.format != 1:
         raise InputError(f"{folder / CONFIG}: format {config.format}; this version reads 1")
     module = build(config.architecture)
-    floats = {n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()}
     try:
-        module.load_state_dict(floats)
+        load(module, config.architecture, tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{folder / SAFETENSORS}: does not fit {CONFIG}: {reason}") from error

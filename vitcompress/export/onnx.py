@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from vitcompress.export.translate import OPSET, TABLE
-from vitcompress.model.architecture import VitModel
+from vitcompress.model.architecture import VitModel, stored_in_half
+from vitcompress.model.compact import exportable
 
 INPUT, OUTPUT = "pixels", "logits"
 PREFIX = "vitcompress."
@@ -32,9 +33,10 @@ def export_onnx(model: VitModel, path: Path, facts: Mapping[str, str]) -> None:
     Only the batch is dynamic. `facts` go into the file's metadata as `vitcompress.KEY`. The nodes
     of a quantized layer are named LAYER/….
     """
-    graph_model = _traced(model.module, model.preprocess.channels, model.preprocess.input_size)
+    module = exportable(model.module, model.architecture.sparse)
+    graph_model = _traced(module, model.preprocess.channels, model.preprocess.input_size)
     _name_quantized_layers(graph_model.graph)
-    _store_in_half(graph_model.graph, model.architecture.half)
+    _store_in_half(graph_model.graph, stored_in_half(model.architecture))
     for node in graph_model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
@@ -85,13 +87,18 @@ def _traced(module: nn.Module, channels: int, size: tuple[int, int]) -> ir.Model
 
 
 def _name_quantized_layers(graph: ir.Graph) -> None:
+    """Name the nodes of quantized layers, but for those that unpack: there are many, and names
+    take room in the file."""
+    unpacked: set[str] = set()
     for node in graph:
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "['']"))
         if len(scopes) > 1 and scopes[-1].startswith(_OPERATOR):
             layer = scopes[-2]
             if node.op_type == "MatMulInteger" and (weight := node.inputs[1]) is not None:
                 weight.name = f"{layer}{WEIGHT}"
-            node.name = f"{layer}/{node.name}"
+            if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
+                unpacked.add(layer)
+            node.name = f"{layer}/{node.name}" if layer in unpacked else None
 
 
 def _store_in_half(graph: ir.Graph, names: tuple[str, ...]) -> None:

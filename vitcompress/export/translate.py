@@ -4,7 +4,7 @@ onnxruntime folds the unpacking of weight codes once, at load, and fuses the res
 kernel with rescaling and bias: MatMulIntegerToFloat, or DynamicQuantizeMatMul.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from onnxscript import ir
 from onnxscript import opset23 as op
 
 from vitcompress.methods import selection  # noqa: F401  (registers operators)
+from vitcompress.methods.compact import counts
 from vitcompress.methods.packing import parts
 from vitcompress.methods.quantizer import MULTIPLIER_BITS
-from vitcompress.model import layers  # noqa: F401  (registers operators)
+from vitcompress.model import compact, layers  # noqa: F401  (register operators)
 
 OPSET = 23
 _END = 2**31 - 1  # of a Slice: as far as there is something
@@ -50,6 +51,12 @@ def _unit(x: Any) -> Any:
 
 def _unpacked(codes: Any, bits: int, rows: int) -> Any:
     """Packed uint8 codes → signed int32 [rows, columns], as `methods.quantizer` unpacks them."""
+    middle = op.Cast(op.Constant(value_int=1 << (bits - 1)), to=ir.DataType.INT32)
+    return op.Sub(op.Cast(_unpacked_bits(codes, bits, rows), to=ir.DataType.INT32), middle)
+
+
+def _unpacked_bits(codes: Any, bits: int, rows: int) -> Any:
+    """Packed uint8 codes → unsigned uint8 [rows, columns], as `methods.packing` unpacks them."""
     total = None
     layout = parts(bits, rows)
     for part in layout:
@@ -63,8 +70,7 @@ def _unpacked(codes: Any, bits: int, rows: int) -> Any:
         if part.weight > 1:
             value = op.BitShift(value, _uint8(part.weight.bit_length() - 1), direction="LEFT")
         total = value if total is None else op.BitwiseOr(total, value)
-    middle = op.Cast(op.Constant(value_int=1 << (bits - 1)), to=ir.DataType.INT32)
-    return op.Sub(op.Cast(total, to=ir.DataType.INT32), middle)
+    return total
 
 
 def _spread(multipliers: Any, group: int, rows: int) -> Any:
@@ -142,6 +148,31 @@ def _integer_matmul(
     return op.Add(op.Mul(sums, op.Mul(x_scale, scale)), addend)
 
 
+def _expanded(
+    values: Any, mask: Any, kept: int, bits: int, rows: int, columns: int, cell: Sequence[int]
+) -> Any:
+    """`model.compact.expanded`: each cell takes its place in the row of those left, or a zero."""
+    (high, wide), (down, across) = cell, counts(rows, columns, (cell[0], cell[1]))
+    present = op.Cast(_unpacked_bits(mask, 1, down), to=ir.DataType.INT32)
+    flat = op.Reshape(present, _ints(-1))
+    place = op.Mul(op.CumSum(flat, op.Constant(value_int=0)), flat)  # 0 for a cell that is zero
+    if bits:
+        values = _unpacked(values, bits, kept)
+    zero = op.Cast(
+        op.Constant(value_float=0.0), to=ir.DataType.INT32 if bits else ir.DataType.FLOAT
+    )
+    cells = op.Concat(op.Expand(zero, _ints(1, high * wide)), values, axis=0)
+    matrix = op.Reshape(op.Gather(cells, place, axis=0), _ints(down, across, high, wide))
+    matrix = op.Transpose(matrix, perm=[0, 2, 1, 3])
+    matrix = op.Reshape(matrix, _ints(down * high, across * wide))
+    if (down * high, across * wide) != (rows, columns):
+        matrix = op.Slice(matrix, _ints(0, 0), _ints(rows, columns), _ints(0, 1))
+    if bits:
+        middle = op.Cast(op.Constant(value_int=128), to=ir.DataType.INT32)
+        matrix = op.Cast(op.Add(matrix, middle), to=ir.DataType.UINT8)
+    return matrix
+
+
 TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.vitcompress.attention.default: _attention,
     torch.ops.vitcompress.quantized_linear.default: _quantized_linear,
@@ -149,4 +180,5 @@ TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.vitcompress.rows.default: _rows,
     torch.ops.vitcompress.one_hot.default: _one_hot,
     torch.ops.vitcompress.unit.default: _unit,
+    torch.ops.vitcompress.expanded.default: _expanded,
 }

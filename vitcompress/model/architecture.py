@@ -1,6 +1,7 @@
 """The description of a model as plain JSON, and the module that a description stands for."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
-from vitcompress.model import checkpoint, naming
+from vitcompress.model import checkpoint, compact, naming
 from vitcompress.model.layers import Activations, Attention, Block, QuantizedLinear
 from vitcompress.model.merging import Merging, MergingBlocks
 from vitcompress.model.sizes import BlockSizes, blocks, resize
@@ -41,6 +42,8 @@ class Architecture(BaseModel):
     `blocks`: the sizes of all blocks of a pruned model (None: as timm makes them).
     `merging`: how tokens are merged between blocks (None: not).
     `quantized`: by layer name. `half`: names of tensors stored in float16 and computed in float32.
+    `sparse`: by layer name, the cells [outputs, inputs] of which only those are stored that are
+    not all zero.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +55,7 @@ class Architecture(BaseModel):
     merging: Merging | None = None
     quantized: dict[str, QuantizedLayer] = {}
     half: tuple[str, ...] = ()
+    sparse: dict[str, tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]] = {}
 
 
 @dataclass(frozen=True)
@@ -166,9 +170,26 @@ def build(architecture: Architecture) -> nn.Module:
 
 
 def stored_tensors(model: VitModel) -> dict[str, Tensor]:
-    """The tensors to write, by name: packed codes as they are, `half` ones in float16."""
-    half = set(model.architecture.half)
+    """The tensors to write, by name: packed codes as they are, `half` ones in float16, and of
+    sparse layers what is not zero."""
+    half = set(stored_in_half(model.architecture))
+    state = compact.packed(model.module, model.architecture.sparse)
     return {
         name: (tensor.half() if name in half else tensor).contiguous()
-        for name, tensor in model.module.state_dict().items()
+        for name, tensor in state.items()
     }
+
+
+def load(module: nn.Module, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
+    """Fill `module`, which `architecture` describes, with what `stored_tensors` gave.
+
+    Raises `RuntimeError` for tensors that do not fit.
+    """
+    floats = {n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()}
+    module.load_state_dict(compact.unpacked(module, architecture.sparse, floats))
+
+
+def stored_in_half(architecture: Architecture) -> tuple[str, ...]:
+    """The names that the tensors of `half` are stored under."""
+    names = {f"{layer}.weight": f"{layer}.values" for layer in architecture.sparse}
+    return tuple(names.get(name, name) for name in architecture.half)

@@ -46,6 +46,18 @@ def block_of(module: nn.Module, name: str) -> Block | None:
     return block if isinstance(block, Block) else None
 
 
+def hidden_source(module: nn.Module, name: str) -> str | None:
+    """The Linear whose outputs, each by itself, become the inputs of the Linear `name`: fc1 of fc2.
+
+    The order of these outputs is of no account: both layers may be reordered together. None where
+    something between mixes them, or another layer reads them.
+    """
+    owner, _, kind = name.rpartition(".")
+    mlp: Any = module.get_submodule(owner)
+    plain = type(mlp).__name__ == "Mlp" and kind == "fc2" and isinstance(mlp.norm, nn.Identity)
+    return f"{owner}.fc1" if plain and isinstance(mlp.fc1, nn.Linear) else None
+
+
 def input_fold(module: nn.Module, name: str) -> Callable[[Tensor, Tensor], None] | None:
     """How the input channels of the Linear `name` can be shifted and scaled without a trace.
 

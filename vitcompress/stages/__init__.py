@@ -5,7 +5,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from vitcompress.stages import merge, prune, quantize
+from vitcompress.stages import merge, prune, quantize, sparsify
 from vitcompress.stages.pruning.config import PruneConfig
 
 
@@ -24,11 +24,13 @@ class Stage(NamedTuple):
 
 
 StageConfig = Annotated[
-    merge.MergeConfig | PruneConfig | quantize.QuantizeConfig, Field(discriminator="type")
+    merge.MergeConfig | PruneConfig | quantize.QuantizeConfig | sparsify.SparsifyConfig,
+    Field(discriminator="type"),
 ]
 
 STAGES: dict[type[Any], Stage] = {
-    merge.MergeConfig: Stage(merge.merge, merge.plan, merge.sensitivity),
     PruneConfig: Stage(prune.prune, prune.plan, prune.sensitivity),
+    merge.MergeConfig: Stage(merge.merge, merge.plan, merge.sensitivity),
+    sparsify.SparsifyConfig: Stage(sparsify.sparsify, sparsify.plan, sparsify.sensitivity),
     quantize.QuantizeConfig: Stage(quantize.quantize, quantize.plan, quantize.sensitivity),
 }

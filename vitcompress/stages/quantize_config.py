@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel
@@ -39,6 +39,16 @@ class BitBudget(BaseModel):
         return self
 
 
+def _kind(value: object) -> str:
+    return "budget" if isinstance(value, (dict, BitBudget)) else "width"
+
+
+# Told apart before they are read, so that an error is about what was meant.
+_Bits = Annotated[
+    Annotated[Bits, Tag("width")] | Annotated[BitBudget, Tag("budget")], Discriminator(_kind)
+]
+
+
 class QuantizeConfig(BaseModel):
     """Quantize the weights and the inputs of Linear layers.
 
@@ -62,10 +72,10 @@ class QuantizeConfig(BaseModel):
 
     type: Literal["quantize"] = "quantize"
     name: str = "quantize"
-    bits: Bits | BitBudget = 8
+    bits: _Bits = 8
     score: Score = "lrp"
     floor: dict[str, Bits] = {}
-    pin: dict[str, Bits | Float] = {}
+    pin: dict[str, Literal[Bits, Float]] = {}
     activations: Activations = "static"
     layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("blocks.*",)
     skip: tuple[str, ...] = ()

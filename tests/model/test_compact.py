@@ -1,0 +1,125 @@
+"""Layers stored without their zeros: nothing is lost, in files and in onnxruntime."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor
+
+from vitcompress.export.folder import load_folder, save_folder
+from vitcompress.export.onnx import INPUT, export_onnx
+from vitcompress.export.parity import check
+from vitcompress.measure.runtime import session
+from vitcompress.methods import packing, quantizer
+from vitcompress.model.architecture import VitModel, stored_tensors
+from vitcompress.model.layers import QuantizedLinear
+
+CELLS = {
+    "blocks.0.attn.qkv": (1, 1),
+    "blocks.0.mlp.fc1": (16, 8),
+    "blocks.0.mlp.fc2": (5, 7),  # no whole number of them
+    "blocks.1.mlp.fc1": (1, 4),
+    "head": (3, 1),
+}
+
+
+def thinned(vit: VitModel, half: tuple[str, ...] = ()) -> VitModel:
+    """A model with about half of the cells of some layers zero."""
+    generator = torch.Generator().manual_seed(3)
+    for name, (high, wide) in CELLS.items():
+        weight = vit.module.get_submodule(name).weight
+        down, across = -(-len(weight) // high), -(-weight.shape[1] // wide)
+        left = torch.rand(down, across, generator=generator) < 0.5
+        spread = left.repeat_interleave(high, 0).repeat_interleave(wide, 1)
+        weight.mul_(spread[: len(weight), : weight.shape[1]])
+    for name in half:
+        vit.module.get_parameter(name).copy_(vit.module.get_parameter(name).half())
+    return replace(
+        vit, architecture=vit.architecture.model_copy(update={"sparse": CELLS, "half": half})
+    )
+
+
+def quantized(vit: VitModel, pixels: Tensor) -> VitModel:
+    described = {}
+    for place, name in enumerate(CELLS):
+        linear = vit.module.get_submodule(name)
+        seen: list[Tensor] = []
+        handle = linear.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0]))
+        vit.module(pixels)
+        handle.remove()
+        bits, group = (8, 4, 3, 4, 6)[place], (None, 16, None, None, None)[place]
+        layer = QuantizedLinear(
+            linear.in_features, linear.out_features, bits, "static", 1 + place % 2, group=group
+        )
+        layer.scale, multipliers = quantizer.weight_scale(linear.weight, bits, None, group)
+        step = quantizer.weight_step(layer.scale, multipliers, group, linear.in_features)
+        layer.codes = quantizer.pack_weight(quantizer.round_weight(linear.weight, step, bits), bits)
+        if multipliers is not None:
+            layer.multipliers = quantizer.pack_multipliers(multipliers)
+        layer.bias = linear.bias.detach().clone()
+        layer.activation_scale, zero = quantizer.activation_parameters(
+            seen[0].amin(), seen[0].amax()
+        )
+        layer.activation_zero_point = zero.to(torch.uint8)
+        described[name] = {
+            "bits": bits,
+            "activations": "static",
+            "terms": layer.terms,
+            "group": group,
+        }
+        vit.module.set_submodule(name, layer)
+    fields = {**vit.architecture.model_dump(), "quantized": described}
+    return replace(vit, architecture=type(vit.architecture).model_validate(fields))
+
+
+@pytest.mark.parametrize("kind", ["float", "half", "codes"])
+def test_files_lose_nothing(
+    kind: str, make_vit: Callable[..., VitModel], pixels: Tensor, tmp_path: Path
+) -> None:
+    model = thinned(make_vit(), ("blocks.0.mlp.fc1.weight",) if kind == "half" else ())
+    dense = model.module(pixels).numpy()
+    if kind == "codes":
+        model = quantized(model, pixels)
+    save_folder(model, tmp_path)
+    again = load_folder(tmp_path)
+    assert again.architecture == model.architecture
+    assert torch.equal(again.module(pixels), model.module(pixels))
+    file = tmp_path / "model.onnx"
+    export_onnx(model, file, {})
+    assert check(file, model, pixels, dense, 1)["passed"]
+
+
+@pytest.mark.parametrize("kind", ["float", "codes"])
+def test_the_file_holds_the_stored_tensors_and_onnxruntime_folds_them(
+    kind: str, make_vit: Callable[..., VitModel], pixels: Tensor, tmp_path: Path
+) -> None:
+    model = thinned(make_vit())
+    if kind == "codes":
+        model = quantized(model, pixels)
+    file, optimised = tmp_path / "model.onnx", tmp_path / "optimised.onnx"
+    export_onnx(model, file, {})
+    held = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(file).graph.initializer}
+    for name, tensor in stored_tensors(model).items():
+        if name.endswith(("values", "mask", "codes")) and tensor.numel() > 16:  # fewer are folded
+            assert np.array_equal(held[name], tensor.numpy())
+    session(file, 1, optimised)
+    left = {node.op_type for node in onnx.load(optimised).graph.node}
+    assert not left & {"CumSum", "Gather", "BitShift", "BitwiseAnd", "Expand"}
+    run = session(file, 1).run(None, {INPUT: pixels.numpy()})[0]
+    assert np.isfinite(run).all()
+
+
+def test_what_is_zero_is_not_stored(make_vit: Callable[..., VitModel]) -> None:
+    model = thinned(make_vit())
+    stored = stored_tensors(model)
+    for name, (high, wide) in CELLS.items():
+        weight = model.module.get_submodule(name).weight
+        values, mask = stored[f"{name}.values"], stored[f"{name}.mask"]
+        assert f"{name}.weight" not in stored
+        assert 0 < values.numel() < 0.65 * weight.numel()
+        assert values.shape[1] == high * wide
+        assert int(packing.unpack(mask, 1, -(-weight.shape[1] // wide)).sum()) == len(values)

@@ -1,0 +1,162 @@
+"""Layers with many zeros, as they are stored and exported: their other weights, and where they lie.
+
+In memory such a layer is an ordinary Linear, or a QuantizedLinear, with zeros among its weights or
+codes. What is written is laid out as a matrix product reads it, [in, out].
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitcompress.methods import compact, packing
+from vitcompress.model.layers import QuantizedLinear, quantized_linear
+
+Layers = Mapping[str, tuple[int, int]]
+"""By name, the cells [outputs, inputs] that layers are stored in."""
+
+_MIDDLE = 128  # code 0 among unsigned 8-bit codes
+
+
+def packed(module: nn.Module, layers: Layers) -> dict[str, Tensor]:
+    """The state of `module`; of `layers` only the cells that are not all zero.
+
+    In the place of a `weight` come `values` [kept, cell] and `mask`; in that of `codes` come the
+    `codes` of these cells, packed, and `mask`.
+    """
+    state = dict(module.state_dict())
+    for name, cell in layers.items():
+        layer = module.get_submodule(name)
+        if isinstance(layer, QuantizedLinear):
+            values, mask = compact.compacted(_whole(layer), cell[::-1])
+            middle = 1 << (layer.bits - 1)
+            codes = (values.to(torch.int16) + middle).to(torch.uint8)
+            state[f"{name}.codes"] = packing.pack(codes, layer.bits) if len(codes) else codes
+        else:
+            weight = cast(Tensor, state.pop(f"{name}.weight"))
+            values, mask = compact.compacted(weight.T, cell[::-1])
+            state[f"{name}.values"] = values
+        state[f"{name}.mask"] = mask
+    return state
+
+
+def unpacked(module: nn.Module, layers: Layers, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `packed`: a state that `module` loads. A key that misses stays missing."""
+    state = dict(state)
+    for name, cell in layers.items():
+        layer = module.get_submodule(name)
+        held = "codes" if isinstance(layer, QuantizedLinear) else "values"
+        if f"{name}.mask" not in state or f"{name}.{held}" not in state:
+            continue  # loading will say so
+        mask, values = state.pop(f"{name}.mask"), state.pop(f"{name}.{held}")
+        rows, columns = cast(int, layer.in_features), cast(int, layer.out_features)
+        left = int(compact.present(mask, rows, columns, cell[::-1]).sum())
+        if isinstance(layer, QuantizedLinear):
+            middle = 1 << (layer.bits - 1)
+            codes = packing.unpack(values, layer.bits, left).to(torch.int16) - middle
+            matrix = compact.expanded(codes, mask, rows, columns, cell[::-1]) + middle
+            state[f"{name}.codes"] = packing.pack(matrix.to(torch.uint8), layer.bits)
+        else:
+            matrix = compact.expanded(values, mask, rows, columns, cell[::-1])
+            state[f"{name}.weight"] = matrix.T.contiguous()
+    return state
+
+
+def _whole(layer: QuantizedLinear) -> Tensor:
+    """The signed codes of `layer`, int8 [in, out]."""
+    codes = packing.unpack(layer.codes, layer.bits, layer.in_features).to(torch.int16)
+    return (codes - (1 << (layer.bits - 1))).to(torch.int8)
+
+
+@torch.library.custom_op("vitcompress::expanded", mutates_args=())
+def expanded(
+    values: Tensor, mask: Tensor, kept: int, bits: int, rows: int, columns: int, cell: list[int]
+) -> Tensor:
+    """The matrix [rows, columns] of which `values` are the cells that are not all zero.
+
+    With `bits`, `values` are packed codes of so many bits, and the matrix holds unsigned 8-bit
+    codes in which 128 is zero; without (0), all is float32.
+    """
+    high, wide = cell
+    if not bits:
+        return compact.expanded(values, mask, rows, columns, (high, wide)).contiguous()
+    codes = packing.unpack(values, bits, kept).to(torch.int16) - (1 << (bits - 1))
+    matrix = compact.expanded(codes, mask, rows, columns, (high, wide))
+    return (matrix + _MIDDLE).to(torch.uint8)
+
+
+@expanded.register_fake
+def _(
+    values: Tensor, mask: Tensor, kept: int, bits: int, rows: int, columns: int, cell: list[int]
+) -> Tensor:
+    return values.new_empty(rows, columns, dtype=torch.uint8 if bits else torch.float32)
+
+
+class CompactLinear(nn.Module):
+    """A Linear for export: its weight comes from `values` and `mask` each time."""
+
+    values: Tensor
+    mask: Tensor
+
+    def __init__(self, linear: nn.Linear, cell: tuple[int, int]) -> None:
+        super().__init__()
+        self.shape, self.cell = (linear.in_features, linear.out_features), list(cell[::-1])
+        values, mask = compact.compacted(linear.weight.detach().T, cell[::-1])
+        self.register_buffer("values", values)
+        self.register_buffer("mask", mask)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = expanded(self.values, self.mask, len(self.values), 0, *self.shape, self.cell)
+        return F.linear(x, cast(Tensor, weight).T, self.bias)
+
+
+class CompactQuantizedLinear(nn.Module):
+    """A QuantizedLinear for export: its codes come from those of the cells left, and `mask`."""
+
+    mask: Tensor
+
+    def __init__(self, layer: QuantizedLinear, cell: tuple[int, int]) -> None:
+        super().__init__()
+        self.shape, self.cell = (layer.in_features, layer.out_features), list(cell[::-1])
+        self.bits, self.group, self.terms = layer.bits, layer.group, layer.terms
+        self.fine_tokens = layer.fine_tokens
+        for name, tensor in packed(nn.ModuleDict({"layer": layer}), {"layer": cell}).items():
+            self.register_buffer(name.removeprefix("layer."), tensor)
+        for name in ("activation_scale", "activation_zero_point", "multipliers"):
+            if not hasattr(self, name):
+                self.register_buffer(name, None)
+        self.kept = int(compact.present(self.mask, *self.shape, cell[::-1]).sum())
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = quantized_linear(
+            x,
+            expanded(self.codes, self.mask, self.kept, self.bits, *self.shape, self.cell),
+            self.scale,
+            self.bias,
+            self.activation_scale,
+            self.activation_zero_point,
+            self.multipliers,
+            8,
+            self.group or 0,
+            self.terms,
+            self.fine_tokens,
+        )
+        return cast(Tensor, output)
+
+
+def exportable(module: nn.Module, layers: Layers) -> nn.Module:
+    """`module`, in a copy whose `layers` hold only what is stored of them."""
+    if not layers:
+        return module
+    module = copy.deepcopy(module)
+    for name, cell in layers.items():
+        layer = module.get_submodule(name)
+        if isinstance(layer, QuantizedLinear):
+            module.set_submodule(name, CompactQuantizedLinear(layer, cell))
+        else:
+            module.set_submodule(name, CompactLinear(cast(nn.Linear, layer), cell))
+    return module
