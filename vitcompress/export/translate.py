@@ -18,7 +18,7 @@ from vitcompress.model import layers  # noqa: F401  (registers operators)
 OPSET = 23
 
 
-def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any) -> Any:
+def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any = None) -> Any:
     mask = None
     if bias is not None:  # onnxruntime wants a row for every query
         rows = op.Constant(value_ints=[1, 1, int(q.shape[1]), 1])
