@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=128, help="to calibrate on")
     parser.add_argument("--limit", type=int, help="images to evaluate on")
     parser.add_argument("--macs", type=float, default=0.8)
+    parser.add_argument("--only", nargs="*", choices=VARIANTS, help="these variants only")
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_grad_enabled(False)
@@ -70,7 +71,7 @@ def main() -> None:
 
         whole = judged(dense, "dense")
         console.print("| variant | MACs | top-1 | agreement | KL |\n|---|---|---|---|---|")
-        rows = {"dense": dense} | dict.fromkeys(VARIANTS)
+        rows = {"dense": dense} | dict.fromkeys(given.only or VARIANTS)
         for name, model in rows.items():
             if model is None:
                 config = PruneConfig(budget={"macs": given.macs}, **VARIANTS[name])

@@ -21,7 +21,7 @@ OPSET = 23
 _END = 2**31 - 1  # of a Slice: as far as there is something
 
 
-def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any) -> Any:
+def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any = None) -> Any:
     mask = None
     if bias is not None:  # onnxruntime wants a row for every query
         rows = op.Constant(value_ints=[1, 1, int(q.shape[1]), 1])

@@ -32,14 +32,16 @@ def attend(
 
 @torch.library.custom_op("vitcompress::attention", mutates_args=())
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, bias: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, bias: Tensor | None = None
 ) -> Tensor:
     """`attend` as one node of an exported graph."""
     return attend(q, k, v, heads, scale, bias)
 
 
 @attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, bias: Tensor | None) -> Tensor:
+def _(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, bias: Tensor | None = None
+) -> Tensor:
     return q.new_empty(q.shape[0], q.shape[1], v.shape[2])
 
 
