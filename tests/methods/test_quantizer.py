@@ -231,8 +231,7 @@ def test_two_terms_are_the_sum_of_both_layers() -> None:
     rest_codes = quantizer.quantize_activation(
         x - x_codes * x_scale, x_scale / 256, torch.tensor(128.0)
     )
-    expected = (x_codes @ codes.T) * (x_scale * scale) + (
-        (rest_codes @ codes.T) * (x_scale / 256 * scale) + bias
-    )
+    first = (x_codes @ codes.T) * (x_scale * scale) + bias
+    expected = first + (rest_codes @ codes.T) * (x_scale / 256 * scale)
     got = quantizer.integer_linear(x, codes, scale, bias, (x_scale, zero_point), terms=2)
     assert torch.equal(got, expected)
