@@ -8,7 +8,16 @@ from typing import Any
 LONG = 8
 """A mapping of more scalars than this is shown as a table, not as single facts."""
 
-CHARTED = ("output_error", "bits", "importance", "weight_bytes", "sparsity", "kept", "width")
+CHARTED = (
+    "output_error",
+    "bits",
+    "importance",
+    "weight_bytes",
+    "sparsity",
+    "density",
+    "kept",
+    "width",
+)
 """Columns worth a chart, wherever a table has one that varies."""
 
 
