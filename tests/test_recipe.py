@@ -73,7 +73,10 @@ def message(text: str | bytes, *overrides: str) -> str:
         ("  layers: [1]", "6: stages.quant.layers.1: must be text, not 1; put it in quotes"),
         ("  on: 1", "4: stages.quant: a key must be text, not true; put it in quotes"),
         ("- {type: quantise}", "6: stages.quantise.type: unknown type; did you mean quantize?"),
-        ("- {name: q}", "6: stages.q.type: is missing; use one of merge, prune, quantize"),
+        (
+            "- {name: q}",
+            "6: stages.q.type: is missing; use one of merge, prune, quantize, sparsify",
+        ),
         ("- merge", "6: stages.3: must be keys with values, not 'merge'"),
         (
             "- {type: merge, name: quant}",
@@ -336,8 +339,8 @@ def test_a_recipe_is_found_by_path_or_by_name(folder: Path) -> None:
         ("vit-int9", "there is no such recipe; did you mean vit-int8"),
         ("recipes/xx.yaml", "there is no such recipe; did you mean recipes/x.yaml?"),
         ("recipes/x.yml", "there is no such recipe; did you mean recipes/x.yaml?"),
-        ("no/where.yaml", "there is no such recipe; give a .yaml file or one of quickstart, vit-i"),
-        ("recipes", "a folder, not a recipe; give a .yaml file or one of quickstart, vit-int8"),
+        ("no/where.yaml", "there is no such recipe; give a .yaml file or one of quickstart, vit-"),
+        ("recipes", "a folder, not a recipe; give a .yaml file or one of quickstart, vit-"),
     ],
 )
 def test_a_recipe_that_is_not_there_names_the_nearest(text: str, remedy: str) -> None:

@@ -118,6 +118,7 @@ def _model_facts(model: VitModel) -> dict[str, Any]:
         "macs": cost.macs(model),
         "tensor_bytes": folder.stored_bytes(model),
         "quantized_layers": dict(layers),
+        "sparse_layers": len(model.architecture.sparse),
         "preprocessing": model.preprocess.model_dump(mode="json"),
     }
 

@@ -143,3 +143,18 @@ def test_an_order_keeps_more_and_loses_no_input() -> None:
 
     assert kept(values[:, order]) > kept(values)
     assert sparsity.gathered(values, parse("2:2"), 3).tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("text", ["1:2", "2:4", "3:4", "4:8"])
+def test_the_gain_of_a_swap_is_what_the_groups_keep_more(text: str) -> None:
+    values, pattern = problem()[0].square(), parse(text)
+    gains = sparsity._swap_gains(values.float(), pattern)
+
+    def kept(of: Tensor) -> Tensor:
+        return of.unflatten(1, (-1, pattern.group)).topk(pattern.kept, -1).values.sum()
+
+    for one, other in ((0, 39), (3, 8), (17, 30), (8, 9)):
+        order = torch.arange(40)
+        order[[one, other]] = order[[other, one]]
+        gain = float(kept(values[:, order]) - kept(values))
+        assert float(gains[one, other]) == pytest.approx(gain, abs=1e-4)

@@ -14,6 +14,7 @@ from vitcompress.export.folder import load_folder, save_folder, stored_bytes
 from vitcompress.methods import quantizer, sparsity
 from vitcompress.model.architecture import VitModel, stored_tensors
 from vitcompress.model.structure import linears
+from vitcompress.stages import quantize as quantizing
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize import QuantizeConfig, quantize
 from vitcompress.stages.sparsify import SparsifyConfig, plan, prepare, sensitivity, sparsify
@@ -193,10 +194,8 @@ def test_a_plan_foretells_the_bytes(
     model, _ = run(vit, context, **options)
     assert stored_bytes(planned) == stored_bytes(model)
     assert details["density"] == pytest.approx(0.5)
-    config = QuantizeConfig(bits=4)
-    from vitcompress.stages.quantize import plan as plan_quantize
-
-    less = stored_bytes(plan_quantize(planned, config)[0])
+    config = QuantizeConfig(bits=8, rounding="nearest", fold=False, fine=0)
+    less = stored_bytes(quantizing.plan(planned, config)[0])
     assert less == pytest.approx(stored_bytes(quantize(model, config, context)[0]), rel=0.05)
 
 

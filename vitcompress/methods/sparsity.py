@@ -232,40 +232,41 @@ def gathered(values: Tensor, pattern: Pattern, rounds: int) -> Tensor:
     (channel permutation, 2110.15743), the best pairs first, each group once a round. Returns
     indices [in].
     """
-    columns, m = values.shape[1], pattern.group
-    order = torch.arange(columns)
-    values = values.float()
+    order, values = torch.arange(values.shape[1]), values.float()
+    if pattern.kept == pattern.group:
+        return order
     for _ in range(rounds):
-        now = values[:, order].unflatten(1, (-1, m))
-        base = now.topk(pattern.kept, -1).values.sum((0, 2))  # [groups]
-        gain = -(base.repeat_interleave(m)[:, None] + base.repeat_interleave(m)[None, :])
-        flat = now.flatten(1)
-        for place in range(columns):
-            group, inside = divmod(place, m)
-            others = torch.cat([now[:, group, :inside], now[:, group, inside + 1 :]], 1)
-            top = others.topk(min(pattern.kept, m - 1), -1).values
-            if pattern.kept < m:
-                sure, edge = top[:, :-1].sum(), top[:, -1:]
-                gain[place] += sure + torch.maximum(edge, flat).sum(0)
-        total = gain + (
-            gain.T + base.repeat_interleave(m)[:, None] + base.repeat_interleave(m)[None]
-        )
-        total.unflatten(0, (-1, m)).unflatten(2, (-1, m)).diagonal(dim1=0, dim2=2).fill_(-1)
-        best = total.triu().flatten().sort(descending=True)
+        now = values[:, order]
+        gain = _swap_gains(now, pattern)
+        least = 1e-6 * float(now.sum()) / len(order)
         used: set[int] = set()
-        for value, place in zip(
-            best.values[: 4 * columns].tolist(), best.indices.tolist(), strict=False
-        ):
-            one, other = divmod(place, columns)
-            groups = {one // m, other // m}
-            if value <= 1e-6 * float(base.sum()) / len(base):
-                break
-            if len(groups) == 2 and not groups & used:
+        best = gain.flatten().topk(4 * len(order))
+        for value, pair in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            one, other = divmod(pair, len(order))
+            groups = {one // pattern.group, other // pattern.group}
+            if value > least and not groups & used:
                 order[[one, other]] = order[[other, one]]
                 used |= groups
         if not used:
             break
     return order
+
+
+def _swap_gains(values: Tensor, pattern: Pattern) -> Tensor:
+    """How much more an n:m pattern keeps of `values` when two inputs change places, [in, in]."""
+    grouped = values.unflatten(1, (-1, pattern.group))
+    held = grouped.topk(pattern.kept, -1).values.sum((0, 2)).repeat_interleave(pattern.group)
+    after = torch.empty(values.shape[1], values.shape[1])
+    for place in range(values.shape[1]):
+        group, inside = divmod(place, pattern.group)
+        others = torch.cat([grouped[:, group, :inside], grouped[:, group, inside + 1 :]], 1)
+        top = others.topk(pattern.kept, -1).values
+        # With a newcomer the group keeps the others' n − 1 largest, and the newcomer or the n-th.
+        after[place] = top[:, :-1].sum() + torch.maximum(top[:, -1:], values).sum(0)
+    gain: Tensor = after + after.T - held[:, None] - held
+    by_group = gain.unflatten(0, (-1, pattern.group)).unflatten(2, (-1, pattern.group))
+    by_group.diagonal(dim1=0, dim2=2).zero_()  # within a group all orders are alike
+    return gain
 
 
 def reconstructed(

@@ -10,7 +10,7 @@ LONG = 8
 
 CHARTED = (
     *("output_error", "bits", "importance", "weight_bytes"),
-    *("sparsity", "kept", "width", "kl_if_halved"),
+    *("sparsity", "density", "kept", "width", "kl_if_halved"),
 )
 """Columns worth a chart, wherever a table has one that varies."""
 

@@ -72,7 +72,9 @@ def quantize(
         "layers": [
             {
                 **row,
-                "weight_bytes": code_bytes(floats[name], bits[name], config),
+                "weight_bytes": code_bytes(
+                    floats[name], bits[name], config, model.architecture.sparse.get(name)
+                ),
                 "fold": choices[name].fold.strength,
                 "clipped_share": 1 - choices[name].share,
                 "terms": layers[name].terms,

@@ -9,8 +9,9 @@ from torch import nn
 
 from vitcompress.console import track
 from vitcompress.errors import InputError
-from vitcompress.methods import knapsack
+from vitcompress.methods import knapsack, quantizer
 from vitcompress.model.architecture import QuantizedLayer, VitModel, stored_tensors
+from vitcompress.model.compact import packed
 from vitcompress.model.layers import QuantizedLinear
 from vitcompress.stages.calibrate import LayerStatistics, statistics
 from vitcompress.stages.context import Context
@@ -143,8 +144,10 @@ def allocated(
     if not isinstance(budget, BitBudget):
         return {name: min(each) for name, each in costs.items()}
     if budget.bytes is not None:
+        sparse = model.architecture.sparse
         sizes = {
-            n: {b: code_bytes(floats[n], b, config) for b in each} for n, each in costs.items()
+            n: {b: code_bytes(floats[n], b, config, sparse.get(n)) for b in each}
+            for n, each in costs.items()
         }
         widest = {name: max(each) for name, each in costs.items()}
         rest = _stored_bytes(model, config, widest) - sum(sizes[n][b] for n, b in widest.items())
@@ -217,18 +220,30 @@ def _kl(known: Prepared, config: QuantizeConfig) -> Callable[[dict[str, int]], f
     return kl
 
 
-def code_bytes(linear: nn.Linear, bits: int, config: QuantizeConfig) -> int:
-    """Bytes of the packed codes of a layer, and of its packed multipliers."""
+def code_bytes(
+    linear: nn.Linear,
+    bits: int,
+    config: QuantizeConfig,
+    cell: tuple[int, int] | None = None,
+) -> int:
+    """Bytes of the packed codes of a layer, and of its packed multipliers.
+
+    `cell`: of a sparse layer, whose codes are stored without their zeros.
+    """
     layer = empty(linear, bits, config)
-    return layer.codes.nbytes + (0 if layer.multipliers is None else layer.multipliers.nbytes)
+    stored = packed(nn.ModuleDict({"layer": layer}), {"layer": cell} if cell else {})
+    kinds = ("codes", "mask", "multipliers")
+    return sum(t.nbytes for name, t in stored.items() if name.endswith(kinds))
 
 
 def empty(linear: nn.Linear, bits: int, config: QuantizeConfig) -> QuantizedLinear:
-    """A quantized layer in the place of `linear`, its tensors not computed."""
+    """A quantized layer in the place of `linear`; of its tensors only the zeros are right."""
     group = config.style.grouped(bits)
-    return QuantizedLinear(
+    layer = QuantizedLinear(
         linear.in_features, linear.out_features, bits, config.activations, group=group
     )
+    layer.codes = quantizer.pack_weight((linear.weight != 0).float(), bits)
+    return layer
 
 
 def _stored_bytes(model: VitModel, config: QuantizeConfig, bits: Mapping[str, int]) -> int:
