@@ -174,7 +174,8 @@ def test_sensitivity_tells_what_each_layer_costs(recipe: Path, tmp_path: Path) -
         "blocks.0.attn.qkv",
         "blocks.0.attn.proj",
     ]
-    assert all(row["one_term_kl"] > 0 for row in tables["quant"])
+    assert all(row["importance"] > 0 for row in tables["quant"])
+    assert all(0 < row["error_8"] < row["error_4"] < 1 for row in tables["quant"])
     assert "blocks.0.attn.qkv" in stderr
 
 

@@ -86,22 +86,23 @@ def sensitivity(recipe: Recipe, options: Options) -> dict[str, list[dict[str, An
     written. Raises `InputError` where no stage has.
     """
     telling = [c for c in recipe.stages if STAGES[type(c)].sensitivity is not None]
-    if not telling:
-        raise InputError("stages: none of these stages has sensitivities to show; add one that has")
     torch.manual_seed(options.seed)
     model = load(recipe)
     _say_model(model)
     context = _context(recipe, model, _open_data(recipe, model, options), options)
-    tables = {}
+    tables: dict[str, list[dict[str, Any]]] = {}
     for config in recipe.stages:
         stage = STAGES[type(config)]
         if stage.sensitivity is not None:
             with _step(f"{config.name}: sensitivities"):
-                tables[config.name] = stage.sensitivity(model, config, context)
+                rows = stage.sensitivity(model, config, context)
+            tables |= {config.name: rows} if rows else {}
         if config is telling[-1]:
             break
         with _step(f"{config.name} ({config.type})"):
             model, _ = stage.run(model, config, context)
+    if not tables:
+        raise InputError("stages: none of these stages has sensitivities to show; add one that has")
     return tables
 
 
