@@ -12,7 +12,8 @@ from torch import Tensor
 from vitcompress.errors import InputError
 from vitcompress.measure.cost import macs
 from vitcompress.model.architecture import VitModel, adopt
-from vitcompress.stages import quantize
+from vitcompress.model.sizes import resize, sizes_of
+from vitcompress.stages import prune, quantize
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge import MergeConfig, merge, plan, sensitivity
 
@@ -148,3 +149,20 @@ def test_merged_models_can_be_quantized(
     quantized, _ = quantize.quantize(found, quantize.QuantizeConfig(), context)
     assert quantized.architecture.merging == found.architecture.merging
     assert float((quantized.module(pixels) - found.module(pixels)).abs().mean()) < 0.5
+
+
+def test_a_block_without_attention_is_refused(deep: VitModel) -> None:
+    sizes = [sizes_of(block) for block in deep.module.blocks]
+    sizes[1] = sizes[1].model_copy(update={"attention": None})
+    resize(deep.module.blocks[1], sizes[1])
+    blocks = deep.architecture.model_copy(update={"blocks": tuple(sizes)})
+    pruned = replace(deep, architecture=blocks)
+    with pytest.raises(InputError, match=r"stages\.merge: a block without attention cannot"):
+        plan(pruned, config(schedule="constant", budget={"macs": 0.9}))
+
+
+def test_pruning_comes_first(deep: VitModel, context: Context) -> None:
+    merged, _ = plan(deep, config(schedule="constant", budget={"macs": 0.9}))
+    pruning = prune.PruneConfig.model_validate({"budget": {"macs": 0.8}})
+    with pytest.raises(InputError, match=r"stages\.prune: put it before merge"):
+        prune.plan(merged, pruning)

@@ -127,6 +127,8 @@ def checked(model: VitModel, config: PruneConfig) -> list[Kind]:
             f"{key}: {name} has no plain float blocks to narrow; take the stage out of the recipe, "
             "or put it before quantize"
         )
+    if model.architecture.merging is not None:
+        raise InputError(f"{key}: put it before merge, whose schedule must fit the narrower blocks")
     for kind in config.structures:
         if not any(structures.supported(block, kind) for block in blocks(model.module)):
             raise InputError(f"{key}.structures: {kind} cannot be narrowed in {name}; take it out")
