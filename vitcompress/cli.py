@@ -265,7 +265,7 @@ def sensitivity(
     options = pipeline.Options(seed=seed, device=device, limit=limit, resume=resume)
     tables = pipeline.sensitivity(resolved, options)
     for stage, rows in tables.items():
-        console.print(terminal.table(stage, rows))
+        console.print(terminal.table(stage, rows), crop=False)
     if out is not None:
         out.write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
         console.print(f"written to [bold]{out}[/bold]")

@@ -60,13 +60,20 @@ def comparison(reports: dict[str, Report]) -> RenderableType:
 
 
 def table(title: str, rows: list[dict[str, Any]]) -> RenderableType:
-    """Rows of one shape under their keys."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    """Rows of one shape under their keys, no cell cut short: print it with `crop=False`."""
+    columns = {
+        key: [format.value(row.get(key), key) for row in rows]
+        for key in dict.fromkeys(key for row in rows for key in row)
+    }
     shown = Table(title=title, box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for column in columns:
-        shown.add_column(format.label(column), justify="left" if column == columns[0] else "right")
-    for row in rows:
-        shown.add_row(*(format.value(row.get(column), column) for column in columns))
+    for key, cells in columns.items():
+        shown.add_column(
+            format.label(key),
+            justify="right" if shown.columns else "left",
+            min_width=max(map(len, cells)),
+        )
+    for row in zip(*columns.values(), strict=True):
+        shown.add_row(*row)
     return shown
 
 
