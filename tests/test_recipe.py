@@ -336,7 +336,10 @@ def test_a_recipe_is_found_by_path_or_by_name(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "remedy"),
     [
-        ("vit-int9", "no such recipe; did you mean vit-int8 or vit-2of4-int8 or vit-2of4-int4?"),
+        (
+            "vit-int9",
+            "there is no such recipe; did you mean vit-int8 or vit-2of4-int8 or vit-2of4-int4?",
+        ),
         ("recipes/xx.yaml", "there is no such recipe; did you mean recipes/x.yaml?"),
         ("recipes/x.yml", "there is no such recipe; did you mean recipes/x.yaml?"),
         ("no/where.yaml", "there is no such recipe; give a .yaml file or one of quickstart, vit-"),
