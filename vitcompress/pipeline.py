@@ -82,10 +82,9 @@ def plan(recipe: Recipe) -> list[dict[str, Any]]:
 def sensitivity(recipe: Recipe, options: Options) -> dict[str, list[dict[str, Any]]]:
     """By stage name, what each part of the model as it reaches that stage would cost.
 
-    The chain is carried out as far as the last stage that has something to tell; nothing is
-    written. Raises `InputError` where no stage has.
+    The chain is carried out as far as its last stage, which is only looked at; nothing is written.
+    Raises `InputError` where no stage has anything to tell.
     """
-    telling = [c for c in recipe.stages if STAGES[type(c)].sensitivity is not None]
     torch.manual_seed(options.seed)
     model = load(recipe)
     _say_model(model)
@@ -97,7 +96,7 @@ def sensitivity(recipe: Recipe, options: Options) -> dict[str, list[dict[str, An
             with _step(f"{config.name}: sensitivities"):
                 rows = stage.sensitivity(model, config, context)
             tables |= {config.name: rows} if rows else {}
-        if config is telling[-1]:
+        if config is recipe.stages[-1]:
             break
         with _step(f"{config.name} ({config.type})"):
             model, _ = stage.run(model, config, context)

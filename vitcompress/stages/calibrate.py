@@ -137,10 +137,7 @@ def collect(
     found: dict[str, _Accumulator] = {}
 
     def see(name: str, x: Tensor, importance: Tensor) -> None:
-        x, importance = (
-            t.detach().cpu().flatten(1, -2) if t.ndim > 2 else t.detach().cpu()[:, None]
-            for t in (x, importance)
-        )
+        x, importance = _by_token(x), _by_token(importance)
         accumulator = found.setdefault(name, _Accumulator(x.shape[-1], importance.shape[-1]))
         others = torch.randperm(x.shape[1] - 1, generator=generator)[: rows_per_image - 1] + 1
         accumulator.update(x, importance, torch.cat([torch.zeros(1, dtype=torch.long), others]))
