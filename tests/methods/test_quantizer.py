@@ -228,10 +228,10 @@ def test_two_terms_are_the_sum_of_both_layers() -> None:
     scale, bias = torch.rand(4), randn(4)
     x_scale, zero_point = torch.tensor(0.02), torch.tensor(120.0)
     x_codes = quantizer.quantize_activation(x, x_scale, zero_point)
-    rest_codes = quantizer.quantize_activation(
-        x - x_codes * x_scale, x_scale / 256, torch.tensor(128.0)
+    excess_codes = quantizer.quantize_activation(
+        x_codes * x_scale - x, x_scale / 256, torch.tensor(128.0)
     )
     first = (x_codes @ codes.T) * (x_scale * scale) + bias
-    expected = first + (rest_codes @ codes.T) * (x_scale / 256 * scale)
+    expected = first - (excess_codes @ codes.T) * (x_scale / 256 * scale)
     got = quantizer.integer_linear(x, codes, scale, bias, (x_scale, zero_point), terms=2)
     assert torch.equal(got, expected)

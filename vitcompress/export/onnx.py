@@ -90,12 +90,14 @@ def _name_quantized_layers(graph: ir.Graph) -> None:
     """Name the nodes of quantized layers, but for those that unpack: there are many, and names
     take room in the file."""
     unpacked: set[str] = set()
+    multiplied: set[str] = set()
     for node in graph:
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "['']"))
         if len(scopes) > 1 and scopes[-1].startswith(_OPERATOR):
             layer = scopes[-2]
             if node.op_type == "MatMulInteger" and (weight := node.inputs[1]) is not None:
-                weight.name = f"{layer}{WEIGHT}"
+                weight.name = f"{layer}{WEIGHT}{'.negative' if layer in multiplied else ''}"
+                multiplied.add(layer)
             if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
                 unpacked.add(layer)
             node.name = f"{layer}/{node.name}" if layer in unpacked else None

@@ -127,10 +127,13 @@ def _quantized_linear(
         x, x_codes = _tokens(x, 0, fine_tokens), _tokens(x_codes, 0, fine_tokens)
         others = _tokens(output, fine_tokens, _END)
         output = _tokens(output, 0, fine_tokens)
-    rest = op.Sub(x, op.DequantizeLinear(x_codes, x_scale, zero_point))
+    # Both factors of the second product are negative: onnxruntime cannot load a model with one
+    # signed weight in two kernels where it has to make weights unsigned (processors without VNNI).
+    negative = op.Cast(op.Neg(whole), to=ir.DataType.INT8)
+    rest = op.Sub(op.DequantizeLinear(x_codes, x_scale, zero_point), x)
     rest_scale = op.Mul(x_scale, op.Constant(value_float=1 / 256))
     rest_codes = op.QuantizeLinear(rest, rest_scale, _uint8(128))
-    output = _integer_matmul(rest_codes, weight, rest_scale, _uint8(128), scale, output)
+    output = _integer_matmul(rest_codes, negative, rest_scale, _uint8(128), scale, output)
     return output if others is None else op.Concat(output, others, axis=-2)
 
 

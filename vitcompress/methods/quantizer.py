@@ -217,8 +217,9 @@ def integer_linear(
         return output
     few = slice(None) if fine_tokens is None else (..., slice(fine_tokens), slice(None))
     rest_scale, rest_zero_point = rest_range(x_scale)
-    rest_codes = quantize_activation(x[few] - x_codes[few] * x_scale, rest_scale, rest_zero_point)
-    output[few] += whole_sums(rest_codes, codes) * (rest_scale * scale)
+    excess = x_codes[few] * x_scale - x[few]
+    rest_codes = quantize_activation(excess, rest_scale, rest_zero_point)
+    output[few] -= whole_sums(rest_codes, codes) * (rest_scale * scale)
     return output
 
 
