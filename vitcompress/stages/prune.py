@@ -18,10 +18,11 @@ from vitcompress.model.architecture import VitModel
 from vitcompress.model.sizes import blocks, resize, sizes_of
 from vitcompress.stages.context import Context
 from vitcompress.stages.pruning import costs, narrowing, structures
-from vitcompress.stages.pruning.config import Kind, PruneConfig
+from vitcompress.stages.pruning.config import PruneConfig
 from vitcompress.stages.pruning.sequential import refit_in_sequence
 from vitcompress.stages.pruning.structures import Axis
 from vitcompress.stages.pruning.study import (
+    Chosen,
     Study,
     calibrated,
     checked,
@@ -43,23 +44,10 @@ def prune(
     plan(model, config)  # what is wrong is told before anything is measured
     found = study(model, config, context)
     meter = costs.meter(model, config.budget.only[0], context.cache, context.resume)
-    axes, chosen = _chosen(model, config, found, meter)
-    narrow = found.narrowed(chosen)
-    module = copy.deepcopy(found.module if narrow else model.module)
-    for number, block in narrow.items():
-        cast(Any, module).blocks[number] = block
-    kl = {"narrowed": found.probe.kl(narrow)}
-    if config.compensate and narrow:
-        refitted = copy.deepcopy(module)
-        batches = _marked(found.fit, found.held)
-        refit_in_sequence(found.module, refitted, batches, found.importance, found.prefix_tokens)
-        kl["refitted"] = found.probe.kl(dict(enumerate(blocks(refitted))))
-        if kl["refitted"] < kl["narrowed"]:
-            module = refitted
-    for block, before in zip(blocks(module), blocks(model.module), strict=True):
-        block.tokens = before.tokens
+    axes, chosen = choose(model, config, found, meter)
+    module, kl = rebuilt(model, found, chosen, config.compensate)
     unit, share = config.budget.only
-    return _described(model, module.cpu()), {
+    return described(model, module), {
         "saliency": config.saliency,
         f"{unit}_budget": share,
         "kl_held_back": kl,
@@ -67,12 +55,13 @@ def prune(
     }
 
 
-def _chosen(
+def choose(
     model: VitModel, config: PruneConfig, found: Study, meter: costs.Meter
-) -> tuple[list[Axis], dict[int, dict[Kind, int]]]:
+) -> tuple[list[Axis], Chosen]:
     """The axes with calibrated curves, and what to remove by them.
 
-    Curves are measured once in their middle, and once more where that first choice led.
+    Curves are measured once in their middle, and once more where that first choice led: alone, and
+    then in the company of all else that goes, as long as that leads to a lower KL.
     """
     if config.allocate == "uniform":
         axes = even(found.axes)
@@ -85,7 +74,37 @@ def _chosen(
     again = found.measure([[] if option in seen else [option] for option, seen in pairs])
     measured = [one | other for one, other in zip(measured, again, strict=True)]
     axes = [calibrated(*pair) for pair in zip(found.axes, measured, strict=True)]
-    return axes, spend(model, config, axes, meter)
+    chosen = spend(model, config, axes, meter)
+    loss = found.kl(chosen)
+    for _ in range(config.refine):
+        better = found.in_company(axes, chosen)
+        other = spend(model, config, better, meter)
+        if (found_loss := found.kl(other)) >= loss:
+            break
+        axes, chosen, loss = better, other, found_loss
+    return axes, chosen
+
+
+def rebuilt(
+    model: VitModel, found: Study, chosen: Chosen, compensate: bool
+) -> tuple[nn.Module, dict[str, float]]:
+    """What stays of `model`, and the KL on images held back before and after each refit."""
+    narrow = found.narrowed(chosen) if compensate else found.cut(chosen)
+    module = copy.deepcopy(found.module if narrow else model.module)
+    for number, block in narrow.items():
+        cast(Any, module).blocks[number] = block
+    kl = {"narrowed": found.probe.kl(narrow)}
+    if compensate and narrow:
+        kl = {"not_compensated": found.probe.kl(found.cut(chosen)), **kl}
+        refitted = copy.deepcopy(module)
+        batches = _marked(found.fit, found.held)
+        refit_in_sequence(found.module, refitted, batches, found.importance, found.prefix_tokens)
+        kl["refitted"] = found.probe.kl(dict(enumerate(blocks(refitted))))
+        if kl["refitted"] < kl["narrowed"]:
+            module = refitted
+    for block, before in zip(blocks(module), blocks(model.module), strict=True):
+        block.tokens = before.tokens
+    return module.cpu(), kl
 
 
 def plan(model: VitModel, config: PruneConfig) -> tuple[VitModel, dict[str, Any]]:
@@ -113,7 +132,7 @@ def plan(model: VitModel, config: PruneConfig) -> tuple[VitModel, dict[str, Any]
     for number, choice in chosen.items():
         block, own = blocks(module)[number], [axis for axis in axes if axis.block == number]
         resize(block, narrowing.sizes_after(sizes_of(block), own, choice))
-    return _described(model, module), {
+    return described(model, module), {
         f"{unit}_budget": share,
         "widths": "even; a run chooses them by what the images show",
     }
@@ -143,7 +162,7 @@ def sensitivity(model: VitModel, config: PruneConfig, context: Context) -> list[
     return rows
 
 
-def _described(model: VitModel, module: nn.Module) -> VitModel:
+def described(model: VitModel, module: nn.Module) -> VitModel:
     """`module` with the description that belongs to it."""
     sizes = tuple(sizes_of(block) for block in blocks(module))
     architecture = model.architecture.model_copy(update={"blocks": sizes})
@@ -156,7 +175,7 @@ def _marked(fit: Context, held: Context) -> Iterator[tuple[Tensor, bool]]:
             yield pixels, context is held
 
 
-def _rows(axes: list[Axis], chosen: dict[int, dict[Kind, int]]) -> list[dict[str, Any]]:
+def _rows(axes: list[Axis], chosen: Chosen) -> list[dict[str, Any]]:
     """Each structure: its size before and after, and what halving it alone would cost."""
     rows = []
     for axis in axes:

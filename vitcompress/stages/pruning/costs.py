@@ -1,4 +1,4 @@
-"""What a branch of given sizes costs: multiply-accumulates, parameters, bytes or milliseconds."""
+"""What a branch of given sizes costs: multiply-accumulates, parameters, bytes or nanoseconds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from vitcompress.model.architecture import Architecture, VitModel, build
 from vitcompress.model.sizes import AttentionSizes, BlockSizes, blocks, sizes_of
 from vitcompress.stages.pruning.config import Unit
 from vitcompress.stages.pruning.statistics import Branch
+
+_NANOSECONDS = 1e6  # a millisecond: budgets are spent in whole units
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,19 @@ def meter(model: VitModel, unit: Unit, cache: Path, resume: bool) -> Meter:
         table = LatencyTable.load(cache if resume else None)
         width = int(blocks(baseline.module)[0].norm2.normalized_shape[0])
 
-        def milliseconds(model: VitModel) -> Callable[[Branch, BlockSizes], float]:
+        def nanoseconds(model: VitModel) -> Callable[[Branch, BlockSizes], float]:
             seen = tokens(model)
-            return lambda branch, sizes: table.branch(
-                width, seen[branch[0]].entering, seen[branch[0]].leaving, _part(branch, sizes)
+            return lambda branch, sizes: (
+                _NANOSECONDS
+                * table.branch(
+                    width, seen[branch[0]].entering, seen[branch[0]].leaving, _part(branch, sizes)
+                )
             )
 
-        rest = table.rest(baseline, _sum(baseline, milliseconds(baseline)))
-        whole = _sum(baseline, milliseconds(baseline)) + rest
+        branches = _sum(baseline, nanoseconds(baseline))
+        rest = _NANOSECONDS * table.rest(baseline, branches / _NANOSECONDS)
         table.save(cache)
-        return Meter(milliseconds(model), whole, rest)
+        return Meter(nanoseconds(model), branches + rest, rest)
     if unit == "macs":
         seen = tokens(model)
         return _counted(model, baseline, cost.macs, lambda b, s: _macs(model, seen[b[0]], b, s))

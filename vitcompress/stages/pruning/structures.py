@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.methods import saliency
-from vitcompress.methods.compensation import covariance
+from vitcompress.methods.compensation import Fit, covariance
 from vitcompress.methods.elimination import eliminate
 from vitcompress.methods.subspace import query_key_basis, value_basis
 from vitcompress.model.layers import Attention, Block
@@ -278,36 +278,39 @@ def _gradient_sums(
     return {key: torch.cat(parts) for key, parts in totals.items()}
 
 
-def axis(
+def axes(
     module: nn.Module,
-    number: int,
-    kind: Kind,
+    branch: Branch,
+    kinds: Iterable[Kind],
     config: PruneConfig,
-    moments: Moments,
-    importance: Mapping[Branch, Importance],
+    fit: Fit,
+    metric: Tensor,
     worth: Worth,
-) -> Axis:
-    """The curve of one structure, not yet in nats."""
+) -> list[Axis]:
+    """The curves of the structures `kinds` of one branch, not yet in nats."""
+    number, part = branch
     block = blocks(module)[number]
-    plain = unmeasured(number, kind, block, config)
-    if kind in ("attention", "mlp"):
-        return replace(plain, losses=np.array([0.0, 1.0]))
-    units = worth[number, kind]
-    size = units.shape[1]
-    if kind == "hidden" and config.saliency == "obs" and config.compensate:
-        branch = number, "mlp"
-        order, steps = eliminate(
-            covariance(moments.inputs[branch]),
-            last_layer(block, "mlp").weight.cpu(),
-            importance[branch].metric,
-            config.multiple,
-        )
-        order = order[None]
-        removed = np.minimum(np.arange(len(steps) + 1) * config.multiple, size)
-    else:
-        order = units.argsort(dim=1, stable=True)
-        steps = units.gather(1, order).sum(0).cumsum(0)
-        removed = np.arange(size + 1)
-    known = np.concatenate([[0.0], steps.numpy()])
-    losses = np.interp(size - np.array(plain.sizes), removed, known)
-    return replace(plain, order=order, losses=losses)
+    found = []
+    for kind in kinds:
+        plain = unmeasured(number, kind, block, config)
+        if plain.branch != branch or not supported(block, kind):
+            continue
+        if kind in ("attention", "mlp"):
+            found.append(replace(plain, losses=np.array([0.0, 1.0])))
+            continue
+        units = worth[number, kind]
+        size = units.shape[1]
+        if kind == "hidden" and config.saliency == "obs" and config.compensate:
+            weight = last_layer(block, part).weight.cpu()
+            covered = covariance(fit.gram)
+            order, steps = eliminate(covered, weight, metric, config.multiple, fit.damping)
+            order = order[None]
+            removed = np.minimum(np.arange(len(steps) + 1) * config.multiple, size)
+        else:
+            order = units.argsort(dim=1, stable=True)
+            steps = units.gather(1, order).sum(0).cumsum(0)
+            removed = np.arange(size + 1)
+        known = np.concatenate([[0.0], steps.numpy()])
+        losses = np.interp(size - np.array(plain.sizes), removed, known)
+        found.append(replace(plain, order=order, losses=losses))
+    return found
