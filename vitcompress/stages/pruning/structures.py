@@ -228,16 +228,19 @@ def _gradient_sums(
 
     def add(key: tuple[int, Kind], value: Tensor, gradient: Tensor) -> None:
         held = sums.setdefault(key, [])
-        held.append(saliency.tied(value.detach(), gradient).cpu())
+        held.append(saliency.tied(value, gradient).cpu())
 
     def see(number: int, kind: Kind, value: Tensor) -> None:
-        value.register_hook(partial(add, (number, kind), value))
+        # The hook must not hold what holds the hook: that would keep the whole pass in memory.
+        value.register_hook(partial(add, (number, kind), value.detach()))
 
     def see_qkv(number: int, attention: Attention) -> Callable[..., None]:
         def after(_: nn.Module, __: Any, output: Tensor) -> None:
+            values = output.detach()
+
             def seen(gradient: Tensor) -> None:
                 pairs = zip(
-                    output.split(attention.widths, -1),
+                    values.split(attention.widths, -1),
                     gradient.split(attention.widths, -1),
                     strict=True,
                 )
