@@ -29,7 +29,6 @@ from vitcompress.stages.pruning.study import study
 VARIANTS: dict[str, dict[str, Any]] = {
     "obs, as it is": {},
     "even widths": {"allocate": "uniform"},
-    "curves alone, not in company": {"refine": 0},
     "no rotation": {"rotate": False},
     "chosen without compensation": {"compensate": False},
     **{name: {"saliency": name} for name in ("hessian", "taylor", "magnitude", "random")},

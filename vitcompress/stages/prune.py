@@ -60,8 +60,7 @@ def choose(
 ) -> tuple[list[Axis], Chosen]:
     """The axes with calibrated curves, and what to remove by them.
 
-    Curves are measured once in their middle, and once more where that first choice led: alone, and
-    then in the company of all else that goes, as long as that leads to a lower KL.
+    Curves are measured once in their middle, and once more where that first choice led.
     """
     if config.allocate == "uniform":
         axes = even(found.axes)
@@ -74,15 +73,7 @@ def choose(
     again = found.measure([[] if option in seen else [option] for option, seen in pairs])
     measured = [one | other for one, other in zip(measured, again, strict=True)]
     axes = [calibrated(*pair) for pair in zip(found.axes, measured, strict=True)]
-    chosen = spend(model, config, axes, meter)
-    loss = found.kl(chosen)
-    for _ in range(config.refine):
-        better = found.in_company(axes, chosen)
-        other = spend(model, config, better, meter)
-        if (found_loss := found.kl(other)) >= loss:
-            break
-        axes, chosen, loss = better, other, found_loss
-    return axes, chosen
+    return axes, spend(model, config, axes, meter)
 
 
 def rebuilt(

@@ -42,8 +42,7 @@ class PruneConfig(BaseModel):
     `structures`: what may go: dimensions of queries and keys, of values, hidden units, heads, and
     whole attentions and MLPs. `saliency`: what decides which go. `allocate`: spend the budget where
     it costs least, or evenly (`uniform`). `rotate`: turn heads to their principal dimensions first.
-    `refine`: how often curves are measured again in the company of all that goes. `compensate`:
-    refit what stays. `multiple`: sizes are rounded to it. `floor`: the share of each
+    `compensate`: refit what stays. `multiple`: sizes are rounded to it. `floor`: the share of each
     structure that stays whatever happens.
     """
 
@@ -55,7 +54,6 @@ class PruneConfig(BaseModel):
     structures: Annotated[tuple[Kind, ...], Field(min_length=1)] = ("query_key", "value", "hidden")
     saliency: Saliency = "obs"
     allocate: Literal["measured", "uniform"] = "measured"
-    refine: Annotated[int, Field(ge=0)] = 2
     rotate: bool = True
     compensate: bool = True
     multiple: Annotated[int, Field(ge=1)] = 8

@@ -64,21 +64,18 @@ class Study:
         return self._made(choices, compensate=False)
 
     def _made(self, choices: Mapping[int, Choice], compensate: bool) -> dict[int, Block]:
-        return {
-            number: self._block(number, choice, compensate)
-            for number, choice in choices.items()
-            if any(choice.values())
-        }
-
-    def _block(self, number: int, choice: Choice, compensate: bool) -> Block:
-        block = blocks(self.module)[number]
-        fits = {
-            part: self.fits[number, part]
-            for part in ("attn", "mlp")
-            if getattr(block, part) is not None
-        }
-        own = self.axes_of(number)
-        return narrowing.narrowed(block, own, choice, fits if compensate else None)
+        made = {}
+        for number, choice in choices.items():
+            if any(choice.values()):
+                block = blocks(self.module)[number]
+                fits = {
+                    part: self.fits[number, part]
+                    for part in ("attn", "mlp")
+                    if getattr(block, part) is not None
+                }
+                given = fits if compensate else None
+                made[number] = narrowing.narrowed(block, self.axes_of(number), choice, given)
+        return made
 
     def kl(self, choices: Mapping[int, Choice]) -> float:
         """KL(dense ‖ narrowed) on the images held back, in nats."""
@@ -92,34 +89,6 @@ class Study:
             axis = self.axes[index]
             found[index][option] = self.kl({axis.block: {axis.kind: option}})
         return found
-
-    def in_company(self, axes: Sequence[Axis], chosen: Chosen) -> list[Axis]:
-        """The axes with curves through what each adds to the KL of all that is `chosen`.
-
-        Curves of structures that stay whole are scaled as those of the others are in the mean.
-        """
-        narrow = self.narrowed(chosen)
-        loss = self.probe.kl(narrow)
-        found: dict[int, Axis] = {}
-        places = [i for i, axis in enumerate(axes) if chosen[axis.block].get(axis.kind)]
-        for place in track(places, "measuring in company", len(places)):
-            axis = axes[place]
-            option = chosen[axis.block][axis.kind]
-            choice = {k: o for k, o in chosen[axis.block].items() if k != axis.kind}
-            whole = dict(narrow)
-            del whole[axis.block]
-            if any(choice.values()):
-                whole[axis.block] = self._block(axis.block, choice, self.compensate)
-            added = max(0.0, loss - self.probe.kl(whole))
-            found[place] = calibrated(axis, {option: added})
-        before, after = (
-            sum(float(a[i].losses[chosen[axes[i].block][axes[i].kind]]) for i in places)
-            for a in (axes, found)
-        )
-        scale = after / before if before > 0 else 1.0
-        return [
-            found.get(i, replace(axis, losses=axis.losses * scale)) for i, axis in enumerate(axes)
-        ]
 
 
 def study(model: VitModel, config: PruneConfig, context: Context) -> Study:
