@@ -1,4 +1,4 @@
-"""Bases of attention heads in which the first dimensions matter most.
+"""Bases of heads, and of the stream of tokens, in which the first dimensions matter most.
 
 Queries and keys of a head only meet in their product, and its values only reach the output through
 the projection: both may be turned by any invertible map that the other side undoes. In the right
@@ -60,3 +60,54 @@ def _roots(gram: Tensor) -> tuple[Tensor, Tensor]:
     largest = values[-1].clamp_min(torch.finfo(torch.float32).tiny)
     roots = values.clamp_min(largest * _FLOOR).sqrt()
     return vectors * roots @ vectors.T, vectors / roots @ vectors.T
+
+
+def stream_basis(gram: Tensor) -> Tensor:
+    """The principal directions of a stream of tokens that LayerNorms read, all but their mean.
+
+    A LayerNorm takes from a token its mean over channels, so that of C directions the one of equal
+    channels carries nothing. `gram` [C, C] is a sum of second moments of centred tokens.
+
+    Returns:
+        Orthonormal columns [C, C − 1], each at right angles to the vector of ones, by falling
+        energy; float64.
+    """
+    plane = _mean_free(len(gram))
+    _, vectors = torch.linalg.eigh(plane.T @ gram.double() @ plane)
+    basis: Tensor = plane @ vectors.flip(1)
+    return basis
+
+
+def stream_map(basis: Tensor, width: int) -> Tensor:
+    """How a stream of C channels becomes one of C' = `width`, in which LayerNorm means the same.
+
+    With V the first C' − 1 columns of `basis` and B an orthonormal basis [C', C' − 1] of the
+    complement of ones, z = √(C'/C) B Vᵀ x has the mean 0, since 1ᵀB = 0. Its variance |z|²/C' is
+    |Vᵀx|²/C: that of x, but for the share of what is dropped. So LayerNorm (2-norm of the centred
+    token to √C, here √C') gives, with the share r² that stays, √(C'/C) B Vᵀ LN(x) / r: to read it,
+    a layer W becomes W V Bᵀ √(C/C'), and eps, which is added to the variance, means the same.
+    With C' = C nothing is lost. (SliceGPT, 2401.15024, does the like for RMSNorm.)
+
+    B is that of the cosine transform: it spreads the principal directions, which differ widely,
+    evenly over channels, as rounding to few bits wants them.
+
+    Args:
+        basis: as `stream_basis` gives it, [C, C − 1].
+        width: C', from 2 to C.
+
+    Returns:
+        √(C'/C) B Vᵀ, [C', C], float64.
+    """
+    scale: float = (width / len(basis)) ** 0.5
+    return scale * _mean_free(width) @ basis[:, : width - 1].T
+
+
+def _mean_free(size: int) -> Tensor:
+    """An orthonormal basis [size, size − 1] of the vectors of mean 0: cosines, without a constant.
+
+    Column k is √(2/n) cos(π k (i + ½) / n), of the transform DCT-II.
+    """
+    place = torch.arange(size, dtype=torch.float64) + 0.5
+    wave = torch.arange(1, size, dtype=torch.float64)
+    basis: Tensor = (torch.pi / size * torch.outer(place, wave)).cos() * (2 / size) ** 0.5
+    return basis

@@ -7,17 +7,20 @@ outputs of the dense model. No labels and no training are needed.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
 
+from vitcompress.methods.subspace import stream_map
 from vitcompress.model.architecture import VitModel
+from vitcompress.model.embedding import embedding_width, resize_embedding
 from vitcompress.model.sizes import blocks, resize, sizes_of
 from vitcompress.stages.context import Context
-from vitcompress.stages.pruning import costs, narrowing, structures
+from vitcompress.stages.pruning import costs, embedding, narrowing, structures
 from vitcompress.stages.pruning.config import Kind, PruneConfig
 from vitcompress.stages.pruning.sequential import refit_in_sequence
 from vitcompress.stages.pruning.structures import Axis
@@ -30,6 +33,15 @@ from vitcompress.stages.pruning.study import (
     spend,
     study,
 )
+from vitcompress.stages.pruning.widths import (
+    Stream,
+    best_stream,
+    even_stream,
+    measured_losses,
+    sized,
+)
+
+_SHARES = (0.125, 0.25, 0.5, 0.75)  # of a structure, whose removal `sensitivity` tells of
 
 
 def prune(
@@ -42,18 +54,24 @@ def prune(
     """
     plan(model, config)  # what is wrong is told before anything is measured
     found = study(model, config, context)
-    meter = costs.meter(model, config.budget.only[0], context.cache, context.resume)
-    axes, chosen = _chosen(model, config, found, meter)
-    narrow = found.narrowed(chosen)
-    module = copy.deepcopy(found.module if narrow else model.module)
+    meter = _meter(model, config, context.cache, context.resume)
+    axes, chosen, stream = _chosen(model, config, found, meter)
+    narrow, into = found.narrowed(chosen), None
+    changed = bool(narrow) or stream.narrower
+    module = copy.deepcopy(found.module if changed else model.module)
     for number, block in narrow.items():
         cast(Any, module).blocks[number] = block
-    kl = {"narrowed": found.probe.kl(narrow)}
-    if config.compensate and narrow:
+    if found.embedding is not None and stream.narrower:
+        module = embedding.narrowed(module, found.embedding, stream.width, config.compensate)
+        into = stream_map(found.embedding.basis, stream.width)
+    kl = {"narrowed": found.probe.kl_of(module) if changed else 0.0}
+    if config.compensate and changed:
         refitted = copy.deepcopy(module)
         batches = _marked(found.fit, found.held)
-        refit_in_sequence(found.module, refitted, batches, found.importance, found.prefix_tokens)
-        kl["refitted"] = found.probe.kl(dict(enumerate(blocks(refitted))))
+        refit_in_sequence(
+            found.module, refitted, batches, found.importance, found.prefix_tokens, into
+        )
+        kl["refitted"] = found.probe.kl_of(refitted)
         if kl["refitted"] < kl["narrowed"]:
             module = refitted
     for block, before in zip(blocks(module), blocks(model.module), strict=True):
@@ -63,29 +81,31 @@ def prune(
         "saliency": config.saliency,
         f"{unit}_budget": share,
         "kl_held_back": kl,
-        "structures": _rows(axes, chosen),
+        "structures": [*_rows(axes, chosen), *stream.rows()],
     }
 
 
 def _chosen(
-    model: VitModel, config: PruneConfig, found: Study, meter: costs.Meter
-) -> tuple[list[Axis], dict[int, dict[Kind, int]]]:
-    """The axes with calibrated curves, and what to remove by them.
+    model: VitModel, config: PruneConfig, found: Study, meter: Callable[[int], costs.Meter]
+) -> tuple[list[Axis], dict[int, dict[Kind, int]], Stream]:
+    """The axes with calibrated curves, what to remove by them, and the width of the stream.
 
     Curves are measured once in their middle, and once more where that first choice led.
     """
     if config.allocate == "uniform":
         axes = even(found.axes)
-        return axes, spend(model, config, axes, meter)
+        stream = even_stream(model, config, axes, meter)
+        return axes, spend(model, config, axes, meter(stream.width)), stream
     measured = found.measure([[(len(axis.sizes) + 1) // 2] for axis in found.axes])
     axes = [calibrated(*pair) for pair in zip(found.axes, measured, strict=True)]
-    chosen = spend(model, config, axes, meter)
+    stream = best_stream(model, config, axes, measured_losses(found, model, config), meter)
+    chosen = spend(model, config, axes, meter(stream.width))
     options = [chosen[axis.block].get(axis.kind, 0) for axis in axes]
     pairs = zip(options, measured, strict=True)
     again = found.measure([[] if option in seen else [option] for option, seen in pairs])
     measured = [one | other for one, other in zip(measured, again, strict=True)]
     axes = [calibrated(*pair) for pair in zip(found.axes, measured, strict=True)]
-    return axes, spend(model, config, axes, meter)
+    return axes, spend(model, config, axes, meter(stream.width)), stream
 
 
 def plan(model: VitModel, config: PruneConfig) -> tuple[VitModel, dict[str, Any]]:
@@ -107,9 +127,12 @@ def plan(model: VitModel, config: PruneConfig) -> tuple[VitModel, dict[str, Any]
             if structures.supported(block, kind)
         ]
     )
-    meter = costs.meter(model, config.budget.only[0], Path(), resume=False)
-    chosen = spend(model, config, axes, meter)
+    meter = _meter(model, config, Path(), resume=False)
+    stream = even_stream(model, config, axes, meter)
+    chosen = spend(model, config, axes, meter(stream.width))
     module = copy.deepcopy(model.module)
+    if stream.narrower:
+        resize_embedding(module, stream.width)
     for number, choice in chosen.items():
         block, own = blocks(module)[number], [axis for axis in axes if axis.block == number]
         resize(block, narrowing.sizes_after(sizes_of(block), own, choice))
@@ -135,18 +158,37 @@ def sensitivity(model: VitModel, config: PruneConfig, context: Context) -> list[
         curve = calibrated(axis, measured)
         row: dict[str, Any] = {"layer": f"blocks.{axis.block}", "structure": axis.kind}
         row["size"] = axis.sizes[0]
-        for share in (0.125, 0.25, 0.5, 0.75):
+        for share in _SHARES:
             size = (1 - share) * axis.sizes[0]
             option = next((i for i, s in enumerate(axis.sizes) if s <= size), None)
             row[f"kl_less_{share:.1%}"] = None if option is None else float(curve.losses[option])
         rows.append(row)
+    stream = measured_losses(found, model, config)
+    full = max(stream)
+    if len(stream) > 1:
+        row = {"layer": "", "structure": "embedding", "size": full}
+        for share in _SHARES:
+            width = max((w for w in stream if w <= (1 - share) * full), default=None)
+            row[f"kl_less_{share:.1%}"] = None if width is None else stream[width]
+        rows.append(row)
     return rows
+
+
+def _meter(
+    model: VitModel, config: PruneConfig, cache: Path, resume: bool
+) -> Callable[[int], costs.Meter]:
+    """How a model like `model` with a stream of given width is to be measured."""
+    unit = config.budget.only[0]
+    return lru_cache(None)(lambda width: costs.meter(sized(model, width), unit, cache, resume))
 
 
 def _described(model: VitModel, module: nn.Module) -> VitModel:
     """`module` with the description that belongs to it."""
     sizes = tuple(sizes_of(block) for block in blocks(module))
-    architecture = model.architecture.model_copy(update={"blocks": sizes})
+    changes: dict[str, Any] = {"blocks": sizes}
+    if (width := embedding_width(module)) != embedding_width(model.module):
+        changes["embedding"] = width
+    architecture = model.architecture.model_copy(update=changes)
     return replace(model, module=module, architecture=architecture)
 
 

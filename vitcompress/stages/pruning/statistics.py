@@ -3,10 +3,10 @@
 Memory does not grow with the number of images.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from vitcompress.model.sizes import blocks
 
 Branch = tuple[int, str]
 """The number of a block and `attn` or `mlp`."""
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 _HALF = 0.5  # of the weight of tokens follows their importance, the rest is uniform
 
@@ -76,53 +78,66 @@ def hooked(handles: Iterable[Any]) -> Iterator[None]:
             handle.remove()
 
 
-def backward_passes(
-    module: nn.Module, batches: Iterable[Tensor], seed: int, labels: Iterator[Tensor] | None = None
-) -> Iterator[int]:
+Sample = tuple[Tensor, Tensor | None]
+"""A batch of pixels, and the labels to take gradients for, if not labels drawn by the model."""
+
+
+def backward_passes(module: nn.Module, batches: Iterable[Sample], seed: int) -> Iterator[int]:
     """One backward pass a batch of the summed cross-entropy; yields the number of images.
 
-    Targets are drawn from the model's own softmax: the mean of squared gradients is then the
-    Fisher information, with no label needed.
+    Where no labels are given, they are drawn from the model's own softmax: the mean of squared
+    gradients is then the Fisher information. With true labels it is the empirical one.
     """
     generator = torch.Generator().manual_seed(seed)
-    for pixels in batches:
+    for pixels, labels in batches:
         with torch.enable_grad():
             logits = module(pixels.detach().requires_grad_())
-            shares = logits.detach().cpu().softmax(-1)
-            drawn = torch.multinomial(shares, 1, generator=generator)[:, 0]
-            F.cross_entropy(logits, drawn.to(logits.device), reduction="sum").backward()
+            if labels is None:
+                shares = logits.detach().cpu().softmax(-1)
+                labels = torch.multinomial(shares, 1, generator=generator)[:, 0]
+            F.cross_entropy(logits, labels.to(logits.device), reduction="sum").backward()
         yield len(pixels)
 
 
-def importances(
-    module: nn.Module, batches: Iterable[Tensor], prefix_tokens: int, seed: int
-) -> dict[Branch, Importance]:
-    """The importance of the output of every branch of `module`."""
-    found = branches(module)
-    metrics = dict.fromkeys(found, torch.zeros((), dtype=torch.float64))
-    shares = {branch: torch.zeros(2, dtype=torch.float64) for branch in found}
+def last_layers(module: nn.Module) -> dict[Branch, nn.Linear]:
+    """The layers that end the branches of `module`."""
+    found = blocks(module)
+    return {branch: last_layer(found[branch[0]], branch[1]) for branch in branches(module)}
 
-    def watch(branch: Branch) -> Any:
+
+def importances(
+    module: nn.Module,
+    layers: Mapping[_Key, nn.Module],
+    batches: Iterable[Sample],
+    prefix_tokens: int,
+    seed: int,
+) -> dict[_Key, Importance]:
+    """The importance of the outputs of `layers` of `module`, by their keys.
+
+    Outputs are [images, tokens, d], or [images, d] of one token an image.
+    """
+    metrics = dict.fromkeys(layers, torch.zeros((), dtype=torch.float64))
+    shares = {key: torch.zeros(2, dtype=torch.float64) for key in layers}
+
+    def watch(key: _Key) -> Any:
         def see(gradient: Tensor) -> None:
+            gradient = gradient if gradient.ndim == 3 else gradient[:, None]
             energy = gradient.square().sum((0, 2)).double().cpu()
-            shares[branch] += torch.stack([energy[:prefix_tokens].sum(), energy.sum()])
+            shares[key] += torch.stack([energy[:prefix_tokens].sum(), energy.sum()])
             flat = gradient.flatten(0, 1)
-            metrics[branch] = metrics[branch] + (flat.T @ flat).double().cpu()
+            metrics[key] = metrics[key] + (flat.T @ flat).double().cpu()
 
         def after(_: nn.Module, __: Any, output: Tensor) -> None:
             output.register_hook(see)
 
-        layer = last_layer(blocks(module)[branch[0]], branch[1])
-        return layer.register_forward_hook(after)
+        return layers[key].register_forward_hook(after)
 
-    with hooked(watch(branch) for branch in found):
+    with hooked(watch(key) for key in layers):
         images = sum(backward_passes(module, batches, seed))
     tiny = torch.finfo(torch.float32).tiny
     return {
-        branch: Importance(
-            metrics[branch] / images, float(shares[branch][0] / shares[branch][1].clamp_min(tiny))
-        )
-        for branch in found
+        key: Importance(metrics[key] / images, float(share[0] / share[1].clamp_min(tiny)))
+        for key, share in shares.items()
     }
 
 

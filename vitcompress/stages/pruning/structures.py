@@ -21,6 +21,7 @@ from vitcompress.stages.pruning.statistics import (
     Importance,
     Moments,
     QueryKey,
+    Sample,
     backward_passes,
     hooked,
     last_layer,
@@ -161,12 +162,12 @@ def worths(
     config: PruneConfig,
     moments: Moments,
     importance: Mapping[Branch, Importance],
-    batches: Iterable[Tensor],
+    batches: Iterable[Sample],
     seed: int,
 ) -> Worth:
     """What each dimension in heads and each hidden unit is worth by `config.saliency`.
 
-    A head is worth the sum of its values' dimensions. Gradients are taken over `batches` of pixels.
+    A head is worth the sum of its values' dimensions. Gradients are taken over `batches`.
     """
     if config.saliency in ("hessian", "taylor"):
         score = saliency.hessian if config.saliency == "hessian" else saliency.taylor
@@ -221,7 +222,7 @@ def _energy(
 
 
 def _gradient_sums(
-    module: nn.Module, batches: Iterable[Tensor], seed: int
+    module: nn.Module, batches: Iterable[Sample], seed: int
 ) -> dict[tuple[int, Kind], Tensor]:
     """Per image, Σ gradient × parameter over what is tied to each unit, [images, units]."""
     sums: dict[tuple[int, Kind], list[Tensor]] = {}
