@@ -106,7 +106,8 @@ def test_a_stream_of_few_directions_can_be_narrowed_without_a_trace(
             layer.weight.copy_(flat @ layer.weight)
             layer.bias.copy_(flat @ layer.bias)
     for compensate in (True, False):
-        model, _ = run(vit, context, budget={"macs": 0.56}, compensate=compensate)
+        options = {"budget": {"macs": 0.56}, "multiple": 8}
+        model, _ = run(vit, context, compensate=compensate, **options)
         assert embedding_width(model.module) == 32
         assert torch.allclose(model.module(pixels), module(pixels), atol=2e-3)
 
@@ -166,7 +167,7 @@ def test_it_reloads_quantizes_merges_and_exports(
     assert any(shape == (width, 3, 8, 8) for shape in shapes)
     assert not any(64 in shape for shape in shapes)
 
-    merging = MergeConfig.model_validate({"method": "fisher", "budget": {"macs": 0.28}})
+    merging = MergeConfig.model_validate({"method": "fisher", "schedule": [12, 12]})
     merged, _ = merge(model, merging, context)
     small, _ = quantize(merged, QuantizeConfig(), context)
     again = build(Architecture.model_validate_json(small.architecture.model_dump_json()))
@@ -240,7 +241,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_streams_that_cannot_be_narrowed_are_refused_in_a_line(
     options: dict[str, Any], reason: str, make_vit: MakeVit
 ) -> None:
-    with pytest.raises(InputError, match="structures: embedding cannot be narrowed in .*") as error:
+    with pytest.raises(InputError, match="structures: embedding cannot be narrowed") as error:
         plan(make_vit(**options), configured())
     assert reason in str(error.value)
     assert "\n" not in str(error.value)

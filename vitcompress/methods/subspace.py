@@ -5,6 +5,8 @@ the projection: both may be turned by any invertible map that the other side und
 basis, to drop the last dimensions is the best approximation there is of that rank (Eckart–Young).
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -111,3 +113,81 @@ def _mean_free(size: int) -> Tensor:
     wave = torch.arange(1, size, dtype=torch.float64)
     basis: Tensor = (torch.pi / size * torch.outer(place, wave)).cos() * (2 / size) ** 0.5
     return basis
+
+
+class NormedHeads(NamedTuple):
+    """Sums over tokens of the heads of a block, queries and keys normed, weights left out.
+
+    `query` [heads, d + 1, d + 1]: of queries with a constant 1 at the end. `key` [heads, d, d]: of
+    keys centred within their image. `whole_key` [heads, d, d]: of keys as they are.
+    """
+
+    query: Tensor
+    key: Tensor
+    whole_key: Tensor
+
+
+class Affine(NamedTuple):
+    """Weight and bias of a norm, [d] each, float64."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def selected_norm(
+    heads: NormedHeads, query: Affine, key: Affine, kept: Tensor, centred: bool, with_bias: bool
+) -> Affine:
+    """The norm of queries over the dimensions `kept` that keeps the logits best; that of keys is 1.
+
+    With u and v the normed queries and keys over all dimensions, logits are Σ (γ u + β) γ' v, keys
+    centred, since what all keys of a query share changes no softmax (nor does the bias of keys).
+    The norm over fewer dimensions divides by their own deviation: in the mean over tokens it gives
+    u_S / s, centred over S for LayerNorm, with s² the mean square of what stays. New logits are
+    Σ_S (a u + b) v, linear in a and b: their least squared error over all pairs of a query and a
+    key has the normal matrix (E[u uᵀ] ∘ E[v vᵀ]), summed over heads, and its solution is drawn a
+    little (a thousandth) towards the weights there were.
+
+    Args:
+        heads: the moments.
+        query: the affine part of the norm of queries.
+        key: of the norm of keys.
+        kept: [k] indices of dimensions, rising, the same in all heads.
+        centred: whether the norm takes out the mean, as LayerNorm does and RMSNorm does not.
+        with_bias: whether the norm of queries may have a bias.
+
+    Returns:
+        The affine part of the norm of queries over the dimensions kept, [k].
+    """
+    count = len(kept)
+    pick = torch.eye(len(key.weight), dtype=torch.float64)[kept]
+    if centred:
+        pick = pick - pick.mean(0)
+    pick_query = torch.block_diag(pick, torch.ones(1, 1, dtype=torch.float64))
+    turn = torch.cat([torch.diag(query.weight), query.bias[:, None]], 1)
+    second, second_key = pick_query @ heads.query @ pick_query.T, pick @ heads.key @ pick.T
+    cross = (pick_query @ heads.query @ turn.T, pick @ heads.key * key.weight)
+    deviation = (_mean_square(second[:, :-1, :-1]) / second[:, -1, -1].mean()).sqrt()
+    share = _mean_square(pick @ heads.whole_key @ pick.T) / _mean_square(heads.whole_key)
+    key_deviation = share.sqrt()
+
+    normal = second[:, :count, :count] * second_key
+    target = (cross[0][:, :count] * cross[1]).sum(-1)
+    prior = query.weight[kept] * key.weight[kept] / (deviation * key_deviation)
+    if with_bias:
+        mixed = second[:, :count, -1:] * second_key
+        below = torch.cat([mixed.mT, second[:, -1:, -1:] * second_key], -1)
+        normal = torch.cat([torch.cat([normal, mixed], -1), below], -2)
+        target = torch.cat([target, (cross[0][:, -1:] * cross[1]).sum(-1)], -1)
+        prior = torch.cat([prior, query.bias[kept] * key.weight[kept] / key_deviation])
+    normal, target = normal.sum(0), target.sum(0)
+    penalty = 1e-3 * normal.diagonal().mean()
+    solution = torch.linalg.solve(
+        normal + penalty * torch.eye(len(normal), dtype=torch.float64), target + penalty * prior
+    )
+    weight = solution[:count] * deviation * key_deviation
+    bias = solution[count:] * key_deviation if with_bias else torch.zeros_like(weight)
+    return Affine(weight, bias)
+
+
+def _mean_square(grams: Tensor) -> Tensor:
+    return grams.diagonal(dim1=-2, dim2=-1).mean()

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, cast
 from torch import Tensor, nn
 
 from vitcompress.model.layers import Attention
-from vitcompress.model.sizes import blocks
+from vitcompress.model.sizes import blocks, resize_norm
 
 
 class Writer(NamedTuple):
@@ -106,10 +106,11 @@ def resize_embedding(module: nn.Module, width: int) -> None:
             if axis == 0 and hasattr(owner, attribute):
                 setattr(owner, attribute, width)
     for _, norm, layers in readers(module):
-        norm.normalized_shape = (width,)
-        for name, value in (("weight", 1.0), ("bias", 0.0)):
-            if getattr(norm, name) is not None:
-                setattr(norm, name, _parameter(getattr(norm, name).new_full((width,), value)))
+        resize_norm(norm, width)
+        if norm.weight is not None:
+            norm.weight.fill_(1)
+        if norm.bias is not None:
+            norm.bias.fill_(0)
         for layer in layers:
             layer.in_features = width
             layer.weight = _parameter(layer.weight.new_zeros(layer.out_features, width))

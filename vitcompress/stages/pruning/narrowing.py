@@ -12,6 +12,7 @@ from vitcompress.methods.compensation import joined, projected
 from vitcompress.model.layers import Attention, Block
 from vitcompress.model.sizes import BlockSizes, attention_weights, fill, resize, sizes_of
 from vitcompress.stages.pruning.config import Kind
+from vitcompress.stages.pruning.normed import fill_norms, is_normed
 from vitcompress.stages.pruning.statistics import last_layer
 from vitcompress.stages.pruning.structures import Axis
 
@@ -84,7 +85,7 @@ def narrowed(
             found = projected(grams[part], whole, rows)
         fill(last_layer(made, part), found[:-1].T, found[-1])
 
-    if sizes.attention is not None and sizes.attention != full.attention:
+    if full.attention and sizes.attention and sizes.attention != full.attention:
         attention = cast(Attention, block.attn)
         (q, k, v), (q_bias, k_bias, v_bias) = attention_weights(attention)
         heads = kept.get("heads", torch.arange(attention.num_heads)[None])[0]
@@ -94,6 +95,10 @@ def narrowed(
         target = cast(Attention, made.attn).qkv
         weight = torch.cat([q[rows], k[rows], v[values]])
         fill(target, weight, None if target.bias is None else bias)
+        if is_normed(attention) and sizes.attention.query_key != full.attention.query_key:
+            axis = next(axis for axis in axes if axis.kind == "query_key")
+            found = None if grams is None else axis.normed
+            fill_norms(attention, cast(Attention, made.attn), kept["query_key"][0], found)
         fill_last("attn", values)
     if sizes.hidden is not None and sizes.hidden != full.hidden:
         rows = kept["hidden"][0]

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.methods.compensation import with_constant
+from vitcompress.methods.subspace import NormedHeads
 from vitcompress.model.layers import Attention, Block
 from vitcompress.model.sizes import blocks
+from vitcompress.stages.pruning import normed
 
 Branch = tuple[int, str]
 """The number of a block and `attn` or `mlp`."""
@@ -143,10 +145,20 @@ def importances(
 
 @dataclass
 class QueryKey:
-    """Second moments of queries and of centred keys, [heads, d, d], float64."""
+    """Second moments of queries and of centred keys, [heads, d, d], float64.
+
+    `normed`: of heads whose queries and keys are normed, whose own moments these then are not.
+    """
 
     query: Tensor
     key: Tensor
+    normed: NormedHeads | None = None
+
+    def plus(self, other: "QueryKey") -> "QueryKey":
+        normed = other.normed
+        if normed is not None and self.normed is not None:
+            normed = NormedHeads(*(a + b for a, b in zip(self.normed, normed, strict=True)))
+        return QueryKey(self.query + other.query, self.key + other.key, normed)
 
 
 @dataclass
@@ -184,8 +196,7 @@ def moments(
     def see_heads(number: int, attention: Attention) -> Callable[..., None]:
         def after(_: nn.Module, __: Any, output: Tensor) -> None:
             one = _query_key(attention, output, weights((number, "attn"), output))
-            held = query_key.setdefault(number, QueryKey(zero, zero))
-            held.query, held.key = held.query + one.query, held.key + one.key
+            query_key[number] = query_key[number].plus(one) if number in query_key else one
 
         return after
 
@@ -212,6 +223,8 @@ def _query_key(attention: Attention, qkv: Tensor, weights: Tensor) -> QueryKey:
     """
     q, k, _ = qkv.split(attention.widths, -1)
     q, k = (t.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for t in (q, k))
+    before = q, k
+    q, k = attention.q_norm(q), attention.k_norm(k)
     q = q * weights.sqrt()[:, None]
     shares = (q @ k.transpose(-1, -2) * attention.scale / weights.sqrt()[:, None]).softmax(-1)
     received = (weights / weights.sum() @ shares)[..., None]
@@ -220,4 +233,7 @@ def _query_key(attention: Attention, qkv: Tensor, weights: Tensor) -> QueryKey:
     def gram(t: Tensor) -> Tensor:
         return (t.transpose(-1, -2) @ t).sum(0).double().cpu()
 
-    return QueryKey(gram(q), gram(k))
+    found = None
+    if normed.is_normed(attention):
+        found = normed.moments(attention, *before, weights, received)
+    return QueryKey(gram(q), gram(k), found)
