@@ -178,8 +178,16 @@ def _meter(
     model: VitModel, config: PruneConfig, cache: Path, resume: bool
 ) -> Callable[[int], costs.Meter]:
     """How a model like `model` with a stream of given width is to be measured."""
-    unit = config.budget.only[0]
-    return lru_cache(None)(lambda width: costs.meter(sized(model, width), unit, cache, resume))
+    unit, full = config.budget.only[0], embedding_width(model.module)
+    whole = costs.meter(model, unit, cache, resume)
+
+    @lru_cache(None)
+    def at(width: int) -> costs.Meter:
+        if width == full:
+            return whole
+        return costs.meter(sized(model, width), unit, cache, resume=True)  # latencies just taken
+
+    return at
 
 
 def _described(model: VitModel, module: nn.Module) -> VitModel:
