@@ -3,7 +3,8 @@
     python tests/benchmarks/ablation.py MODEL --calibration DIR --evaluation DIR --classes FILE
 
 Prints a Markdown table, one row a variant, all on the same images, computed in torch. The first
-variant is the stage as it is; each of the others changes what its row says and nothing else.
+variant is the stage as it is; each of the others changes what its row says and nothing else. Of
+each, the row below shows the very same removal without any refit.
 """
 
 import argparse
@@ -20,21 +21,16 @@ from vitcompress.evaluation import judge, torch_runner
 from vitcompress.measure import cost
 from vitcompress.model.architecture import from_source
 from vitcompress.stages.context import Context
-from vitcompress.stages.prune import prune
+from vitcompress.stages.prune import choose, described, meters, rebuilt
 from vitcompress.stages.pruning.config import PruneConfig
+from vitcompress.stages.pruning.study import study
 
-PLAIN: dict[str, Any] = {"rotate": False, "compensate": False}
 VARIANTS: dict[str, dict[str, Any]] = {
     "obs, as it is": {},
     "even widths": {"allocate": "uniform"},
     "no rotation": {"rotate": False},
-    "no compensation": {"compensate": False},
-    "no compensation, no rotation": PLAIN,
+    "chosen without compensation": {"compensate": False},
     **{name: {"saliency": name} for name in ("hessian", "taylor", "magnitude", "random")},
-    **{
-        f"{name}, no compensation, no rotation": {"saliency": name, **PLAIN}
-        for name in ("hessian", "taylor", "magnitude", "random")
-    },
 }
 
 
@@ -71,11 +67,9 @@ def main() -> None:
 
         whole = judged(dense, "dense")
         console.print("| variant | MACs | top-1 | agreement | KL |\n|---|---|---|---|---|")
-        rows = {"dense": dense} | dict.fromkeys(given.only or VARIANTS)
-        for name, model in rows.items():
-            if model is None:
-                config = PruneConfig(budget={"macs": given.macs}, **VARIANTS[name])
-                model, _ = prune(dense, config, context)
+
+        def row(name: str, module: torch.nn.Module) -> None:
+            model = described(dense, module)
             found = judged(model, name).figures(whole)
             share = cost.macs(model) / cost.macs(dense)
             console.print(
@@ -84,6 +78,17 @@ def main() -> None:
                 soft_wrap=True,
                 markup=False,
             )
+
+        row("dense", dense.module)
+        for name in given.only or VARIANTS:
+            config = PruneConfig(budget={"macs": given.macs}, **VARIANTS[name])
+            found = study(dense, config, context)
+            meter = meters(dense, config, context.cache, context.resume)
+            _, chosen, stream = choose(dense, config, found, meter)
+            row(name, rebuilt(dense, found, chosen, stream.width, config.compensate)[0])
+            if config.compensate:
+                plain, _ = rebuilt(dense, found, chosen, stream.width, compensate=False)
+                row("… without its refits", plain)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from vitcompress.methods.compensation import (
+    Fit,
     Moments,
     covariance,
     joined,
@@ -60,14 +61,14 @@ def test_inputs_that_the_kept_ones_determine_are_not_missed() -> None:
     x = torch.cat([kept, kept @ rows(5, 3, 1) + 2], 1)  # three inputs are functions of five
     layer = joined(rows(4, 8, 2), rows(4, 1, 3)[:, 0])
     gram = with_constant(x).T @ with_constant(x)
-    found = projected(gram, layer, torch.arange(5), damping=1e-13)
+    found = projected(Fit(gram, 1e-13), layer, torch.arange(5))
     assert torch.allclose(with_constant(kept) @ found, with_constant(x) @ layer, atol=1e-6)
 
 
 def test_keeping_all_changes_nothing() -> None:
     x, layer = rows(60, 5), rows(6, 4, 1)
     gram = with_constant(x).T @ with_constant(x)
-    assert torch.allclose(projected(gram, layer, torch.arange(5), 0.0), layer, atol=1e-9)
+    assert torch.allclose(projected(Fit(gram, 0.0), layer, torch.arange(5)), layer, atol=1e-9)
 
 
 def test_the_covariance_is_that_of_the_rows() -> None:

@@ -54,3 +54,8 @@ def test_two_hundred_layers_of_unequal_sizes_are_no_trouble() -> None:
 
 def test_no_items_need_nothing() -> None:
     assert choose([], 0) == []
+
+
+def test_equal_curves_are_narrowed_alike() -> None:
+    options = [Option(100 * (20 - i), (i / 20) ** 2) for i in range(21)]
+    assert choose([options] * 6, 6020) == [10] * 6

@@ -1,5 +1,6 @@
 """The prune stage on a tiny model."""
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from vitcompress.stages.context import Context
 from vitcompress.stages.prune import plan, prune, sensitivity
 from vitcompress.stages.pruning.config import Budget, PruneConfig
 from vitcompress.stages.pruning.statistics import importances
+from vitcompress.stages.pruning.study import study
 from vitcompress.stages.quantize import QuantizeConfig, quantize
 
 MakeVit = Callable[..., VitModel]
@@ -322,3 +324,15 @@ def test_gradients_are_those_of_the_labels_given(vit: VitModel, pixels: Tensor) 
 def test_a_budget_has_one_key(budget: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="exactly one"):
         Budget.model_validate(budget)
+
+
+@pytest.mark.parametrize("saliency", ["hessian", "obs"])
+def test_no_pass_stays_in_memory(saliency: str, vit: VitModel, context: Context) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        study(vit, configured(saliency=saliency), context)
+        held = [o for o in gc.get_objects() if type(o) is Tensor and o.grad_fn]
+    finally:
+        gc.enable()
+    assert not held

@@ -26,6 +26,14 @@ class Moments(NamedTuple):
         return float(inner + self.energy)
 
 
+class Fit(NamedTuple):
+    """What a layer is refitted by: the Gram matrix [n, n] of its inputs, the constant among them,
+    and the damping, a share of the mean of the diagonal."""
+
+    gram: Tensor
+    damping: float
+
+
 def with_constant(x: Tensor) -> Tensor:
     """`x` [..., n] with a last component 1."""
     return torch.cat([x, torch.ones_like(x[..., :1])], -1)
@@ -54,14 +62,14 @@ def refit(moments: Moments, prior: Tensor, damping: float) -> Tensor:
     return _solved(moments.gram, moments.cross, prior, damping)
 
 
-def projected(gram: Tensor, layer: Tensor, kept: Tensor, damping: float = 1e-3) -> Tensor:
-    """The layer on the inputs `kept` that comes nearest to `layer` on all of them.
+def projected(fit: Fit, layer: Tensor, kept: Tensor) -> Tensor:
+    """The layer on the inputs `kept` that comes nearest to `layer` [n, out] on all of them.
 
     What `elimination.eliminate` counts on: changes of the kept weights are damped, so that nothing
-    changes where nothing is missed. `gram` [n, n]; `layer` [n, out]; `kept` [k] indices of inputs,
-    the constant not among them.
+    changes where nothing is missed. `kept` [k]: indices of inputs, the constant not among them.
     Returns [k + 1, out].
     """
+    gram, damping = fit
     rows = torch.cat([kept, torch.tensor([len(gram) - 1])])
     cross = gram[rows] @ layer
     return _solved(gram[rows][:, rows], cross, layer[rows], damping)

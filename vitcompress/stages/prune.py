@@ -21,10 +21,11 @@ from vitcompress.model.embedding import embedding_width, resize_embedding
 from vitcompress.model.sizes import blocks, resize, sizes_of
 from vitcompress.stages.context import Context
 from vitcompress.stages.pruning import costs, embedding, narrowing, structures
-from vitcompress.stages.pruning.config import Kind, PruneConfig
+from vitcompress.stages.pruning.config import PruneConfig
 from vitcompress.stages.pruning.sequential import refit_in_sequence
 from vitcompress.stages.pruning.structures import Axis
 from vitcompress.stages.pruning.study import (
+    Chosen,
     Study,
     calibrated,
     checked,
@@ -54,30 +55,11 @@ def prune(
     """
     plan(model, config)  # what is wrong is told before anything is measured
     found = study(model, config, context)
-    meter = _meter(model, config, context.cache, context.resume)
-    axes, chosen, stream = _chosen(model, config, found, meter)
-    narrow, into = found.narrowed(chosen), None
-    changed = bool(narrow) or stream.narrower
-    module = copy.deepcopy(found.module if changed else model.module)
-    for number, block in narrow.items():
-        cast(Any, module).blocks[number] = block
-    if found.embedding is not None and stream.narrower:
-        module = embedding.narrowed(module, found.embedding, stream.width, config.compensate)
-        into = stream_map(found.embedding.basis, stream.width)
-    kl = {"narrowed": found.probe.kl_of(module) if changed else 0.0}
-    if config.compensate and changed:
-        refitted = copy.deepcopy(module)
-        batches = _marked(found.fit, found.held)
-        refit_in_sequence(
-            found.module, refitted, batches, found.importance, found.prefix_tokens, into
-        )
-        kl["refitted"] = found.probe.kl_of(refitted)
-        if kl["refitted"] < kl["narrowed"]:
-            module = refitted
-    for block, before in zip(blocks(module), blocks(model.module), strict=True):
-        block.tokens = before.tokens
+    meter = meters(model, config, context.cache, context.resume)
+    axes, chosen, stream = choose(model, config, found, meter)
+    module, kl = rebuilt(model, found, chosen, stream.width, config.compensate)
     unit, share = config.budget.only
-    return _described(model, module.cpu()), {
+    return described(model, module), {
         "saliency": config.saliency,
         f"{unit}_budget": share,
         "kl_held_back": kl,
@@ -85,9 +67,9 @@ def prune(
     }
 
 
-def _chosen(
+def choose(
     model: VitModel, config: PruneConfig, found: Study, meter: Callable[[int], costs.Meter]
-) -> tuple[list[Axis], dict[int, dict[Kind, int]], Stream]:
+) -> tuple[list[Axis], Chosen, Stream]:
     """The axes with calibrated curves, what to remove by them, and the width of the stream.
 
     Curves are measured once in their middle, and once more where that first choice led.
@@ -106,6 +88,44 @@ def _chosen(
     measured = [one | other for one, other in zip(measured, again, strict=True)]
     axes = [calibrated(*pair) for pair in zip(found.axes, measured, strict=True)]
     return axes, spend(model, config, axes, meter(stream.width)), stream
+
+
+def rebuilt(
+    model: VitModel, found: Study, chosen: Chosen, width: int, compensate: bool
+) -> tuple[nn.Module, dict[str, float]]:
+    """What stays of `model`, and the KL on images held back before and after each refit.
+
+    `width`: of the stream of tokens that stays.
+    """
+    if width == embedding_width(found.module) and not any(any(c.values()) for c in chosen.values()):
+        return copy.deepcopy(model.module).cpu(), {"narrowed": 0.0}
+    module = _cut(found, chosen, width, compensate)
+    kl = {"narrowed": found.probe.kl_of(module)}
+    if compensate:
+        kl = {"not_compensated": found.probe.kl_of(_cut(found, chosen, width, False)), **kl}
+        refitted = copy.deepcopy(module)
+        batches, into = _marked(found.fit, found.held), None
+        if found.embedding is not None and width != embedding_width(found.module):
+            into = stream_map(found.embedding.basis, width)
+        refit_in_sequence(
+            found.module, refitted, batches, found.importance, found.prefix_tokens, into
+        )
+        kl["refitted"] = found.probe.kl_of(refitted)
+        if kl["refitted"] < kl["narrowed"]:
+            module = refitted
+    for block, before in zip(blocks(module), blocks(model.module), strict=True):
+        block.tokens = before.tokens
+    return module.cpu(), kl
+
+
+def _cut(found: Study, chosen: Chosen, width: int, compensate: bool) -> nn.Module:
+    """The model studied with narrower blocks and a stream of `width`."""
+    module = copy.deepcopy(found.module)
+    for number, block in (found.narrowed if compensate else found.cut)(chosen).items():
+        cast(Any, module).blocks[number] = block
+    if found.embedding is not None and width != embedding_width(module):
+        module = embedding.narrowed(module, found.embedding, width, compensate)
+    return module
 
 
 def plan(model: VitModel, config: PruneConfig) -> tuple[VitModel, dict[str, Any]]:
@@ -127,7 +147,7 @@ def plan(model: VitModel, config: PruneConfig) -> tuple[VitModel, dict[str, Any]
             if structures.supported(block, kind)
         ]
     )
-    meter = _meter(model, config, Path(), resume=False)
+    meter = meters(model, config, Path(), resume=False)
     stream = even_stream(model, config, axes, meter)
     chosen = spend(model, config, axes, meter(stream.width))
     module = copy.deepcopy(model.module)
@@ -136,7 +156,7 @@ def plan(model: VitModel, config: PruneConfig) -> tuple[VitModel, dict[str, Any]
     for number, choice in chosen.items():
         block, own = blocks(module)[number], [axis for axis in axes if axis.block == number]
         resize(block, narrowing.sizes_after(sizes_of(block), own, choice))
-    return _described(model, module), {
+    return described(model, module), {
         f"{unit}_budget": share,
         "widths": "even; a run chooses them by what the images show",
     }
@@ -174,7 +194,7 @@ def sensitivity(model: VitModel, config: PruneConfig, context: Context) -> list[
     return rows
 
 
-def _meter(
+def meters(
     model: VitModel, config: PruneConfig, cache: Path, resume: bool
 ) -> Callable[[int], costs.Meter]:
     """How a model like `model` with a stream of given width is to be measured."""
@@ -190,7 +210,7 @@ def _meter(
     return at
 
 
-def _described(model: VitModel, module: nn.Module) -> VitModel:
+def described(model: VitModel, module: nn.Module) -> VitModel:
     """`module` with the description that belongs to it."""
     sizes = tuple(sizes_of(block) for block in blocks(module))
     changes: dict[str, Any] = {"blocks": sizes}
@@ -206,7 +226,7 @@ def _marked(fit: Context, held: Context) -> Iterator[tuple[Tensor, bool]]:
             yield pixels, context is held
 
 
-def _rows(axes: list[Axis], chosen: dict[int, dict[Kind, int]]) -> list[dict[str, Any]]:
+def _rows(axes: list[Axis], chosen: Chosen) -> list[dict[str, Any]]:
     """Each structure: its size before and after, and what halving it alone would cost."""
     rows = []
     for axis in axes:

@@ -1,4 +1,4 @@
-"""What a branch of given sizes costs: multiply-accumulates, parameters, bytes or milliseconds."""
+"""What a branch of given sizes costs: multiply-accumulates, parameters, bytes or nanoseconds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from vitcompress.model.embedding import embedding_width
 from vitcompress.model.sizes import AttentionSizes, BlockSizes, blocks, sizes_of
 from vitcompress.stages.pruning.config import Unit
 from vitcompress.stages.pruning.statistics import Branch
+
+_NANOSECONDS = 1e6  # a millisecond: budgets are spent in whole units
 
 
 @dataclass(frozen=True)
@@ -47,22 +49,25 @@ def meter(model: VitModel, unit: Unit, cache: Path, resume: bool) -> Meter:
         table = LatencyTable.load(cache if resume else None)
         dense_width, width = _width(baseline), _width(model)
 
-        def milliseconds(model: VitModel) -> Callable[[Branch, BlockSizes], float]:
+        def nanoseconds(model: VitModel) -> Callable[[Branch, BlockSizes], float]:
             seen = tokens(model)
-            return lambda branch, sizes: table.branch(
-                _width(model),
-                seen[branch[0]].entering,
-                seen[branch[0]].leaving,
-                _part(branch, sizes),
-                dense_width,
+            return lambda branch, sizes: (
+                _NANOSECONDS
+                * table.branch(
+                    _width(model),
+                    seen[branch[0]].entering,
+                    seen[branch[0]].leaving,
+                    _part(branch, sizes),
+                    dense_width,
+                )
             )
 
-        rest = table.rest(baseline, _sum(baseline, milliseconds(baseline)))
-        whole = _sum(baseline, milliseconds(baseline)) + rest
-        _sum(model, milliseconds(model))
+        branches = _sum(baseline, nanoseconds(baseline))
+        rest = _NANOSECONDS * table.rest(baseline, branches / _NANOSECONDS)
+        _sum(model, nanoseconds(model))
         table.save(cache)
         # What is no branch, the patch embedding and the head, is in proportion to the width.
-        return Meter(milliseconds(model), whole, rest * width / dense_width)
+        return Meter(nanoseconds(model), branches + rest, rest * width / dense_width)
     if unit == "macs":
         seen = tokens(model)
         return _counted(model, baseline, cost.macs, lambda b, s: _macs(model, seen[b[0]], b, s))

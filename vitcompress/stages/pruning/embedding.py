@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vitcompress.methods.compensation import joined, projected, with_constant
+from vitcompress.methods.compensation import Fit, joined, projected, with_constant
 from vitcompress.methods.readers import normalised
 from vitcompress.methods.subspace import stream_basis, stream_map
 from vitcompress.model.embedding import readers, resize_embedding, writers
 from vitcompress.model.sizes import fill
 from vitcompress.stages.pruning.statistics import Importance, hooked
+
+_DAMPING = 1e-3  # of the layers that read the stream
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def narrowed(module: nn.Module, found: Embedding, width: int, compensate: bool) 
         for source, target in zip(before.layers, after.layers, strict=True):
             whole = turn.T @ _with_affine(before.norm, source)
             if compensate:
-                layer = projected(gram, whole, kept)
+                layer = projected(Fit(gram, _DAMPING), whole, kept)
             else:
                 layer = torch.cat([whole[kept], whole[-1:]])
             fill(target, layer[:-1].T @ back.T, layer[-1])

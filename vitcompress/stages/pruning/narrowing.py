@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from vitcompress.methods.compensation import joined, projected
+from vitcompress.methods.compensation import Fit, joined, projected
 from vitcompress.model.layers import Attention, Block
 from vitcompress.model.sizes import BlockSizes, attention_weights, fill, resize, sizes_of
 from vitcompress.stages.pruning.config import Kind
@@ -61,54 +61,83 @@ def sizes_after(full: BlockSizes, axes: Sequence[Axis], choice: Choice) -> Block
 
 
 def narrowed(
-    block: Block, axes: Sequence[Axis], choice: Choice, grams: Mapping[str, Tensor] | None
+    block: Block, axes: Sequence[Axis], choice: Choice, fits: Mapping[str, Fit] | None
 ) -> Block:
     """A copy of `block` after `choice`.
 
-    With `grams` (of the inputs of the last layers, by branch) these layers are refitted to give
-    what they gave with all inputs; without, what is removed just goes.
+    With `fits`, by branch, the last layers are refitted to give what they gave with all inputs;
+    without, what is removed just goes.
     """
     full = sizes_of(block)
     sizes = sizes_after(full, axes, choice)
     made = copy.deepcopy(block)
     resize(made, sizes)
-    kept = {axis.kind: axis.kept(choice.get(axis.kind, 0)) for axis in axes}
 
     def fill_last(part: str, rows: Tensor) -> None:
         layer = last_layer(block, part)
-        if len(rows) == layer.in_features:
-            return
-        whole = joined(layer.weight.cpu(), layer.bias.cpu())
-        if grams is None:
-            found = torch.cat([whole[rows], whole[-1:]])
-        else:
-            found = projected(grams[part], whole, rows)
-        fill(last_layer(made, part), found[:-1].T, found[-1])
+        if len(rows) < layer.in_features:
+            whole = joined(layer.weight.cpu(), layer.bias.cpu())
+            if fits is None:
+                found = torch.cat([whole[rows], whole[-1:]])
+            else:
+                found = projected(fits[part], whole, rows)
+            fill(last_layer(made, part), found[:-1].T, found[-1])
 
     if full.attention and sizes.attention and sizes.attention != full.attention:
         attention = cast(Attention, block.attn)
         (q, k, v), (q_bias, k_bias, v_bias) = attention_weights(attention)
-        heads = kept.get("heads", torch.arange(attention.num_heads)[None])[0]
-        rows = _rows(kept.get("query_key"), heads, len(q) // attention.num_heads)
-        values = _rows(kept.get("value"), heads, len(v) // attention.num_heads)
+        rows = _dimensions(attention, axes, choice, "query_key", len(q))
+        values = _dimensions(attention, axes, choice, "value", len(v))
         bias = torch.cat([q_bias[rows], k_bias[rows], v_bias[values]])
         target = cast(Attention, made.attn).qkv
         weight = torch.cat([q[rows], k[rows], v[values]])
         fill(target, weight, None if target.bias is None else bias)
         if is_normed(attention) and sizes.attention.query_key != full.attention.query_key:
             axis = next(axis for axis in axes if axis.kind == "query_key")
-            found = None if grams is None else axis.normed
-            fill_norms(attention, cast(Attention, made.attn), kept["query_key"][0], found)
+            dimensions = axis.kept(choice["query_key"])[0]
+            found = None if fits is None else axis.normed
+            fill_norms(attention, cast(Attention, made.attn), dimensions, found)
         fill_last("attn", values)
     if sizes.hidden is not None and sizes.hidden != full.hidden:
-        rows = kept["hidden"][0]
+        rows = _kept(axes, choice)["hidden"][0]
         first, target = cast(Any, block.mlp).fc1, cast(Any, made.mlp).fc1
         fill(target, first.weight[rows], None if first.bias is None else first.bias[rows])
         fill_last("mlp", rows)
     return made
 
 
-def _rows(kept: Tensor | None, heads: Tensor, dimensions: int) -> Tensor:
-    """The rows of a part of `qkv` for the `kept` dimensions of the `heads` that stay."""
-    within = torch.arange(dimensions).expand(int(heads.max()) + 1, -1) if kept is None else kept
-    return (within[heads] + dimensions * heads[:, None]).flatten()
+def error(block: Block, axes: Sequence[Axis], fit: Fit, metric: Tensor, gram: Tensor) -> float:
+    """The loss ½ tr(M E) of the errors E that the last layer of a branch makes on inputs of the
+    Gram matrix `gram`, refitted by `fit` when about half of each structure of `axes` is gone."""
+    inner = [axis for axis in axes if axis.kind not in ("attention", "mlp")]
+    if not inner:
+        return 0.0
+    choice: Choice = {axis.kind: (len(axis.sizes) + 1) // 2 for axis in inner}
+    part = inner[0].branch[1]
+    layer = last_layer(block, part)
+    if part == "mlp":
+        rows = _kept(axes, choice)["hidden"][0]
+    else:
+        rows = _dimensions(cast(Attention, block.attn), axes, choice, "value", layer.in_features)
+    if len(rows) == layer.in_features:
+        return 0.0
+    lost = joined(layer.weight.cpu(), layer.bias.cpu())
+    found = projected(fit, lost, rows)
+    lost[rows] -= found[:-1]
+    lost[-1] -= found[-1]
+    return 0.5 * float(((gram @ lost) * (lost @ metric)).sum() / gram[-1, -1])
+
+
+def _kept(axes: Sequence[Axis], choice: Choice) -> dict[Kind, Tensor]:
+    return {axis.kind: axis.kept(choice.get(axis.kind, 0)) for axis in axes}
+
+
+def _dimensions(
+    attention: Attention, axes: Sequence[Axis], choice: Choice, kind: Kind, rows: int
+) -> Tensor:
+    """Which of the `rows` of queries, or of values, stay: dimensions of `kind` in heads that do."""
+    kept = _kept(axes, choice)
+    heads = kept.get("heads", torch.arange(attention.num_heads)[None])[0]
+    size = rows // attention.num_heads
+    within = kept.get(kind, torch.arange(size).expand(attention.num_heads, -1))
+    return (within[heads] + size * heads[:, None]).flatten()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.methods import saliency
-from vitcompress.methods.compensation import covariance
+from vitcompress.methods.compensation import Fit, covariance
 from vitcompress.methods.elimination import eliminate
 from vitcompress.methods.subspace import NormedHeads, query_key_basis, value_basis
 from vitcompress.model.layers import Attention, Block
@@ -191,7 +191,10 @@ def worths(
     for (number, kind), units in flat.items():
         attention = blocks(module)[number].attn
         groups = 1 if kind == "hidden" or attention is None else attention.num_heads
-        found[number, kind] = units.view(groups, -1)
+        units = units.view(groups, -1)
+        if kind == "query_key" and attention is not None and is_normed(attention):
+            units = units.mean(0, keepdim=True).expand_as(units)  # all heads keep the same
+        found[number, kind] = units
         if kind == "value":
             found[number, "heads"] = found[number, kind].sum(1)[None]
     return found
@@ -233,16 +236,19 @@ def _gradient_sums(
 
     def add(key: tuple[int, Kind], value: Tensor, gradient: Tensor) -> None:
         held = sums.setdefault(key, [])
-        held.append(saliency.tied(value.detach(), gradient).cpu())
+        held.append(saliency.tied(value, gradient).cpu())
 
     def see(number: int, kind: Kind, value: Tensor) -> None:
-        value.register_hook(partial(add, (number, kind), value))
+        # The hook must not hold what holds the hook: that would keep the whole pass in memory.
+        value.register_hook(partial(add, (number, kind), value.detach()))
 
     def see_qkv(number: int, attention: Attention) -> Callable[..., None]:
         def after(_: nn.Module, __: Any, output: Tensor) -> None:
+            values = output.detach()
+
             def seen(gradient: Tensor) -> None:
                 pairs = zip(
-                    output.split(attention.widths, -1),
+                    values.split(attention.widths, -1),
                     gradient.split(attention.widths, -1),
                     strict=True,
                 )
@@ -283,39 +289,39 @@ def _gradient_sums(
     return {key: torch.cat(parts) for key, parts in totals.items()}
 
 
-def axis(
+def axes(
     module: nn.Module,
-    number: int,
-    kind: Kind,
+    branch: Branch,
+    kinds: Iterable[Kind],
     config: PruneConfig,
-    moments: Moments,
-    importance: Mapping[Branch, Importance],
+    fit: Fit,
+    metric: Tensor,
     worth: Worth,
-) -> Axis:
-    """The curve of one structure, not yet in nats."""
+) -> list[Axis]:
+    """The curves of the structures `kinds` of one branch, not yet in nats."""
+    number, part = branch
     block = blocks(module)[number]
-    plain = unmeasured(number, kind, block, config)
-    if kind in ("attention", "mlp"):
-        return replace(plain, losses=np.array([0.0, 1.0]))
-    units = worth[number, kind]
-    size = units.shape[1]
-    if kind == "query_key" and (selected := moments.query_key[number].normed) is not None:
-        units = units.mean(0, keepdim=True).expand_as(units)  # all heads keep the same
-        plain = replace(plain, normed=selected)
-    if kind == "hidden" and config.saliency == "obs" and config.compensate:
-        branch = number, "mlp"
-        order, steps = eliminate(
-            covariance(moments.inputs[branch]),
-            last_layer(block, "mlp").weight.cpu(),
-            importance[branch].metric,
-            config.multiple,
-        )
-        order = order[None]
-        removed = np.minimum(np.arange(len(steps) + 1) * config.multiple, size)
-    else:
-        order = units.argsort(dim=1, stable=True)
-        steps = units.gather(1, order).sum(0).cumsum(0)
-        removed = np.arange(size + 1)
-    known = np.concatenate([[0.0], steps.numpy()])
-    losses = np.interp(size - np.array(plain.sizes), removed, known)
-    return replace(plain, order=order, losses=losses)
+    found = []
+    for kind in kinds:
+        plain = unmeasured(number, kind, block, config)
+        if plain.branch != branch or not supported(block, kind):
+            continue
+        if kind in ("attention", "mlp"):
+            found.append(replace(plain, losses=np.array([0.0, 1.0])))
+            continue
+        units = worth[number, kind]
+        size = units.shape[1]
+        if kind == "hidden" and config.saliency == "obs" and config.compensate:
+            weight = last_layer(block, part).weight.cpu()
+            covered = covariance(fit.gram)
+            order, steps = eliminate(covered, weight, metric, config.multiple, fit.damping)
+            order = order[None]
+            removed = np.minimum(np.arange(len(steps) + 1) * config.multiple, size)
+        else:
+            order = units.argsort(dim=1, stable=True)
+            steps = units.gather(1, order).sum(0).cumsum(0)
+            removed = np.arange(size + 1)
+        known = np.concatenate([[0.0], steps.numpy()])
+        losses = np.interp(size - np.array(plain.sizes), removed, known)
+        found.append(replace(plain, order=order, losses=losses))
+    return found

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil, floor
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from vitcompress.console import track
 from vitcompress.errors import InputError
-from vitcompress.methods.allocation import allocate
+from vitcompress.methods.compensation import Fit
+from vitcompress.methods.knapsack import Option, choose
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.embedding import obstacle, readers
 from vitcompress.model.layers import Block
@@ -22,11 +24,16 @@ from vitcompress.stages.pruning.config import Kind, PruneConfig
 from vitcompress.stages.pruning.embedding import Embedding, embedding
 from vitcompress.stages.pruning.narrowing import Choice
 from vitcompress.stages.pruning.probe import Probe
-from vitcompress.stages.pruning.statistics import Branch, Importance, Moments, Sample
+from vitcompress.stages.pruning.statistics import Branch, Importance, Sample
 from vitcompress.stages.pruning.structures import Axis
 
 _GRADIENT_IMAGES = 128
 _HELD_BACK = 64
+_DAMPINGS = (1e-3, 1e-2, 1e-1)
+
+
+Chosen = dict[int, dict[Kind, int]]
+"""The option of each structure that is narrowed, by block and structure."""
 
 
 @dataclass
@@ -40,7 +47,7 @@ class Study:
     module: nn.Module
     prefix_tokens: int
     importance: dict[Branch, Importance]
-    moments: Moments
+    fits: dict[Branch, Fit]
     axes: list[Axis]
     fit: Context
     held: Context
@@ -53,16 +60,23 @@ class Study:
 
     def narrowed(self, choices: Mapping[int, Choice]) -> dict[int, Block]:
         """The blocks after a choice for each, by number; blocks that stay whole are left out."""
+        return self._made(choices, self.compensate)
+
+    def cut(self, choices: Mapping[int, Choice]) -> dict[int, Block]:
+        """`narrowed` without any refit."""
+        return self._made(choices, compensate=False)
+
+    def _made(self, choices: Mapping[int, Choice], compensate: bool) -> dict[int, Block]:
         made = {}
         for number, choice in choices.items():
             if any(choice.values()):
                 block = blocks(self.module)[number]
-                grams = {
-                    part: self.moments.inputs[number, part]
+                fits = {
+                    part: self.fits[number, part]
                     for part in ("attn", "mlp")
                     if getattr(block, part) is not None
                 }
-                given = grams if self.compensate else None
+                given = fits if compensate else None
                 made[number] = narrowing.narrowed(block, self.axes_of(number), choice, given)
         return made
 
@@ -118,12 +132,23 @@ def study(model: VitModel, config: PruneConfig, context: Context) -> Study:
     worth = structures.worths(
         module, config, moments, importance, sample("ranking units"), context.seed
     )
-    axes = [
-        structures.axis(module, number, kind, config, moments, importance, worth)
-        for number, block in enumerate(blocks(module))
-        for kind in kinds
-        if structures.supported(block, kind)
-    ]
+    judges = statistics.moments(module, on_device(held, "judging"), importance, prefix_tokens)
+    fits: dict[Branch, Fit] = {}
+    axes: list[Axis] = []
+    found = statistics.branches(module)
+    for branch in track(found, "choosing units", len(found)):
+        metric, judge = importance[branch].metric, judges.inputs[branch]
+        tried: list[tuple[float, Fit, list[Axis]]] = []
+        for damping in _DAMPINGS if config.compensate else _DAMPINGS[:1]:
+            given = Fit(moments.inputs[branch], damping)
+            own = structures.axes(module, branch, kinds, config, given, metric, worth)
+            error = narrowing.error(blocks(module)[branch[0]], own, given, metric, judge)
+            tried.append((error, given, own))
+        _, fits[branch], own = min(tried, key=lambda each: each[0])
+        axes += own
+    for axis in axes:
+        if axis.kind == "query_key":
+            axis.normed = moments.query_key[axis.block].normed
     stream = None
     if "embedding" in config.structures:
         norms = {reader.name: reader.norm for reader in readers(module)}
@@ -137,7 +162,7 @@ def study(model: VitModel, config: PruneConfig, context: Context) -> Study:
         module,
         prefix_tokens,
         importance,
-        moments,
+        fits,
         axes,
         fit,
         held,
@@ -184,9 +209,7 @@ def calibrated(axis: Axis, measured: Mapping[int, float]) -> Axis:
     return replace(axis, losses=np.maximum.accumulate(curve))
 
 
-def spend(
-    model: VitModel, config: PruneConfig, axes: Sequence[Axis], meter: costs.Meter
-) -> dict[int, dict[Kind, int]]:
+def spend(model: VitModel, config: PruneConfig, axes: Sequence[Axis], meter: costs.Meter) -> Chosen:
     """What to remove of each block so that the budget is met at the least summed loss.
 
     Raises `InputError` where the budget cannot be met.
@@ -195,25 +218,32 @@ def spend(
     parts: dict[Branch, list[Axis]] = {}
     for axis in axes:
         parts.setdefault(axis.branch, []).append(axis)
-    fixed, choices, losses, spent = meter.fixed, [], [], []
+    fixed, choices, items = meter.fixed, [], []
     full = [sizes_of(block) for block in blocks(model.module)]
     for branch in statistics.branches(model.module):
         if branch not in parts:
             fixed += meter.branch(branch, full[branch[0]])
     for branch, own in parts.items():
         choices.append(narrowing.choices(own))
-        losses.append(np.array([narrowing.loss(own, choice) for choice in choices[-1]]))
         after = [narrowing.sizes_after(full[branch[0]], own, choice) for choice in choices[-1]]
-        spent.append(np.array([meter.branch(branch, sizes) for sizes in after]))
-    found = allocate(losses, spent, share * meter.whole - fixed)
+        items.append(
+            [
+                Option(ceil(meter.branch(branch, sizes)), narrowing.loss(own, choice))
+                for choice, sizes in zip(choices[-1], after, strict=True)
+            ]
+        )
+    room = floor(share * meter.whole - fixed)
+    whole = sum(options[0].weight for options in items)
+    found = [0] * len(items) if whole <= room else choose(items, room)
     if found is None:
-        least = (fixed + sum(float(cost.min()) for cost in spent)) / meter.whole
+        cheapest = sum(min(option.weight for option in options) for options in items)
+        least = (fixed + cheapest) / meter.whole
         raise InputError(
             f"stages.{config.name}.budget.{unit}: {share:g} cannot be met; with these structures "
             f"and floor {np.ceil(1e4 * least) / 1e4:g} of the dense model is the least: ask for no "
             "less, lower floor, or name more structures"
         )
-    result: dict[int, dict[Kind, int]] = {}
+    result: Chosen = {}
     for branch, options, chosen in zip(parts, choices, found, strict=True):
         result.setdefault(branch[0], {}).update(options[chosen])
     return result
@@ -235,8 +265,8 @@ def on_device(context: Context, title: str) -> Iterator[Tensor]:
 
 def _split(context: Context, config: PruneConfig) -> tuple[Context, Context]:
     images = context.images
-    count = min(_HELD_BACK, len(images) // 8)
-    if count == 0:
+    count = min(_HELD_BACK, len(images) // 4)
+    if count < 2:
         raise InputError(
             f"stages.{config.name}: {len(images)} calibration images are too few to fit to some "
             "and judge on others; give at least 8"
