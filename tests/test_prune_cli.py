@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from vitcompress.cli import app
@@ -60,6 +61,25 @@ def test_plan_and_sensitivity_know_the_stage(recipe: Path) -> None:
     table = json.loads(shown.stdout)["narrow"]
     assert {row["structure"] for row in table} == {"query_key", "value", "hidden"}
     assert table[0]["layer"] == "blocks.0"
+
+
+def test_labels_are_read_where_gradients_are_to_be_taken_for_them(
+    recipe: Path, tmp_path: Path
+) -> None:
+    wanted = ["--set", "stages.narrow.targets=labels", "--set", "stages.narrow.saliency=hessian"]
+    shown = CliRunner().invoke(app, ["sensitivity", str(recipe), "--limit", "33", *wanted])
+    assert shown.exit_code == 0, shown.stderr
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    for i in range(9):
+        Image.new("L", (32, 32), 20 * i).save(loose / f"{i}.png")
+    wanted += ["--out", str(tmp_path / "out"), "--calibration", str(loose)]
+    refused = CliRunner().invoke(app, ["run", str(recipe), *wanted])
+    assert refused.exit_code == 2
+    message = " ".join(refused.stderr.split())
+    assert "error: " in message
+    assert "0.png has no label; put images in one folder a class" in message
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

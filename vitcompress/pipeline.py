@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +29,7 @@ from vitcompress.recipe import Recipe
 from vitcompress.report.model import Artifact, Latency, Metrics, Report, StageReport
 from vitcompress.stages import STAGES
 from vitcompress.stages.context import Context
+from vitcompress.stages.pruning.config import PruneConfig
 
 _PARITY_IMAGES = 8
 
@@ -146,16 +148,19 @@ def _open_data(recipe: Recipe, model: VitModel, options: Options) -> _Data:
     data, seed = recipe.data, options.seed
     images = min(data.images, options.limit or data.images)
     calibration = evaluation = None
+    classes = Path(data.classes) if data.classes else None
     if data.evaluation is not None:
-        classes = Path(data.classes) if data.classes else None
         evaluation = open_images(
             data.evaluation, classes=classes, labelled=True, limit=options.limit
         )
         check_labels(evaluation, model.num_classes)
     if data.calibration is not None:
-        calibration = open_images(data.calibration, labelled=False, limit=images, seed=seed)
+        labelled = any(isinstance(s, PruneConfig) and s.targets == "labels" for s in recipe.stages)
+        look = partial(open_images, data.calibration, classes=classes, labelled=labelled)
+        calibration = look(limit=images, seed=seed)
+        check_labels(calibration, model.num_classes)
         if evaluation is None:
-            everything = open_images(data.calibration, labelled=False)
+            everything = look()
             calibration, evaluation = held_back(everything, images, calibration)
     if calibration is not None:  # whole batches of one class would mislead the stages
         order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(seed))

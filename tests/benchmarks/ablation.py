@@ -21,8 +21,7 @@ from vitcompress.evaluation import judge, torch_runner
 from vitcompress.measure import cost
 from vitcompress.model.architecture import from_source
 from vitcompress.stages.context import Context
-from vitcompress.stages.prune import choose, described, rebuilt
-from vitcompress.stages.pruning import costs
+from vitcompress.stages.prune import choose, described, meters, rebuilt
 from vitcompress.stages.pruning.config import PruneConfig
 from vitcompress.stages.pruning.study import study
 
@@ -84,11 +83,12 @@ def main() -> None:
         for name in given.only or VARIANTS:
             config = PruneConfig(budget={"macs": given.macs}, **VARIANTS[name])
             found = study(dense, config, context)
-            meter = costs.meter(dense, "macs", context.cache, context.resume)
-            _, chosen = choose(dense, config, found, meter)
-            row(name, rebuilt(dense, found, chosen, config.compensate)[0])
+            meter = meters(dense, config, context.cache, context.resume)
+            _, chosen, stream = choose(dense, config, found, meter)
+            row(name, rebuilt(dense, found, chosen, stream.width, config.compensate)[0])
             if config.compensate:
-                row("… without its refits", rebuilt(dense, found, chosen, compensate=False)[0])
+                plain, _ = rebuilt(dense, found, chosen, stream.width, compensate=False)
+                row("… without its refits", plain)
 
 
 if __name__ == "__main__":

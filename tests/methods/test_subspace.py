@@ -1,12 +1,21 @@
-"""Bases of heads: exact when whole, best of their rank when cut."""
+"""Bases of heads and of the stream: exact when whole, best of their rank when cut."""
 
 from itertools import combinations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from vitcompress.methods.subspace import query_key_basis, value_basis
+from vitcompress.methods.subspace import (
+    Affine,
+    NormedHeads,
+    query_key_basis,
+    selected_norm,
+    stream_basis,
+    stream_map,
+    value_basis,
+)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -67,3 +76,73 @@ def test_dimensions_nobody_uses_are_no_trouble() -> None:
     gram = torch.diag(torch.tensor([1.0, 0.0, 2.0, 0.0]))
     for each in (*query_key_basis(gram, gram), *value_basis(gram, torch.ones(3, 4), torch.eye(3))):
         assert torch.isfinite(each).all()
+
+
+def test_a_turned_stream_is_normed_alike() -> None:
+    x = draw(50, 12) @ draw(12, 12, seed=1) + 3
+    centred = x - x.mean(1, keepdim=True)
+    basis = stream_basis(centred.T @ centred)
+    assert torch.allclose(basis.T @ basis, torch.eye(11).double(), atol=1e-12)
+    assert basis.sum(0).abs().max() < 1e-12
+    whole = stream_map(basis, 12)
+    z = x @ whole.T
+    assert z.mean(1).abs().max() < 1e-12
+    normed = F.layer_norm(x, (12,), eps=1e-3)
+    assert torch.allclose(F.layer_norm(z, (12,), eps=1e-3), normed @ whole.T, atol=1e-12)
+    assert torch.allclose(F.layer_norm(z, (12,), eps=1e-3) @ whole, normed, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [3, 7])
+def test_a_narrower_stream_keeps_variance_and_drops_least(width: int) -> None:
+    x = draw(50, 12) @ draw(12, 12, seed=1) + 3
+    centred = x - x.mean(1, keepdim=True)
+    basis = stream_basis(centred.T @ centred)
+    z = x @ stream_map(basis, width).T
+    assert z.shape == (50, width)
+    assert z.mean(1).abs().max() < 1e-12
+    kept = centred @ basis[:, : width - 1]
+    assert torch.allclose(z.square().mean(1), kept.square().sum(1) / 12)
+    for seed in range(5):
+        other, _ = torch.linalg.qr(draw(12, width - 1, seed=seed))
+        assert kept.square().sum() >= (centred @ other).square().sum()
+
+
+def heads_of(q: Tensor, k: Tensor) -> NormedHeads:
+    ones = torch.ones(*q.shape[:2], 1, dtype=torch.float64)
+    query, centred = torch.cat([q, ones], 2), k - k.mean(1, keepdim=True)
+    return NormedHeads(query.mT @ query, centred.mT @ centred, k.mT @ k)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_a_norm_of_all_dimensions_stays(centred: bool) -> None:
+    def norm(x: Tensor) -> Tensor:
+        return F.layer_norm(x, (8,)) if centred else F.rms_norm(x, (8,))
+
+    q, k = norm(draw(2, 60, 8)), norm(draw(2, 60, 8, seed=1) + 1)
+    query, key = Affine(draw(8, seed=2), draw(8, seed=3)), Affine(draw(8, seed=4), draw(8, seed=5))
+    found = selected_norm(heads_of(q, k), query, key, torch.arange(8), centred, with_bias=True)
+    before = (q * query.weight + query.bias) @ (k * key.weight).mT
+    after = (q * found.weight + found.bias) @ k.mT
+    assert torch.allclose(before.softmax(-1), after.softmax(-1), atol=1e-3)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_selected_norm_comes_nearer_than_the_weights_there_were(with_bias: bool) -> None:
+    q = F.layer_norm(draw(2, 400, 8) @ draw(8, 8, seed=9), (8,))
+    k = F.layer_norm(draw(2, 400, 8, seed=1) @ draw(8, 8, seed=8), (8,))
+    query = Affine(draw(8, seed=2), draw(8, seed=3) * with_bias)
+    key, kept = Affine(draw(8, seed=4), torch.zeros(8).double()), torch.tensor([0, 2, 3, 5, 6])
+    found = selected_norm(heads_of(q, k), query, key, kept, centred=True, with_bias=with_bias)
+
+    def logits(q: Tensor, k: Tensor, query: Affine, weight: Tensor) -> Tensor:
+        k = k * weight
+        return (q * query.weight + query.bias) @ (k - k.mean(1, keepdim=True)).mT
+
+    wanted = logits(q, k, query, key.weight)
+    fewer = [F.layer_norm(x[..., kept], (5,)) for x in (q, k)]
+    plain = Affine(query.weight[kept], query.bias[kept])
+    was = logits(fewer[0], fewer[1], plain, key.weight[kept])
+    now = logits(fewer[0], fewer[1], found, torch.ones(5).double())
+    assert (now - wanted).square().mean() < 0.9 * (was - wanted).square().mean()
+    if not with_bias:
+        assert (found.bias == 0).all()

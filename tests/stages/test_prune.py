@@ -4,6 +4,8 @@ import gc
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitcompress.errors import InputError
 from vitcompress.export.folder import load_folder, save_folder
@@ -23,6 +25,7 @@ from vitcompress.model.sizes import blocks, sizes_of
 from vitcompress.stages.context import Context
 from vitcompress.stages.prune import plan, prune, sensitivity
 from vitcompress.stages.pruning.config import Budget, PruneConfig
+from vitcompress.stages.pruning.statistics import importances
 from vitcompress.stages.pruning.study import study
 from vitcompress.stages.quantize import QuantizeConfig, quantize
 
@@ -280,14 +283,45 @@ def test_a_budget_below_the_floors_names_the_least(vit: VitModel, context: Conte
 def test_what_cannot_be_pruned_is_named(
     make_vit: MakeVit, context: Context, make_context: MakeContext
 ) -> None:
+    bare = partial(nn.LayerNorm, elementwise_affine=False)
     with pytest.raises(InputError, match=r"query_key cannot be narrowed in .* take it out"):
-        run(make_vit(qk_norm=True), context)
+        run(make_vit(qk_norm=True, norm_layer=bare), context)
     small, _ = quantize(make_vit(), QuantizeConfig(), context)
     with pytest.raises(InputError, match="before quantize"):
         run(small, context)
     few = make_context(calibration=context.images.subset(range(5)))
     with pytest.raises(InputError, match="5 calibration images are too few"):
         run(make_vit(), few)
+
+
+def test_true_labels_take_the_place_of_drawn_ones(
+    vit: VitModel, context: Context, make_context: MakeContext
+) -> None:
+    with pytest.raises(InputError, match=r"stages\.prune\.targets: .* have no labels"):
+        run(vit, context, targets="labels")
+    least = [int(i) for i in vit.module(images_of(context)).argmin(-1)]
+    most = [int(i) for i in vit.module(images_of(context)).argmax(-1)]
+    found = []
+    for labels in (least, most):
+        images = replace(context.images, labels=labels, num_classes=10)
+        options = {"saliency": "hessian", "structures": ("hidden",)}
+        labelled = make_context(calibration=images)
+        model, _ = run(vit, labelled, targets="labels", **options)
+        drawn, _ = run(vit, labelled, **options)
+        found.append((stored_tensors(model)["blocks.0.mlp.fc1.weight"], drawn.fingerprint()))
+    assert found[0][0].shape != found[1][0].shape or not torch.equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+
+
+def test_gradients_are_those_of_the_labels_given(vit: VitModel, pixels: Tensor) -> None:
+    labels = torch.tensor([1, 0, 7])
+    norm = vit.module.norm
+    found = importances(vit.module, {"norm": norm}, [(pixels, labels)], 1, 0)["norm"]
+    features = vit.module.forward_features(pixels)[:, 0]
+    shares = vit.module.head(features).softmax(-1)
+    gradient = (shares - nn.functional.one_hot(labels, 10)) @ vit.module.head.weight
+    assert torch.allclose(found.metric.float(), gradient.T @ gradient / 3, atol=1e-5)
+    assert found.prefix == pytest.approx(1)
 
 
 @pytest.mark.parametrize("budget", [{}, {"macs": 0.5, "params": 0.5}])

@@ -47,22 +47,29 @@ class LatencyTable:
         _file(cache).write_text(json.dumps(self.grids), encoding="utf-8")
 
     def branch(
-        self, width: int, entering: int, leaving: int, part: AttentionSizes | int | None
+        self,
+        width: int,
+        entering: int,
+        leaving: int,
+        part: AttentionSizes | int | None,
+        dense: int | None = None,
     ) -> float:
         """Milliseconds of a branch of an embedding of `width`; None takes none.
 
         `entering`, `leaving`: tokens before and after an attention; an MLP has those that leave.
+        `dense`: the width for which the other sizes were made (None: the same).
         """
+        dense = dense or width
         if part is None:
             return 0.0
         if isinstance(part, int):
-            sizes = _grid(4 * width)
+            sizes = _grid(4 * dense)
             name = f"mlp {width} {leaving} {sizes}"
             if name not in self.grids:
                 graphs = {str(n): _mlp(width, leaving, n) for n in sizes}
                 self.grids[name] = list(_milliseconds(graphs, (leaving, width)).values())
             return float(np.interp(part, sizes, self.grids[name]))
-        sizes = _grid(width // part.heads)
+        sizes = _grid(dense // part.heads)
         name = f"attention {width} {entering} {leaving} {part.heads} {sizes}"
         if name not in self.grids:
             graphs = {

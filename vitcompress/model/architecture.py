@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.model import checkpoint, compact, naming
+from vitcompress.model.embedding import obstacle, resize_embedding
 from vitcompress.model.layers import Activations, Attention, Block, QuantizedLinear
 from vitcompress.model.merging import Merging, MergingBlocks
 from vitcompress.model.sizes import BlockSizes, blocks, resize
@@ -40,6 +41,7 @@ class Architecture(BaseModel):
 
     `tail_tokens`: the last block computes only so many leading tokens (None: all of them).
     `blocks`: the sizes of all blocks of a pruned model (None: as timm makes them).
+    `embedding`: the width of its stream of tokens (None: as timm makes it).
     `merging`: how tokens are merged between blocks (None: not).
     `quantized`: by layer name. `half`: names of tensors stored in float16 and computed in float32.
     `sparse`: by layer name, the cells [outputs, inputs] of which only those are stored that are
@@ -52,6 +54,7 @@ class Architecture(BaseModel):
     options: dict[str, Any] = {}
     tail_tokens: int | None = None
     blocks: tuple[BlockSizes, ...] | None = None
+    embedding: Annotated[int, Field(ge=2)] | None = None
     merging: Merging | None = None
     quantized: dict[str, QuantizedLayer] = {}
     half: tuple[str, ...] = ()
@@ -157,6 +160,10 @@ def build(architecture: Architecture) -> nn.Module:
             raise InputError(f"config.json: {name} has no {len(architecture.blocks)} plain blocks")
         for block, sizes in zip(found, architecture.blocks, strict=True):
             resize(block, sizes)
+    if architecture.embedding is not None:
+        if (reason := obstacle(module)) is not None:
+            raise InputError(f"config.json: the embedding of {name} has one width: {reason}")
+        resize_embedding(module, architecture.embedding)
     if architecture.merging is not None:
         set_merging(module, architecture.merging)
     linears = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear)}

@@ -63,6 +63,9 @@ def resize(block: Block, sizes: BlockSizes) -> None:
         else:
             attention = cast(Attention, block.attn)
             width = attention.qkv.in_features
+            for norm in (attention.q_norm, attention.k_norm):
+                if not isinstance(norm, nn.Identity):
+                    resize_norm(norm, sizes.attention.query_key)
             attention.num_heads = sizes.attention.heads
             attention.widths = sizes.attention.widths
             attention.qkv = _like(attention.qkv, width, sum(attention.widths))
@@ -74,6 +77,18 @@ def resize(block: Block, sizes: BlockSizes) -> None:
             mlp = cast(Any, block.mlp)
             mlp.fc1 = _like(mlp.fc1, mlp.fc1.in_features, sizes.hidden)
             mlp.fc2 = _like(mlp.fc2, sizes.hidden, mlp.fc2.out_features)
+
+
+def resize_norm(norm: Any, size: int) -> None:
+    """Give `norm` the weights and biases, if it has any, of one over `size` values that leaves
+    them as they are (in place)."""
+    if norm.normalized_shape == (size,):
+        return
+    norm.normalized_shape = (size,)
+    for name, value in (("weight", 1.0), ("bias", 0.0)):
+        old = getattr(norm, name, None)
+        if old is not None:
+            setattr(norm, name, nn.Parameter(old.new_full((size,), value), requires_grad=False))
 
 
 def fill(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitcompress.console import console, track
-from vitcompress.data.images import ImageSet, batches
+from vitcompress.data.images import Batch, ImageSet, batches
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 
@@ -46,10 +46,13 @@ class Context:
 
     def calibration_batches(self, description: str) -> Iterator[Tensor]:
         """The calibration images, prepared, float32 [≤ 16, C, H, W], with progress."""
+        return (batch.pixels for batch in self.labelled_batches(description))
+
+    def labelled_batches(self, description: str) -> Iterator[Batch]:
+        """The same with their labels, where the images have any, and their names."""
         total = -(-len(self.images) // BATCH)
         stream = batches(self.images, self.preprocess, BATCH, max_unreadable=self.max_unreadable)
-        for batch in track(stream, description, total):
-            yield batch.pixels
+        yield from track(stream, description, total)
 
     def say(self, text: str) -> None:
         console.print(f"  {text}")

@@ -7,17 +7,20 @@ outputs of the dense model. No labels and no training are needed.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
 
+from vitcompress.methods.subspace import stream_map
 from vitcompress.model.architecture import VitModel
+from vitcompress.model.embedding import embedding_width, resize_embedding
 from vitcompress.model.sizes import blocks, resize, sizes_of
 from vitcompress.stages.context import Context
-from vitcompress.stages.pruning import costs, narrowing, structures
+from vitcompress.stages.pruning import costs, embedding, narrowing, structures
 from vitcompress.stages.pruning.config import PruneConfig
 from vitcompress.stages.pruning.sequential import refit_in_sequence
 from vitcompress.stages.pruning.structures import Axis
@@ -31,6 +34,15 @@ from vitcompress.stages.pruning.study import (
     spend,
     study,
 )
+from vitcompress.stages.pruning.widths import (
+    Stream,
+    best_stream,
+    even_stream,
+    measured_losses,
+    sized,
+)
+
+_SHARES = (0.125, 0.25, 0.5, 0.75)  # of a structure, whose removal `sensitivity` tells of
 
 
 def prune(
@@ -43,59 +55,77 @@ def prune(
     """
     plan(model, config)  # what is wrong is told before anything is measured
     found = study(model, config, context)
-    meter = costs.meter(model, config.budget.only[0], context.cache, context.resume)
-    axes, chosen = choose(model, config, found, meter)
-    module, kl = rebuilt(model, found, chosen, config.compensate)
+    meter = meters(model, config, context.cache, context.resume)
+    axes, chosen, stream = choose(model, config, found, meter)
+    module, kl = rebuilt(model, found, chosen, stream.width, config.compensate)
     unit, share = config.budget.only
     return described(model, module), {
         "saliency": config.saliency,
         f"{unit}_budget": share,
         "kl_held_back": kl,
-        "structures": _rows(axes, chosen),
+        "structures": [*_rows(axes, chosen), *stream.rows()],
     }
 
 
 def choose(
-    model: VitModel, config: PruneConfig, found: Study, meter: costs.Meter
-) -> tuple[list[Axis], Chosen]:
-    """The axes with calibrated curves, and what to remove by them.
+    model: VitModel, config: PruneConfig, found: Study, meter: Callable[[int], costs.Meter]
+) -> tuple[list[Axis], Chosen, Stream]:
+    """The axes with calibrated curves, what to remove by them, and the width of the stream.
 
     Curves are measured once in their middle, and once more where that first choice led.
     """
     if config.allocate == "uniform":
         axes = even(found.axes)
-        return axes, spend(model, config, axes, meter)
+        stream = even_stream(model, config, axes, meter)
+        return axes, spend(model, config, axes, meter(stream.width)), stream
     measured = found.measure([[(len(axis.sizes) + 1) // 2] for axis in found.axes])
     axes = [calibrated(*pair) for pair in zip(found.axes, measured, strict=True)]
-    chosen = spend(model, config, axes, meter)
+    stream = best_stream(model, config, axes, measured_losses(found, model, config), meter)
+    chosen = spend(model, config, axes, meter(stream.width))
     options = [chosen[axis.block].get(axis.kind, 0) for axis in axes]
     pairs = zip(options, measured, strict=True)
     again = found.measure([[] if option in seen else [option] for option, seen in pairs])
     measured = [one | other for one, other in zip(measured, again, strict=True)]
     axes = [calibrated(*pair) for pair in zip(found.axes, measured, strict=True)]
-    return axes, spend(model, config, axes, meter)
+    return axes, spend(model, config, axes, meter(stream.width)), stream
 
 
 def rebuilt(
-    model: VitModel, found: Study, chosen: Chosen, compensate: bool
+    model: VitModel, found: Study, chosen: Chosen, width: int, compensate: bool
 ) -> tuple[nn.Module, dict[str, float]]:
-    """What stays of `model`, and the KL on images held back before and after each refit."""
-    narrow = found.narrowed(chosen) if compensate else found.cut(chosen)
-    module = copy.deepcopy(found.module if narrow else model.module)
-    for number, block in narrow.items():
-        cast(Any, module).blocks[number] = block
-    kl = {"narrowed": found.probe.kl(narrow)}
-    if compensate and narrow:
-        kl = {"not_compensated": found.probe.kl(found.cut(chosen)), **kl}
+    """What stays of `model`, and the KL on images held back before and after each refit.
+
+    `width`: of the stream of tokens that stays.
+    """
+    if width == embedding_width(found.module) and not any(any(c.values()) for c in chosen.values()):
+        return copy.deepcopy(model.module).cpu(), {"narrowed": 0.0}
+    module = _cut(found, chosen, width, compensate)
+    kl = {"narrowed": found.probe.kl_of(module)}
+    if compensate:
+        kl = {"not_compensated": found.probe.kl_of(_cut(found, chosen, width, False)), **kl}
         refitted = copy.deepcopy(module)
-        batches = _marked(found.fit, found.held)
-        refit_in_sequence(found.module, refitted, batches, found.importance, found.prefix_tokens)
-        kl["refitted"] = found.probe.kl(dict(enumerate(blocks(refitted))))
+        batches, into = _marked(found.fit, found.held), None
+        if found.embedding is not None and width != embedding_width(found.module):
+            into = stream_map(found.embedding.basis, width)
+        refit_in_sequence(
+            found.module, refitted, batches, found.importance, found.prefix_tokens, into
+        )
+        kl["refitted"] = found.probe.kl_of(refitted)
         if kl["refitted"] < kl["narrowed"]:
             module = refitted
     for block, before in zip(blocks(module), blocks(model.module), strict=True):
         block.tokens = before.tokens
     return module.cpu(), kl
+
+
+def _cut(found: Study, chosen: Chosen, width: int, compensate: bool) -> nn.Module:
+    """The model studied with narrower blocks and a stream of `width`."""
+    module = copy.deepcopy(found.module)
+    for number, block in (found.narrowed if compensate else found.cut)(chosen).items():
+        cast(Any, module).blocks[number] = block
+    if found.embedding is not None and width != embedding_width(module):
+        module = embedding.narrowed(module, found.embedding, width, compensate)
+    return module
 
 
 def plan(model: VitModel, config: PruneConfig) -> tuple[VitModel, dict[str, Any]]:
@@ -117,9 +147,12 @@ def plan(model: VitModel, config: PruneConfig) -> tuple[VitModel, dict[str, Any]
             if structures.supported(block, kind)
         ]
     )
-    meter = costs.meter(model, config.budget.only[0], Path(), resume=False)
-    chosen = spend(model, config, axes, meter)
+    meter = meters(model, config, Path(), resume=False)
+    stream = even_stream(model, config, axes, meter)
+    chosen = spend(model, config, axes, meter(stream.width))
     module = copy.deepcopy(model.module)
+    if stream.narrower:
+        resize_embedding(module, stream.width)
     for number, choice in chosen.items():
         block, own = blocks(module)[number], [axis for axis in axes if axis.block == number]
         resize(block, narrowing.sizes_after(sizes_of(block), own, choice))
@@ -145,18 +178,45 @@ def sensitivity(model: VitModel, config: PruneConfig, context: Context) -> list[
         curve = calibrated(axis, measured)
         row: dict[str, Any] = {"layer": f"blocks.{axis.block}", "structure": axis.kind}
         row["size"] = axis.sizes[0]
-        for share in (0.125, 0.25, 0.5, 0.75):
+        for share in _SHARES:
             size = (1 - share) * axis.sizes[0]
             option = next((i for i, s in enumerate(axis.sizes) if s <= size), None)
             row[f"kl_less_{share:.1%}"] = None if option is None else float(curve.losses[option])
         rows.append(row)
+    stream = measured_losses(found, model, config)
+    full = max(stream)
+    if len(stream) > 1:
+        row = {"layer": "", "structure": "embedding", "size": full}
+        for share in _SHARES:
+            width = max((w for w in stream if w <= (1 - share) * full), default=None)
+            row[f"kl_less_{share:.1%}"] = None if width is None else stream[width]
+        rows.append(row)
     return rows
+
+
+def meters(
+    model: VitModel, config: PruneConfig, cache: Path, resume: bool
+) -> Callable[[int], costs.Meter]:
+    """How a model like `model` with a stream of given width is to be measured."""
+    unit, full = config.budget.only[0], embedding_width(model.module)
+    whole = costs.meter(model, unit, cache, resume)
+
+    @lru_cache(None)
+    def at(width: int) -> costs.Meter:
+        if width == full:
+            return whole
+        return costs.meter(sized(model, width), unit, cache, resume=True)  # latencies just taken
+
+    return at
 
 
 def described(model: VitModel, module: nn.Module) -> VitModel:
     """`module` with the description that belongs to it."""
     sizes = tuple(sizes_of(block) for block in blocks(module))
-    architecture = model.architecture.model_copy(update={"blocks": sizes})
+    changes: dict[str, Any] = {"blocks": sizes}
+    if (width := embedding_width(module)) != embedding_width(model.module):
+        changes["embedding"] = width
+    architecture = model.architecture.model_copy(update=changes)
     return replace(model, module=module, architecture=architecture)
 
 

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Saliency = Literal["obs", "hessian", "taylor", "magnitude", "random"]
 Kind = Literal["query_key", "value", "hidden", "heads", "attention", "mlp"]
+Structure = Kind | Literal["embedding"]
 Unit = Literal["macs", "params", "bytes", "latency"]
 _Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -39,9 +40,11 @@ class Budget(BaseModel):
 class PruneConfig(BaseModel):
     """Remove structures, until `budget` is met.
 
-    `structures`: what may go: dimensions of queries and keys, of values, hidden units, heads, and
-    whole attentions and MLPs. `saliency`: what decides which go. `allocate`: spend the budget where
-    it costs least, or evenly (`uniform`). `rotate`: turn heads to their principal dimensions first.
+    `structures`: what may go: dimensions of queries and keys, of values, hidden units, heads, whole
+    attentions and MLPs, and channels of the stream of tokens (`embedding`). `saliency`: what
+    decides which go. `targets`: the labels that gradients are taken for, drawn by the model itself
+    (`sampled`) or those of the calibration images (`labels`). `allocate`: spend the budget where it
+    costs least, or evenly (`uniform`). `rotate`: turn heads to their principal dimensions first.
     `compensate`: refit what stays. `multiple`: sizes are rounded to it. `floor`: the share of each
     structure that stays whatever happens.
     """
@@ -51,8 +54,13 @@ class PruneConfig(BaseModel):
     type: Literal["prune"] = "prune"
     name: str = "prune"
     budget: Budget
-    structures: Annotated[tuple[Kind, ...], Field(min_length=1)] = ("query_key", "value", "hidden")
+    structures: Annotated[tuple[Structure, ...], Field(min_length=1)] = (
+        "query_key",
+        "value",
+        "hidden",
+    )
     saliency: Saliency = "obs"
+    targets: Literal["sampled", "labels"] = "sampled"
     allocate: Literal["measured", "uniform"] = "measured"
     rotate: bool = True
     compensate: bool = True

@@ -10,6 +10,7 @@ from torch import nn
 from vitcompress.measure import cost
 from vitcompress.measure.branches import LatencyTable
 from vitcompress.model.architecture import Architecture, VitModel, build
+from vitcompress.model.embedding import embedding_width
 from vitcompress.model.sizes import AttentionSizes, BlockSizes, blocks, sizes_of
 from vitcompress.stages.pruning.config import Unit
 from vitcompress.stages.pruning.statistics import Branch
@@ -46,21 +47,27 @@ def meter(model: VitModel, unit: Unit, cache: Path, resume: bool) -> Meter:
     baseline = VitModel(build(dense), dense, model.preprocess)
     if unit == "latency":
         table = LatencyTable.load(cache if resume else None)
-        width = int(blocks(baseline.module)[0].norm2.normalized_shape[0])
+        dense_width, width = _width(baseline), _width(model)
 
         def nanoseconds(model: VitModel) -> Callable[[Branch, BlockSizes], float]:
             seen = tokens(model)
             return lambda branch, sizes: (
                 _NANOSECONDS
                 * table.branch(
-                    width, seen[branch[0]].entering, seen[branch[0]].leaving, _part(branch, sizes)
+                    _width(model),
+                    seen[branch[0]].entering,
+                    seen[branch[0]].leaving,
+                    _part(branch, sizes),
+                    dense_width,
                 )
             )
 
         branches = _sum(baseline, nanoseconds(baseline))
         rest = _NANOSECONDS * table.rest(baseline, branches / _NANOSECONDS)
+        _sum(model, nanoseconds(model))
         table.save(cache)
-        return Meter(nanoseconds(model), branches + rest, rest)
+        # What is no branch, the patch embedding and the head, is in proportion to the width.
+        return Meter(nanoseconds(model), branches + rest, rest * width / dense_width)
     if unit == "macs":
         seen = tokens(model)
         return _counted(model, baseline, cost.macs, lambda b, s: _macs(model, seen[b[0]], b, s))
@@ -112,7 +119,7 @@ def _part(branch: Branch, sizes: BlockSizes) -> AttentionSizes | int | None:
 
 
 def _width(model: VitModel) -> int:
-    return int(model.module.num_features)  # type: ignore[arg-type]
+    return embedding_width(model.module)
 
 
 def _macs(model: VitModel, at: Tokens, branch: Branch, sizes: BlockSizes) -> float:

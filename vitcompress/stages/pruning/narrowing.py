@@ -12,6 +12,7 @@ from vitcompress.methods.compensation import Fit, joined, projected
 from vitcompress.model.layers import Attention, Block
 from vitcompress.model.sizes import BlockSizes, attention_weights, fill, resize, sizes_of
 from vitcompress.stages.pruning.config import Kind
+from vitcompress.stages.pruning.normed import fill_norms, is_normed
 from vitcompress.stages.pruning.statistics import last_layer
 from vitcompress.stages.pruning.structures import Axis
 
@@ -82,7 +83,7 @@ def narrowed(
                 found = projected(fits[part], whole, rows)
             fill(last_layer(made, part), found[:-1].T, found[-1])
 
-    if sizes.attention is not None and sizes.attention != full.attention:
+    if full.attention and sizes.attention and sizes.attention != full.attention:
         attention = cast(Attention, block.attn)
         (q, k, v), (q_bias, k_bias, v_bias) = attention_weights(attention)
         rows = _dimensions(attention, axes, choice, "query_key", len(q))
@@ -91,6 +92,11 @@ def narrowed(
         target = cast(Attention, made.attn).qkv
         weight = torch.cat([q[rows], k[rows], v[values]])
         fill(target, weight, None if target.bias is None else bias)
+        if is_normed(attention) and sizes.attention.query_key != full.attention.query_key:
+            axis = next(axis for axis in axes if axis.kind == "query_key")
+            dimensions = axis.kept(choice["query_key"])[0]
+            found = None if fits is None else axis.normed
+            fill_norms(attention, cast(Attention, made.attn), dimensions, found)
         fill_last("attn", values)
     if sizes.hidden is not None and sizes.hidden != full.hidden:
         rows = _kept(axes, choice)["hidden"][0]

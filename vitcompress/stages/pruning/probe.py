@@ -52,5 +52,12 @@ class Probe:
                 outputs.append(self.module(batch).log_softmax(-1))
         finally:
             self.module.blocks = self.blocks
+        return self._kl(outputs)
+
+    def kl_of(self, module: nn.Module) -> float:
+        """The mean KL in nats when `module` takes the place of the whole model."""
+        return self._kl([module(batch).log_softmax(-1) for batch in self.pixels])
+
+    def _kl(self, outputs: list[Tensor]) -> float:
         found = F.kl_div(torch.cat(outputs), self.dense, reduction="batchmean", log_target=True)
         return max(0.0, float(found))

@@ -46,13 +46,15 @@ def refit_in_sequence(
     batches: Iterator[tuple[Tensor, bool]],
     importance: Mapping[Branch, Importance],
     prefix_tokens: int,
+    into: Tensor | None = None,
 ) -> None:
     """Refit the last layer of every branch of `pruned`, one after the other (in place).
 
     Each sees the inputs that the pruned model gives it. Its target is what brings the stream of
     tokens back to that of the dense model, errors of earlier layers included; it is drawn towards
     the layer it was, as strongly as serves the images held back best, and left alone where no
-    strength does. `batches` yield pixels, and whether they are held back.
+    strength does. `batches` yield pixels, and whether they are held back. `into` [C', C] is how the
+    dense stream becomes that of `pruned`, where they differ in width.
     """
     with TemporaryFile() as one, TemporaryFile() as other:
         streams = {"dense": _Stream(one), "pruned": _Stream(other)}
@@ -63,14 +65,16 @@ def refit_in_sequence(
             device = pixels.device
             x = _first_input(dense, first, pixels)
             streams["dense"].add(x)
-            streams["pruned"].add(x)
+            streams["pruned"].add(_turned(x, into))
             held.append(is_held)
         pairs = list(zip(blocks(dense), blocks(pruned), strict=True))
         for number, (block, narrow) in enumerate(track(pairs, "refitting", len(pairs))):
             for part in ("attn", "mlp"):
                 if getattr(block, part) is not None:
                     given = importance[number, part]
-                    _refit_branch(block, narrow, part, streams, held, device, given, prefix_tokens)
+                    _refit_branch(
+                        block, narrow, part, streams, held, device, given, prefix_tokens, into
+                    )
 
 
 def _first_input(module: nn.Module, first: nn.Module, pixels: Tensor) -> Tensor:
@@ -95,6 +99,7 @@ def _refit_branch(
     device: torch.device,
     importance: Importance,
     prefix_tokens: int,
+    into: Tensor | None,
 ) -> None:
     fitted = getattr(narrow, part) is not None
     sums: dict[bool, Moments] = {}
@@ -105,7 +110,7 @@ def _refit_branch(
         if fitted:
             x = streams["pruned"].read(index, device)
             weights = importance.token_weights(x.shape[1], prefix_tokens).to(device)
-            found = _moments(_inputs(narrow, part, x), target - x, weights)
+            found = _moments(_inputs(narrow, part, x), _turned(target, into) - x, weights)
             sums[is_held] = found.plus(sums[is_held]) if is_held in sums else found
     if not fitted:
         return
@@ -117,6 +122,10 @@ def _refit_branch(
     for index in range(len(held)):
         x = streams["pruned"].read(index, device)
         streams["pruned"].replace(index, x + _branch(narrow, part, x))
+
+
+def _turned(x: Tensor, into: Tensor | None) -> Tensor:
+    return x if into is None else x @ into.to(x).T
 
 
 def _branch(block: Block, part: str, x: Tensor) -> Tensor:

@@ -3,21 +3,25 @@
 Memory does not grow with the number of images.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.methods.compensation import with_constant
+from vitcompress.methods.subspace import NormedHeads
 from vitcompress.model.layers import Attention, Block
 from vitcompress.model.sizes import blocks
+from vitcompress.stages.pruning import normed
 
 Branch = tuple[int, str]
 """The number of a block and `attn` or `mlp`."""
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 _HALF = 0.5  # of the weight of tokens follows their importance, the rest is uniform
 
@@ -76,62 +80,85 @@ def hooked(handles: Iterable[Any]) -> Iterator[None]:
             handle.remove()
 
 
-def backward_passes(
-    module: nn.Module, batches: Iterable[Tensor], seed: int, labels: Iterator[Tensor] | None = None
-) -> Iterator[int]:
+Sample = tuple[Tensor, Tensor | None]
+"""A batch of pixels, and the labels to take gradients for, if not labels drawn by the model."""
+
+
+def backward_passes(module: nn.Module, batches: Iterable[Sample], seed: int) -> Iterator[int]:
     """One backward pass a batch of the summed cross-entropy; yields the number of images.
 
-    Targets are drawn from the model's own softmax: the mean of squared gradients is then the
-    Fisher information, with no label needed.
+    Where no labels are given, they are drawn from the model's own softmax: the mean of squared
+    gradients is then the Fisher information. With true labels it is the empirical one.
     """
     generator = torch.Generator().manual_seed(seed)
-    for pixels in batches:
+    for pixels, labels in batches:
         with torch.enable_grad():
             logits = module(pixels.detach().requires_grad_())
-            shares = logits.detach().cpu().softmax(-1)
-            drawn = torch.multinomial(shares, 1, generator=generator)[:, 0]
-            F.cross_entropy(logits, drawn.to(logits.device), reduction="sum").backward()
+            if labels is None:
+                shares = logits.detach().cpu().softmax(-1)
+                labels = torch.multinomial(shares, 1, generator=generator)[:, 0]
+            F.cross_entropy(logits, labels.to(logits.device), reduction="sum").backward()
         yield len(pixels)
 
 
-def importances(
-    module: nn.Module, batches: Iterable[Tensor], prefix_tokens: int, seed: int
-) -> dict[Branch, Importance]:
-    """The importance of the output of every branch of `module`."""
-    found = branches(module)
-    metrics = dict.fromkeys(found, torch.zeros((), dtype=torch.float64))
-    shares = {branch: torch.zeros(2, dtype=torch.float64) for branch in found}
+def last_layers(module: nn.Module) -> dict[Branch, nn.Linear]:
+    """The layers that end the branches of `module`."""
+    found = blocks(module)
+    return {branch: last_layer(found[branch[0]], branch[1]) for branch in branches(module)}
 
-    def watch(branch: Branch) -> Any:
+
+def importances(
+    module: nn.Module,
+    layers: Mapping[_Key, nn.Module],
+    batches: Iterable[Sample],
+    prefix_tokens: int,
+    seed: int,
+) -> dict[_Key, Importance]:
+    """The importance of the outputs of `layers` of `module`, by their keys.
+
+    Outputs are [images, tokens, d], or [images, d] of one token an image.
+    """
+    metrics = dict.fromkeys(layers, torch.zeros((), dtype=torch.float64))
+    shares = {key: torch.zeros(2, dtype=torch.float64) for key in layers}
+
+    def watch(key: _Key) -> Any:
         def see(gradient: Tensor) -> None:
+            gradient = gradient if gradient.ndim == 3 else gradient[:, None]
             energy = gradient.square().sum((0, 2)).double().cpu()
-            shares[branch] += torch.stack([energy[:prefix_tokens].sum(), energy.sum()])
+            shares[key] += torch.stack([energy[:prefix_tokens].sum(), energy.sum()])
             flat = gradient.flatten(0, 1)
-            metrics[branch] = metrics[branch] + (flat.T @ flat).double().cpu()
+            metrics[key] = metrics[key] + (flat.T @ flat).double().cpu()
 
         def after(_: nn.Module, __: Any, output: Tensor) -> None:
             output.register_hook(see)
 
-        layer = last_layer(blocks(module)[branch[0]], branch[1])
-        return layer.register_forward_hook(after)
+        return layers[key].register_forward_hook(after)
 
-    with hooked(watch(branch) for branch in found):
+    with hooked(watch(key) for key in layers):
         images = sum(backward_passes(module, batches, seed))
     tiny = torch.finfo(torch.float32).tiny
     return {
-        branch: Importance(
-            metrics[branch] / images, float(shares[branch][0] / shares[branch][1].clamp_min(tiny))
-        )
-        for branch in found
+        key: Importance(metrics[key] / images, float(share[0] / share[1].clamp_min(tiny)))
+        for key, share in shares.items()
     }
 
 
 @dataclass
 class QueryKey:
-    """Second moments of queries and of centred keys, [heads, d, d], float64."""
+    """Second moments of queries and of centred keys, [heads, d, d], float64.
+
+    `normed`: of heads whose queries and keys are normed, whose own moments these then are not.
+    """
 
     query: Tensor
     key: Tensor
+    normed: NormedHeads | None = None
+
+    def plus(self, other: "QueryKey") -> "QueryKey":
+        normed = other.normed
+        if normed is not None and self.normed is not None:
+            normed = NormedHeads(*(a + b for a, b in zip(self.normed, normed, strict=True)))
+        return QueryKey(self.query + other.query, self.key + other.key, normed)
 
 
 @dataclass
@@ -169,8 +196,7 @@ def moments(
     def see_heads(number: int, attention: Attention) -> Callable[..., None]:
         def after(_: nn.Module, __: Any, output: Tensor) -> None:
             one = _query_key(attention, output, weights((number, "attn"), output))
-            held = query_key.setdefault(number, QueryKey(zero, zero))
-            held.query, held.key = held.query + one.query, held.key + one.key
+            query_key[number] = query_key[number].plus(one) if number in query_key else one
 
         return after
 
@@ -197,6 +223,8 @@ def _query_key(attention: Attention, qkv: Tensor, weights: Tensor) -> QueryKey:
     """
     q, k, _ = qkv.split(attention.widths, -1)
     q, k = (t.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for t in (q, k))
+    before = q, k
+    q, k = attention.q_norm(q), attention.k_norm(k)
     q = q * weights.sqrt()[:, None]
     shares = (q @ k.transpose(-1, -2) * attention.scale / weights.sqrt()[:, None]).softmax(-1)
     received = (weights / weights.sum() @ shares)[..., None]
@@ -205,4 +233,7 @@ def _query_key(attention: Attention, qkv: Tensor, weights: Tensor) -> QueryKey:
     def gram(t: Tensor) -> Tensor:
         return (t.transpose(-1, -2) @ t).sum(0).double().cpu()
 
-    return QueryKey(gram(q), gram(k))
+    found = None
+    if normed.is_normed(attention):
+        found = normed.moments(attention, *before, weights, received)
+    return QueryKey(gram(q), gram(k), found)

@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from vitcompress.methods import saliency
 from vitcompress.methods.compensation import Fit, covariance
 from vitcompress.methods.elimination import eliminate
-from vitcompress.methods.subspace import query_key_basis, value_basis
+from vitcompress.methods.subspace import NormedHeads, query_key_basis, value_basis
 from vitcompress.model.layers import Attention, Block
 from vitcompress.model.sizes import attention_weights, blocks, fill, sizes_of
 from vitcompress.stages.pruning.config import Kind, PruneConfig
+from vitcompress.stages.pruning.normed import is_normed, selectable
 from vitcompress.stages.pruning.statistics import (
     Branch,
     Importance,
     Moments,
     QueryKey,
+    Sample,
     backward_passes,
     hooked,
     last_layer,
@@ -33,6 +35,7 @@ class Axis:
 
     `order` [groups, units]: units in the order of removal; a group is a head where units lie in
     heads. `sizes`: what may stay of each group, falling from all. `losses` [sizes], rising from 0.
+    `normed`: what norms of queries and keys are fitted by, where their dimensions are selected.
     """
 
     block: int
@@ -40,6 +43,7 @@ class Axis:
     order: Tensor
     sizes: list[int]
     losses: np.ndarray
+    normed: NormedHeads | None = None
 
     @property
     def branch(self) -> Branch:
@@ -53,8 +57,8 @@ class Axis:
 def supported(block: Block, kind: Kind) -> bool:
     """Whether `kind` can be narrowed in `block`.
 
-    Norms of queries and keys, and norms or gates of mixed values, see all dimensions at once; a
-    refit needs a bias.
+    Norms or gates of mixed values see all dimensions at once; norms of queries and keys can be
+    narrowed if they are of a known kind; a refit needs a bias.
     """
     attention = cast(Attention | None, block.attn)
     part = "mlp" if kind in ("hidden", "mlp") else "attn"
@@ -62,7 +66,7 @@ def supported(block: Block, kind: Kind) -> bool:
         return False
     if attention is None or part == "mlp":
         return True
-    plain = isinstance(attention.q_norm, nn.Identity) and isinstance(attention.k_norm, nn.Identity)
+    plain = not is_normed(attention) or selectable(attention)
     mixed = isinstance(attention.norm, nn.Identity) and attention.gate is None
     return {"query_key": plain, "value": mixed, "heads": mixed}.get(kind, True)
 
@@ -110,14 +114,15 @@ def rotate(
     In place; the model computes the same as before.
     """
     for number, block in enumerate(blocks(module)):
-        if "query_key" in kinds and supported(block, "query_key"):
-            moments.query_key[number] = _rotate_query_key(
-                cast(Attention, block.attn), moments.query_key[number]
-            )
+        attention = cast(Attention | None, block.attn)
+        if attention is None:
+            continue
+        if "query_key" in kinds and supported(block, "query_key") and not is_normed(attention):
+            moments.query_key[number] = _rotate_query_key(attention, moments.query_key[number])
         if "value" in kinds and supported(block, "value"):
             branch = number, "attn"
             moments.inputs[branch] = _rotate_value(
-                cast(Attention, block.attn), moments.inputs[branch], importance[branch].metric
+                attention, moments.inputs[branch], importance[branch].metric
             )
 
 
@@ -161,12 +166,12 @@ def worths(
     config: PruneConfig,
     moments: Moments,
     importance: Mapping[Branch, Importance],
-    batches: Iterable[Tensor],
+    batches: Iterable[Sample],
     seed: int,
 ) -> Worth:
     """What each dimension in heads and each hidden unit is worth by `config.saliency`.
 
-    A head is worth the sum of its values' dimensions. Gradients are taken over `batches` of pixels.
+    A head is worth the sum of its values' dimensions. Gradients are taken over `batches`.
     """
     if config.saliency in ("hessian", "taylor"):
         score = saliency.hessian if config.saliency == "hessian" else saliency.taylor
@@ -186,7 +191,10 @@ def worths(
     for (number, kind), units in flat.items():
         attention = blocks(module)[number].attn
         groups = 1 if kind == "hidden" or attention is None else attention.num_heads
-        found[number, kind] = units.view(groups, -1)
+        units = units.view(groups, -1)
+        if kind == "query_key" and attention is not None and is_normed(attention):
+            units = units.mean(0, keepdim=True).expand_as(units)  # all heads keep the same
+        found[number, kind] = units
         if kind == "value":
             found[number, "heads"] = found[number, kind].sum(1)[None]
     return found
@@ -221,7 +229,7 @@ def _energy(
 
 
 def _gradient_sums(
-    module: nn.Module, batches: Iterable[Tensor], seed: int
+    module: nn.Module, batches: Iterable[Sample], seed: int
 ) -> dict[tuple[int, Kind], Tensor]:
     """Per image, Σ gradient × parameter over what is tied to each unit, [images, units]."""
     sums: dict[tuple[int, Kind], list[Tensor]] = {}

@@ -15,14 +15,16 @@ from vitcompress.errors import InputError
 from vitcompress.methods.compensation import Fit
 from vitcompress.methods.knapsack import Option, choose
 from vitcompress.model.architecture import VitModel
+from vitcompress.model.embedding import obstacle, readers
 from vitcompress.model.layers import Block
 from vitcompress.model.sizes import blocks, sizes_of
 from vitcompress.stages.context import Context
 from vitcompress.stages.pruning import costs, narrowing, statistics, structures
 from vitcompress.stages.pruning.config import Kind, PruneConfig
+from vitcompress.stages.pruning.embedding import Embedding, embedding
 from vitcompress.stages.pruning.narrowing import Choice
 from vitcompress.stages.pruning.probe import Probe
-from vitcompress.stages.pruning.statistics import Branch, Importance
+from vitcompress.stages.pruning.statistics import Branch, Importance, Sample
 from vitcompress.stages.pruning.structures import Axis
 
 _GRADIENT_IMAGES = 128
@@ -51,6 +53,7 @@ class Study:
     held: Context
     probe: Probe
     compensate: bool
+    embedding: Embedding | None
 
     def axes_of(self, number: int) -> list[Axis]:
         return [axis for axis in self.axes if axis.block == number]
@@ -97,6 +100,11 @@ def study(model: VitModel, config: PruneConfig, context: Context) -> Study:
     Raises `InputError` for a model that cannot be pruned and for too few images.
     """
     kinds = checked(model, config)
+    if config.targets == "labels" and context.images.labels is None:
+        raise InputError(
+            f"stages.{config.name}.targets: the calibration images have no labels; put them in "
+            "one folder a class, or take targets: sampled"
+        )
     module = copy.deepcopy(model.module).to(context.device)
     for block in blocks(module):
         block.tokens = None
@@ -106,11 +114,17 @@ def study(model: VitModel, config: PruneConfig, context: Context) -> Study:
 
     few = fit.images.subset(range(min(_GRADIENT_IMAGES, len(fit.images))))
 
-    def sample(title: str) -> Iterator[Tensor]:
-        return on_device(replace(fit, calibration=few), title)
+    def sample(title: str) -> Iterator[Sample]:
+        for batch in replace(fit, calibration=few).labelled_batches(title):
+            labels = batch.labels if config.targets == "labels" else None
+            yield batch.pixels.to(context.device), labels
 
     importance = statistics.importances(
-        module, sample("weighing outputs"), prefix_tokens, context.seed
+        module,
+        statistics.last_layers(module),
+        sample("weighing outputs"),
+        prefix_tokens,
+        context.seed,
     )
     moments = statistics.moments(module, on_device(fit, "calibrating"), importance, prefix_tokens)
     if config.rotate:
@@ -132,12 +146,34 @@ def study(model: VitModel, config: PruneConfig, context: Context) -> Study:
             tried.append((error, given, own))
         _, fits[branch], own = min(tried, key=lambda each: each[0])
         axes += own
+    for axis in axes:
+        if axis.kind == "query_key":
+            axis.normed = moments.query_key[axis.block].normed
+    stream = None
+    if "embedding" in config.structures:
+        norms = {reader.name: reader.norm for reader in readers(module)}
+        worth_of_norms = statistics.importances(
+            module, norms, sample("weighing the stream"), prefix_tokens, context.seed
+        )
+        batches = on_device(fit, "turning the stream")
+        stream = embedding(module, batches, worth_of_norms, prefix_tokens)
     probe = Probe(module, torch.cat(list(on_device(held, "reading images"))))
-    return Study(module, prefix_tokens, importance, fits, axes, fit, held, probe, config.compensate)
+    return Study(
+        module,
+        prefix_tokens,
+        importance,
+        fits,
+        axes,
+        fit,
+        held,
+        probe,
+        config.compensate,
+        stream,
+    )
 
 
 def checked(model: VitModel, config: PruneConfig) -> list[Kind]:
-    """The structures that `config` wants to narrow.
+    """The structures of blocks that `config` wants to narrow.
 
     Raises `InputError` where `model` has no blocks that can be narrowed, or lacks a structure.
     """
@@ -149,10 +185,15 @@ def checked(model: VitModel, config: PruneConfig) -> list[Kind]:
         )
     if model.architecture.merging is not None:
         raise InputError(f"{key}: put it before merge, whose schedule must fit the narrower blocks")
-    for kind in config.structures:
+    kinds = [kind for kind in dict.fromkeys(config.structures) if kind != "embedding"]
+    if len(kinds) < len(set(config.structures)) and (reason := obstacle(model.module)) is not None:
+        raise InputError(
+            f"{key}.structures: embedding cannot be narrowed in {name}: {reason}; take it out"
+        )
+    for kind in kinds:
         if not any(structures.supported(block, kind) for block in blocks(model.module)):
             raise InputError(f"{key}.structures: {kind} cannot be narrowed in {name}; take it out")
-    return list(dict.fromkeys(config.structures))
+    return kinds
 
 
 def calibrated(axis: Axis, measured: Mapping[int, float]) -> Axis:
