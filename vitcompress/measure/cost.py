@@ -26,22 +26,25 @@ def macs(model: VitModel) -> int:
 
     A product that is taken twice (a second term of quantized inputs) counts twice.
     """
-    pixels = torch.zeros(1, model.preprocess.channels, *model.preprocess.input_size)
     device = next(model.module.buffers(), next(model.module.parameters())).device
-    return _counted(model.module, pixels.to(device))
+    return _counted(model.module, model, device)
 
 
 def dense_macs(model: VitModel) -> int:
     """`macs` of the model that `model` was made from, before any compression."""
     module = naming.skeleton(model.architecture.timm, model.architecture.options, "dense model")
-    pixels = torch.zeros(1, model.preprocess.channels, *model.preprocess.input_size, device="meta")
-    return _counted(module.eval().requires_grad_(False), pixels)
+    return _counted(module.eval().requires_grad_(False), model, torch.device("meta"))
 
 
-def _counted(module: nn.Module, pixels: torch.Tensor) -> int:
-    # As plain products: not every release of torch counts its fused attention on processors.
-    plain = sdpa_kernel(SDPBackend.MATH)
-    with torch.inference_mode(), plain, FlopCounterMode(display=False) as counter:
+def _counted(module: nn.Module, model: VitModel, device: torch.device) -> int:
+    size = (1, model.preprocess.channels, *model.preprocess.input_size)
+    pixels = torch.zeros(size, device=device)
+    # Attention in one kernel is not counted on every device; as matrix products it is.
+    with (
+        torch.inference_mode(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
         module(pixels)
     return int(counter.get_total_flops()) // 2
 
