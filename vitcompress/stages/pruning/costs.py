@@ -9,7 +9,7 @@ from torch import nn
 
 from vitcompress.measure import cost
 from vitcompress.measure.branches import LatencyTable
-from vitcompress.model.architecture import Architecture, VitModel, build
+from vitcompress.model.architecture import VitModel, unfilled
 from vitcompress.model.sizes import AttentionSizes, BlockSizes, blocks, sizes_of
 from vitcompress.stages.pruning.config import Unit
 from vitcompress.stages.pruning.statistics import Branch
@@ -40,8 +40,7 @@ def meter(model: VitModel, unit: Unit, cache: Path, resume: bool) -> Meter:
 
     Latencies are taken now and kept in `cache`; to `resume` is to use those that are there.
     """
-    dense = Architecture(timm=model.architecture.timm, options=model.architecture.options)
-    baseline = VitModel(build(dense), dense, model.preprocess)
+    baseline = unfilled(model)
     if unit == "latency":
         table = LatencyTable.load(cache if resume else None)
         width = int(blocks(baseline.module)[0].norm2.normalized_shape[0])
