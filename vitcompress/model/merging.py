@@ -99,6 +99,18 @@ class MergingBlocks(nn.Sequential):
             x = torch.cat([prefix, patches], 1) if self.prefix else patches
         return block.fed(x), sizes, places
 
+    def trail(self, x: Tensor) -> list[Tensor]:
+        """Where each of the tokens that come in is after each block: int64 [B, p + N, 1] each."""
+        twin = MergingBlocks(self, self.merging, x.shape[1], self.prefix, restore=True)
+        twin.fill(dict(self.named_buffers(recurse=False)))
+        unmoved = torch.arange(x.shape[1], device=x.device)[:, None].expand(len(x), -1, -1)
+        found: list[Tensor] = []
+        state: State = (x, None, None)
+        for number in range(len(self)):
+            state = twin.advance(number, *state)
+            found.append(unmoved if state[2] is None else state[2])
+        return found
+
     def restored(self, x: Tensor, sizes: Tensor | None, places: Tensor | None) -> Tensor:
         """What the rest of the model reads of the state after the last block."""
         return x if places is None else rows(x, places)
@@ -126,3 +138,18 @@ class MergingBlocks(nn.Sequential):
             else:
                 choice = OPERATORS[method](seen, keep)
         return replace(choice, mixed=number >= self.merging.unmixed)
+
+
+def token_maps(module: nn.Module, pixels: Tensor) -> list[Tensor]:
+    """After each block of a ViT that merges, the token that each patch of `pixels` is part of.
+
+    int64 [B, patches] each, patches row by row; tokens are numbered from 0 without the prefix.
+    """
+    blocks = cast(MergingBlocks, module.blocks)
+    seen: list[Tensor] = []
+    handle = blocks.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        module(pixels)
+    finally:
+        handle.remove()
+    return [places[:, blocks.prefix :, 0] - blocks.prefix for places in blocks.trail(seen[0])]

@@ -19,6 +19,7 @@ from vitcompress.model.architecture import VitModel, set_merging, set_tail, unfi
 from vitcompress.model.layers import Block
 from vitcompress.model.merging import Merging, Method
 from vitcompress.stages.context import Context
+from vitcompress.stages.merge_pictures import pictures
 from vitcompress.stages.merge_search import readers, search, sensitivities
 from vitcompress.stages.merge_task import Task
 
@@ -98,7 +99,9 @@ def merge(
         kept, found = search(task, context, config.images, tensors)
     else:
         kept, dropped, found = _given(task, config)
-    return _scheduled(task, kept, dropped, found, tensors)
+    merged, details = _scheduled(task, kept, dropped, found, tensors)
+    merging = task.merging_to(kept, dropped)
+    return merged, {**details, "token_maps": pictures(merged, merging, context)}
 
 
 def plan(model: VitModel, config: MergeConfig) -> tuple[VitModel, dict[str, Any]]:
