@@ -58,7 +58,7 @@ def test_the_model_given_stays_as_it_was(deep: VitModel, context: Context, pixel
     assert torch.equal(deep.module(pixels), before)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "decreasing", "published", "search"])
+@pytest.mark.parametrize("schedule", ["constant", "decreasing", "published", "stepped", "search"])
 def test_a_plan_needs_no_images(schedule: str, deep: VitModel) -> None:
     planned, _ = plan(deep, config(budget={"macs": 0.75}, schedule=schedule))
     assert 0.6 * macs(deep) < macs(planned) <= 0.75 * macs(deep)

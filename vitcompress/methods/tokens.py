@@ -204,9 +204,11 @@ def fisher(tokens: Tokens, keep: int) -> Choice:
     importance.
     """
     importance, points = tokens.importance, tokens.points
-    above = importance.transpose(1, 2) > importance
-    nearest = torch.where(above, points @ points.transpose(1, 2), -1.0).amax(-1, keepdim=True)
-    order = descending(importance * importance * (1 - nearest))
+    above = (importance.transpose(1, 2) > importance).to(points.dtype)
+    # Products lie in [−1, 1]: half of one plus one is more than half of any other.
+    likeness = 0.5 * (points @ points.transpose(1, 2)) + above
+    distance = 1.5 - likeness.amax(-1, keepdim=True)  # a quarter of δ²; 1 where none is above
+    order = descending(importance * importance * distance)
     kept, gone = order.split([keep, order.shape[1] - keep], 1)
     return Choice(kept, gone, _nearest(points, kept, gone), weight=importance)
 

@@ -86,7 +86,7 @@ class MergingBlocks(nn.Sequential):
         block, keep = cast(Block, self[number]), self.merging.kept[number]
         bias = None
         if sizes is not None and self.merging.proportional:
-            bias = F.pad(sizes[..., 0].log(), (self.prefix, 0))
+            bias = F.pad(sizes.squeeze(-1).log(), (self.prefix, 0))
         x, q, k = block.attended(x, bias)
         if keep < x.shape[1]:
             prefix, patches = x.split([self.prefix, x.shape[1] - self.prefix], 1)

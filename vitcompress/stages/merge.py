@@ -54,8 +54,9 @@ class MergeConfig(BaseModel):
     both, `ppt` drops or merges by image, `evit` fuses all unattended ones.
 
     `schedule`: `search` finds how many tokens each block keeps from `images` calibration images;
-    `constant`, `decreasing` and `published` are shapes fitted to the budget; `deit_small@2.9` and
-    the like are schedules of DiffRate's authors; a list gives the tokens kept after each block.
+    `constant`, `decreasing`, `published` and `stepped` are shapes fitted to the budget;
+    `deit_small@2.9` and the like are schedules of DiffRate's authors; a list gives the tokens kept
+    after each block.
     `proportional`: merged tokens count in attention by their size (off for MAE models).
     """
 

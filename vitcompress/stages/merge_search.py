@@ -1,10 +1,10 @@
 """Search how many tokens each block should keep, judged by the KL from the dense model.
 
 What a merge in one block alone costs gives, by dynamic programming, a first schedule; it and the
-known shapes are candidates. The best is then refined: the share that one block keeps is changed,
-those of the blocks after it scaled so that the cost stays, and the change is kept where the model
-comes closer to the dense one. A quarter of the images is held back to choose among the candidates
-in the end.
+known shapes are candidates. The best is then refined: a step goes to the next block or the one
+before, then the share that one block keeps is changed, in either case those of the blocks after it
+scaled so that the cost stays, and the change is kept where the model comes closer to the dense one.
+A quarter of the images is held back to choose among the candidates in the end.
 
 Schedules are compared by the mean square root of the KL: of the KL itself a few images would
 decide. A change that is clearly worse on the first images is not tried on the others.
@@ -179,7 +179,10 @@ def search(
     Kept in the cache by the content of model and images. Raises `InputError` where no schedule
     meets the budget.
     """
-    known = {name: task.shaped(name) for name in schedules.SHAPES}
+    candidates = {"constant": task.shaped("constant")}
+    for name in schedules.SHAPES:
+        if task.cost(kept := task.fitted(name)) <= task.limit:
+            candidates[name] = kept
     identity = [task.model.fingerprint(), context.calibration_fingerprint, context.seed, images]
     identity += [task.merging.model_dump_json(), task.unit, task.limit]
     identity += [_SHARES, _PROBED, _MOVES, _GRID]
@@ -195,7 +198,6 @@ def search(
     if not held_back.dense:
         held_back = searched
     rows = _sensitivities(task, searched.split(_PROBED // BATCH)[0])
-    candidates = dict(known)
     programmed = _programmed(task, rows)
     if task.cost(programmed) <= task.limit:
         candidates["dynamic programme"] = programmed
@@ -275,15 +277,23 @@ def _scaled(task: Task, logs: Sequence[float], fixed: int = 0) -> Schedule:
 
 
 def _refined(task: Task, images: _Images, kept: Schedule) -> tuple[Schedule, Tensor]:
-    """Change the share that each block keeps, in turn, as long as that helps."""
+    """Move steps and change their sizes, in turn, as long as that helps."""
     best = images.judged(kept, keep_states=True)
     tried = {kept}
     blocks = range(task.blocks - 1)
-    moves = [(size, block, sign) for size in _MOVES for block in blocks for sign in (-1, 1)]
+    moves = [(0.0, block, sign) for block in blocks for sign in (-1, 1)]
+    moves += [(size, block, sign) for size in _MOVES for block in blocks for sign in (-1, 1)]
     for size, block, sign in track(moves, "refining the schedule", len(moves)):
         logs = _logs(task, kept)
-        logs[block] = min(0.0, logs[block] + sign * size)
-        other = _scaled(task, logs, fixed=block + 1)
+        if not logs[block] or (not size and block + sign < 0):
+            continue  # no step here, where a new one would take time; or nowhere to go
+        last = block
+        if size:
+            logs[block] = min(0.0, logs[block] + sign * size)
+        else:
+            logs[block], logs[block + sign] = 0.0, logs[block] + logs[block + sign]
+            last = max(block, block + sign)
+        other = _scaled(task, logs, fixed=last + 1)
         if other in tried or task.cost(other) > task.limit:
             continue
         tried.add(other)

@@ -60,11 +60,11 @@ class Task:
         kept = schedules.rounded(wanted, self.tokens, self.fewest)
         return (*kept, *[kept[-1]] * (self.all_blocks - len(kept)))
 
-    def shaped(self, shape: str) -> Schedule:
-        """The schedule of a shape that meets the budget. Raises `InputError` where none does."""
+    def fitted(self, shape: str) -> Schedule:
+        """The schedule of a shape that meets the budget, or else costs as little as it can."""
         of = schedules.SHAPES[shape]
-        most = 60.0 if shape == "published" else float(self.tokens)
-        kept = schedules.at_cost(
+        most = 60.0 if shape in ("published", "stepped") else float(self.tokens)
+        return schedules.at_cost(
             lambda strength: self.rounded(
                 of(self.tokens, self.blocks, strength) if strength else [self.tokens] * self.blocks
             ),
@@ -72,6 +72,10 @@ class Task:
             self.limit,
             most,
         )
+
+    def shaped(self, shape: str) -> Schedule:
+        """The schedule of a shape that meets the budget. Raises `InputError` where none does."""
+        kept = self.fitted(shape)
         if (least := self.cost(kept)) > self.limit:
             raise InputError(
                 f"{self.where}.budget.{self.unit}: {self.merging.method} with a {shape} schedule "
