@@ -30,6 +30,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "PPT, published shape": {"method": "ppt", "schedule": "published"},
     "EViT, published shape": {"method": "evit", "schedule": "published"},
     "DiffRate, published shape": {"method": "diffrate", "schedule": "published"},
+    "ToMe, searched": {"method": "tome"},
     "DiffRate, searched": {"method": "diffrate"},
     "Fisher, published shape": {"method": "fisher", "schedule": "published"},
     "Fisher, searched": {"method": "fisher"},

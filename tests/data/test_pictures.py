@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitcompress.data.pictures import PREFIX, heat_map, photograph
+from vitcompress.data.pictures import PREFIX, heat_map, photograph, token_map
 
 
 def decoded(uri: str) -> np.ndarray:
@@ -34,6 +34,19 @@ def test_a_photograph_is_as_before_preparation() -> None:
     prepared = (original - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     found = decoded(photograph(prepared, mean, std, 8))
     assert np.abs(found / 255 - original.permute(1, 2, 0).numpy()).max() < 0.003
+
+
+def test_a_token_has_the_mean_colour_of_its_patches_and_edges_around() -> None:
+    pixels = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor([[5, 5], [5, 2]])
+    found = decoded(token_map(pixels, tokens, (0.0,) * 3, (1.0,) * 3, 8)) / 255
+    image = pixels.permute(1, 2, 0).numpy()
+    assert np.allclose(found[5:, 5:], image[4:, 4:].mean((0, 1)), atol=0.01)
+    rest = (image.sum((0, 1)) - image[4:, 4:].sum((0, 1))) / 48
+    assert np.allclose(found[:4], rest, atol=0.01)
+    assert np.allclose(found[4:, :4], rest, atol=0.01)
+    assert (found[4, 4:] < 0.5 * found[5, 5]).all()  # the edge
+    assert (found[4:, 4] < 0.5 * found[5, 5]).all()
 
 
 def test_one_channel_is_grey() -> None:

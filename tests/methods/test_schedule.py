@@ -23,6 +23,12 @@ def test_shapes_fall_and_get_cheaper_with_strength(shape: str) -> None:
     assert costs[0] > costs[1] > costs[2]
 
 
+def test_stepped_is_published_in_every_second_block() -> None:
+    each, steps = SHAPES["published"](50, 7, 1.5), SHAPES["stepped"](50, 7, 1.5)
+    assert steps[::2] == each[::2]
+    assert steps[1::2] == each[:-1:2]
+
+
 def test_rounding_respects_what_a_step_can_keep() -> None:
     assert schedule.rounded([10.0, 90.0, 3.2], 100, half) == (50, 50, 25)
 

@@ -1,11 +1,13 @@
 """Operators against a plain loop over tokens, and what must hold for all of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from vitcompress.methods import tokens as methods
-from vitcompress.methods.readers import FisherStatistics, normalised
+from vitcompress.methods.readers import ReaderStatistics, normalised
 from vitcompress.methods.selection import unit
 from vitcompress.methods.tokens import OPERATORS, Choice, Tokens, combine, places
 from vitcompress.model.layers import attend
@@ -85,13 +87,14 @@ def test_combine_is_the_matrix_form() -> None:
     assert torch.allclose(size[0], matrix @ sizes[0])
 
 
-def test_the_prefix_stays_to_the_last_bit() -> None:
-    tokens, x = some_tokens(), draw(3, N + 2, 5)
-    sizes = torch.cat([torch.ones(3, 2, 1), tokens.sizes], 1)
-    merged, now = combine(x, sizes, OPERATORS["fisher"](tokens, KEEP), prefix=2)
-    assert torch.equal(merged[:, :2], x[:, :2])
-    assert torch.equal(now[:, :2], sizes[:, :2])
-    assert merged.shape[1] == KEEP + 2
+@pytest.mark.parametrize("method", OPERATORS)
+def test_a_token_that_takes_nothing_in_stays_to_the_last_bit(method: str) -> None:
+    tokens, x = some_tokens(), draw(3, N, 5)
+    choice = OPERATORS[method](tokens, KEEP)
+    merged, _ = combine(x, tokens.sizes, choice)
+    for image in range(3):
+        for slot in set(range(KEEP)) - set(choice.target[image].tolist()):
+            assert torch.equal(merged[image, slot], x[image, int(choice.kept[image, slot])])
 
 
 @pytest.mark.parametrize("method", OPERATORS)
@@ -167,20 +170,30 @@ def test_attention_paid_is_that_of_attention() -> None:
     q, k, sizes = draw(2, 1, 8), draw(2, 5, 8, seed=1), 1 + draw(2, 5, 1, seed=2).abs()
     v = torch.eye(5).repeat(2, 1, 2)  # each head returns its weights
     weights = attend(q, k, v, 2, 0.5, sizes[..., 0].log()).view(2, 2, 5).mean(1)
-    assert torch.allclose(methods.attention_paid(q, k, 2, 0.5, sizes)[..., 0], weights, atol=1e-6)
+    paid = methods.attention_paid(q, k, 2, 0.5, sizes[..., 0].log())
+    assert torch.allclose(paid[..., 0], weights, atol=1e-6)
 
 
-def test_fisher_statistics_find_what_gradients_follow() -> None:
-    h = normalised(draw(40, 12, 16))
-    direction = torch.zeros(16)
-    direction[3] = 1.0
-    gradient = (h[..., :1] * 1.0).exp() * direction  # size by the first channel, along the fourth
-    statistics = FisherStatistics(16)
+def test_readers_find_how_large_gradients_are_and_where_tokens_differ() -> None:
+    h = normalised(draw(40, 12, 16) * torch.linspace(0.1, 2, 16))
+    gradient = h[..., :1].exp() * draw(16)  # its size follows the first channel
+    statistics = ReaderStatistics(16)
     statistics.update(h, gradient)
-    level, coordinates = statistics.solve(2)
-    assert int(level.abs().argmax()) == 0
-    assert float(level[0]) == pytest.approx(1.0, abs=0.15)
-    assert int(coordinates[:, 0].abs().argmax()) == 3
+    level, coordinates = statistics.solve(4).split([1, 4], 1)
+    away = (h @ level - h[..., :1])[..., 0]
+    assert float(away.std(1).mean()) < 0.15 * float(h[..., 0].std(1).mean())
+    flat = h.flatten(0, 1)
+    explained = (flat @ coordinates).square().sum() / flat.square().sum()
+    assert torch.allclose(coordinates.T @ coordinates, torch.eye(4), atol=1e-5)
+    assert explained > (flat[:, -4:].square().sum() / flat.square().sum()) - 1e-6
+
+
+def test_a_token_that_is_not_mixed_keeps_its_value() -> None:
+    tokens, x = some_tokens(), draw(3, N, 5)
+    choice = replace(OPERATORS["fisher"](tokens, KEEP), mixed=False)
+    merged, sizes = combine(x, tokens.sizes, choice)
+    assert torch.equal(merged, x.gather(1, choice.kept.expand(-1, -1, 5)))
+    assert torch.allclose(sizes.sum(1), tokens.sizes.sum(1))
 
 
 def merged_into(choice: Choice) -> dict[int, int]:

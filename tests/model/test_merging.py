@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import onnx
 import pytest
+import timm
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from vitcompress.export.parity import check
 from vitcompress.measure.cost import dense_macs, macs
 from vitcompress.measure.tokens import schedule_macs
 from vitcompress.model.architecture import VitModel, merging_blocks, set_merging, set_tail
-from vitcompress.model.merging import RANK, Merging, Method
+from vitcompress.model.merging import Merging, Method, token_maps
 
 MakeVit = Callable[..., VitModel]
 METHODS = get_args(Method)
@@ -84,10 +85,10 @@ def test_the_closed_form_counts_what_the_counter_counts(
     prefix = int(plain.module.num_prefix_tokens)
     if plain.module.global_pool == "token":
         set_tail(plain.module, prefix)
-    cost = schedule_macs(plain, method, RANK)
     kept = (12, 9, 9)
-    expected = cost([count + prefix for count in kept])
-    assert macs(merged(make_vit(depth=3, **options), kept, method)) == expected
+    model = merged(make_vit(depth=3, **options), kept, method, unmixed=1)
+    cost = schedule_macs(plain, model.architecture.merging)  # type: ignore[arg-type]
+    assert macs(model) == cost([count + prefix for count in kept])
 
 
 def test_the_dense_cost_is_that_of_the_first_model(make_vit: MakeVit) -> None:
@@ -109,6 +110,36 @@ def test_pooling_counts_a_token_as_often_as_its_patches(
     assert restored.shape[1] == 16
     weighted = (tokens * sizes).sum(1) / sizes.sum(1)
     assert torch.allclose(restored.mean(1), weighted, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", FAMILIES.values(), ids=FAMILIES)
+def test_token_maps_follow_each_patch(
+    options: dict[str, Any], make_vit: MakeVit, pixels: Tensor
+) -> None:
+    model = merged(make_vit(depth=3, **options), (12, 12, 9), "fisher")
+    maps = token_maps(model.module, pixels)
+    counts = [12, 12, 12 if model.architecture.tail_tokens else 9]
+    assert [found.shape for found in maps] == [(3, 16)] * 3
+    for found, count in zip(maps, counts, strict=True):
+        for image in found:
+            assert image.unique().tolist() == list(range(count))
+    assert torch.equal(maps[0], maps[1])
+    for patch in range(16):  # once together, always together
+        together = maps[0][0] == maps[0][0, patch]
+        assert len(maps[2][0][together].unique()) == 1
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_it_does_not_matter_which_attention_timm_would_use(
+    fused: bool, make_vit: MakeVit, pixels: Tensor
+) -> None:
+    expected = merged(make_vit(), (9, 9), "fisher").module(pixels)
+    before = timm.layers.use_fused_attn()
+    timm.layers.set_fused_attn(fused)
+    try:
+        assert torch.equal(merged(make_vit(), (9, 9), "fisher").module(pixels), expected)
+    finally:
+        timm.layers.set_fused_attn(bool(before))
 
 
 def test_equal_patches_give_no_nan(make_vit: MakeVit) -> None:
@@ -150,4 +181,4 @@ def test_the_export_is_static_and_agrees(
 def test_only_blocks_that_merge_hold_tensors_for_it(make_vit: MakeVit) -> None:
     model = merged(make_vit(depth=3), (16, 9, 9), "fisher")
     names = [n for n, _ in model.module.blocks.named_buffers(recurse=False)]
-    assert names == ["level_1", "coordinates_1"]
+    assert names == ["reader_1"]

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from vitcompress.errors import InputError
+from vitcompress.measure.branches import LatencyTable
 from vitcompress.measure.cost import macs
 from vitcompress.model.architecture import VitModel, adopt
 from vitcompress.model.sizes import resize, sizes_of
@@ -57,7 +58,7 @@ def test_the_model_given_stays_as_it_was(deep: VitModel, context: Context, pixel
     assert torch.equal(deep.module(pixels), before)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "decreasing", "published", "search"])
+@pytest.mark.parametrize("schedule", ["constant", "decreasing", "published", "stepped", "search"])
 def test_a_plan_needs_no_images(schedule: str, deep: VitModel) -> None:
     planned, _ = plan(deep, config(budget={"macs": 0.75}, schedule=schedule))
     assert 0.6 * macs(deep) < macs(planned) <= 0.75 * macs(deep)
@@ -78,6 +79,45 @@ def test_models_without_a_class_token_merge(
     found, _ = merge(model, config(budget={"macs": 0.8}, images=16), context)
     assert macs(found) <= 0.8 * macs(model)
     assert found.architecture.tail_tokens is None
+
+
+def test_a_budget_of_latency_is_met_by_what_was_measured(
+    deep: VitModel, make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Time that follows the work, so that the test does not depend on the machine.
+    monkeypatch.setattr(
+        LatencyTable, "branch", lambda _, width, entering, leaving, part: float(leaving + entering)
+    )
+    monkeypatch.setattr(
+        LatencyTable, "rest", lambda _, model, branches: 0.001 * macs(model) - branches
+    )
+    wanted = config(budget={"latency": 0.8}, schedule="constant", images=16)
+    found, details = merge(deep, wanted, make_context())
+    assert details["latency_ratio"] <= 0.8
+    loose = config(budget={"latency": 0.95}, schedule="constant", images=16)
+    more, _ = merge(deep, loose, make_context())
+    assert sum(kept(found)) < sum(kept(more)) <= 4 * 17
+    with pytest.raises(InputError, match=r"stages\.merge\.budget\.latency: fisher .* below"):
+        merge(deep, config(budget={"latency": 0.01}, images=16), make_context())
+
+
+def test_the_report_shows_tokens(deep: VitModel, context: Context) -> None:
+    _, details = merge(deep, config(schedule=[15, 12, 10], images=16), context)
+    rows = details["token_maps"]
+    assert len(rows) == 4
+    assert list(rows[0]) == [
+        "image",
+        "input",
+        "after block 0: 14 tokens",
+        "after block 2: 9 tokens",
+        "after block 3: 9 tokens",
+    ]
+    assert all(row["after block 2: 9 tokens"].startswith("data:image/png") for row in rows)
+
+
+def kept(model: VitModel) -> tuple[int, ...]:
+    assert model.architecture.merging is not None
+    return model.architecture.merging.kept
 
 
 def test_sensitivities_name_blocks(deep: VitModel, context: Context) -> None:
@@ -113,6 +153,8 @@ def test_what_cannot_be_met_is_refused(
     [
         ({"method": "cls_only_tail", "budget": {"macs": 0.5}}, "cls_only_tail has none"),
         ({"method": "fisher"}, "budget: missing"),
+        ({"budget": {}}, "give either macs or latency"),
+        ({"budget": {"macs": 0.5, "latency": 0.5}}, "give either macs or latency"),
         ({"method": "fisher", "schedule": [9], "budget": {"macs": 0.5}}, "take one of the two"),
     ],
 )

@@ -9,16 +9,37 @@ from torch import Tensor
 
 PREFIX = "data:image/png;base64,"
 
+_EDGE = 0.4  # brightness of the lines between tokens
+
 # The ends of the scale of a heat map, and its middle, as red, green and blue.
 _LOW, _ZERO, _HIGH = (np.array(c) for c in ((33, 102, 172), (247, 247, 247), (178, 24, 43)))
 
 
 def photograph(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], size: int) -> str:
     """Prepared `pixels` [C, H, W] as they looked before, `size` pixels high."""
-    values = pixels.cpu().numpy().transpose(1, 2, 0) * np.array(std) + np.array(mean)
-    image = Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8).squeeze())
-    width = max(1, round(size * image.width / image.height))
-    return _encoded(image.resize((width, size), Image.Resampling.BOX))
+    return _encoded(_photograph(pixels, mean, std, size))
+
+
+def token_map(
+    pixels: Tensor, tokens: Tensor, mean: tuple[float, ...], std: tuple[float, ...], size: int
+) -> str:
+    """`photograph`, with each token one colour, the mean of its patches, and edges between tokens.
+
+    `tokens` [rows, columns]: the number of the token that each patch belongs to.
+    """
+    image = np.asarray(_photograph(pixels, mean, std, size))
+    across = np.arange(image.shape[1]) * tokens.shape[1] // image.shape[1]
+    down = np.arange(image.shape[0]) * tokens.shape[0] // image.shape[0]
+    token = tokens.cpu().numpy()[down[:, None], across]
+    _, token = np.unique(token, return_inverse=True)
+    token = token.reshape(image.shape[:2])
+    sums = np.zeros((int(token.max()) + 1, *image.shape[2:]))
+    np.add.at(sums, token, image)
+    counts = np.bincount(token.ravel()).reshape(-1, *[1] * (sums.ndim - 1))
+    drawn = (sums / counts)[token]
+    drawn[1:][token[1:] != token[:-1]] *= _EDGE
+    drawn[:, 1:][token[:, 1:] != token[:, :-1]] *= _EDGE
+    return _encoded(Image.fromarray(drawn.round().astype(np.uint8)))
 
 
 def heat_map(values: Tensor) -> str:
@@ -30,6 +51,15 @@ def heat_map(values: Tensor) -> str:
     end = np.where(share[..., None] < 0, _LOW, _HIGH)
     colours = _ZERO + np.abs(share)[..., None] * (end - _ZERO)
     return _encoded(Image.fromarray(colours.round().astype(np.uint8)))
+
+
+def _photograph(
+    pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], size: int
+) -> Image.Image:
+    values = pixels.cpu().numpy().transpose(1, 2, 0) * np.array(std) + np.array(mean)
+    image = Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8).squeeze())
+    width = max(1, round(size * image.width / image.height))
+    return image.resize((width, size), Image.Resampling.BOX)
 
 
 def _encoded(image: Image.Image) -> str:

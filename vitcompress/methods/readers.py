@@ -5,13 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class FisherStatistics:
-    """Sums over images, and the tensors solved from them that `tokens.fisher` reads with."""
+class ReaderStatistics:
+    """Sums over images, and the matrix solved from them that `tokens.fisher` reads tokens with."""
 
     def __init__(self, channels: int) -> None:
-        self.gram = torch.zeros(channels, channels, dtype=torch.float64)
+        self.second = torch.zeros(channels, channels, dtype=torch.float64)
+        self.within = torch.zeros(channels, channels, dtype=torch.float64)
         self.cross = torch.zeros(channels, dtype=torch.float64)
-        self.fisher = torch.zeros(channels, channels, dtype=torch.float64)
 
     def update(self, h: Tensor, gradient: Tensor) -> None:
         """Add `normalised` tokens [B, n, C] and the gradients of the loss there [B, n, C].
@@ -23,25 +23,23 @@ class FisherStatistics:
         mean = square.mean(1, keepdim=True).clamp_min(torch.finfo(square.dtype).tiny)
         level = (square / mean + 1e-3).log() / 2
         level = (level - level.mean(1, keepdim=True)).flatten().double()
+        whole = h.flatten(0, 1).double()
         centred = (h - h.mean(1, keepdim=True)).flatten(0, 1).double()
-        even = (gradient / mean[..., None].sqrt()).flatten(0, 1).double()
-        self.gram += centred.T @ centred
+        self.second += whole.T @ whole
+        self.within += centred.T @ centred
         self.cross += centred.T @ level
-        self.fisher += even.T @ even
 
-    def solve(self, rank: int) -> tuple[Tensor, Tensor]:
-        """The tensors level [C, 1] and coordinates [C, rank].
+    def solve(self, rank: int) -> Tensor:
+        """The matrix [C, 1 + rank].
 
-        h @ level predicts log |g| within an image, by ridge regression. h @ coordinates weighs
-        directions by the fourth root of the Fisher information there: the square root, which theory
-        asks for, would trust too much in what few images say of it.
+        Of h times it, the first column predicts log |g| within an image, by ridge regression; the
+        others are the coordinates of h along its principal directions.
         """
-        eye = torch.eye(len(self.gram), dtype=torch.float64)
-        damped = self.gram + 1e-3 * self.gram.diagonal().mean() * eye
+        eye = torch.eye(len(self.within), dtype=torch.float64)
+        damped = self.within + 1e-3 * self.within.diagonal().mean() * eye
         level = torch.linalg.solve(damped, self.cross)
-        values, vectors = torch.linalg.eigh(self.fisher / self.fisher.diagonal().sum())
-        values, vectors = values.flip(0)[:rank].clamp_min(0), vectors.flip(1)[:, :rank]
-        return level[:, None].float(), (vectors * values**0.25).float()
+        directions = torch.linalg.eigh(self.second).eigenvectors.flip(1)[:, :rank]
+        return torch.cat([level[:, None], directions], 1).float()
 
 
 def normalised(x: Tensor) -> Tensor:

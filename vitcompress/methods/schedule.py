@@ -56,10 +56,17 @@ def published(tokens: int, blocks: int, power: float) -> list[float]:
     return [tokens * share(block) ** power for block in range(blocks)]
 
 
+def stepped(tokens: int, blocks: int, power: float) -> list[float]:
+    """`published`, but in every second block only: fewer and larger steps."""
+    each = published(tokens, blocks, power)
+    return [each[block - block % 2] for block in range(blocks)]
+
+
 SHAPES: dict[str, Callable[[int, int, float], list[float]]] = {
     "constant": constant,
     "decreasing": decreasing,
     "published": published,
+    "stepped": stepped,
 }
 
 

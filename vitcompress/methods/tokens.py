@@ -37,7 +37,8 @@ class Choice:
     `kept` [B, k, 1] and `gone` [B, n − k, 1]: indices, together all tokens. `target` [B, n − k]:
     the place in `kept` of the token that takes each one in. `share` [B, 1, n − k]: how much of it
     is taken in, 0 for a token that is dropped; None: all. `weight` [B, n, 1]: how much each counts
-    in the mean; None: its size.
+    in the mean; None: its size. `mixed`: whether a token that takes others in becomes the mean;
+    else it only grows in size.
     """
 
     kept: Tensor
@@ -45,29 +46,27 @@ class Choice:
     target: Tensor
     share: Tensor | None = None
     weight: Tensor | None = None
+    mixed: bool = True
 
 
 Operator = Callable[[Tokens, int], Choice]
 """(tokens, how many to keep) → choice."""
 
 
-def combine(x: Tensor, sizes: Tensor, choice: Choice, prefix: int = 0) -> tuple[Tensor, Tensor]:
-    """Apply `choice` to `x` [B, p + n, C] of `sizes` [B, p + n, 1]: [B, p + k, C], [B, p + k, 1].
-
-    The first `prefix` tokens, of which the choice knows nothing, stay as they are.
-    """
-    kept, gone = _behind(prefix, choice.kept), choice.gone + prefix
-    into = one_hot(choice.target + prefix, kept.shape[1])
+def combine(x: Tensor, sizes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    """Apply `choice` to `x` [B, n, C] of `sizes` [B, n, 1]: [B, k, C] and [B, k, 1]."""
+    kept, gone = choice.kept, choice.gone
+    into = one_hot(choice.target, kept.shape[1])
     if choice.share is not None:
         into = into * choice.share
     kept_size, gone_size = rows(sizes, kept), rows(sizes, gone)
     size = kept_size + into @ gone_size
+    if not choice.mixed:
+        return rows(x, kept), size
     if choice.weight is None:
         kept_weight, gone_weight, total = kept_size, gone_size, size
     else:
-        # Whatever the weight of a prefix token, it takes nothing in.
-        weight = torch.cat([sizes[:, :prefix], choice.weight], 1) if prefix else choice.weight
-        kept_weight, gone_weight = rows(weight, kept), rows(weight, gone)
+        kept_weight, gone_weight = rows(choice.weight, kept), rows(choice.weight, gone)
         total = kept_weight + into @ gone_weight
     # Scaled before they meet: what takes nothing in is multiplied by one.
     mixed = rows(x, kept) * (kept_weight / total)
@@ -75,23 +74,31 @@ def combine(x: Tensor, sizes: Tensor, choice: Choice, prefix: int = 0) -> tuple[
 
 
 def places(choice: Choice, prefix: int = 0) -> Tensor:
-    """Where each of the p + n tokens is after `combine`: int64 [B, p + n, 1]."""
+    """Where each of p + n tokens is after `combine`, the first p staying: int64 [B, p + n, 1]."""
     batch, kept = choice.kept.shape[0], choice.kept.shape[1]
     stay = torch.arange(kept, device=choice.kept.device)[:, None].expand(batch, -1, -1)
     order = torch.cat([choice.kept, choice.gone], 1)
-    now = torch.cat([stay, choice.target[..., None]], 1)
-    return _behind(prefix, rows(now, inverse(order)))
+    now = rows(torch.cat([stay, choice.target[..., None]], 1), inverse(order))
+    if not prefix:
+        return now
+    # By arithmetic, as onnxruntime does not see the shape of an expansion to the batch.
+    first = now[:, :1] * 0 + torch.arange(prefix, device=now.device)[:, None]
+    return torch.cat([first, now + prefix], 1)
 
 
-def attention_paid(query: Tensor, k: Tensor, heads: int, scale: float, sizes: Tensor) -> Tensor:
+def attention_paid(
+    query: Tensor, k: Tensor, heads: int, scale: float, bias: Tensor | None = None
+) -> Tensor:
     """The attention of one query to all tokens, the mean over heads.
 
-    `query` [B, 1, h·d], `k` [B, n, h·d], `sizes` [B, n, 1] → [B, n, 1].
+    `query` [B, 1, h·d], `k` [B, n, h·d], `bias` [B, n] of the logits → [B, n, 1].
     """
     channels = k.shape[-1]
     head = torch.arange(channels, device=k.device) // (channels // heads)
     apart = (head[:, None] == torch.arange(heads, device=k.device)).to(k.dtype)  # [h·d, h]
-    logits = k @ (query.transpose(1, 2) * (apart * scale)) + sizes.log()
+    logits = k @ (query.transpose(1, 2) * (apart * scale))
+    if bias is not None:
+        logits = logits + bias[..., None]
     return logits.softmax(1).mean(-1, keepdim=True)
 
 
@@ -190,19 +197,19 @@ def ppt(tokens: Tokens, keep: int, threshold: float = 2.7) -> Choice:
 def fisher(tokens: Tokens, keep: int) -> Choice:
     """Those go whose merging changes the model's answer least, to second order.
 
-    Moving a token by d changes the answer by about ½ dᵀF d nats, F = E[g gᵀ] with g the gradient at
-    the token. Here `importance` stands for |g|, `points` for coordinates that weigh directions by
-    F, and the price of a token is |g|²·δ², with δ the distance to the nearest token of more
-    importance (the decision value of density-peak clustering: Rodriguez & Laio, 2014). The cheapest
-    go and join the nearest that stays; the mean is weighted by importance.
+    Moving a token by d changes the answer by about ½ (gᵀd)² nats, g the gradient at the token. Here
+    `importance` stands for |g|, and the price of a token is |g|²·δ², with δ the distance to the
+    nearest token of more importance (the decision value of density-peak clustering: Rodriguez &
+    Laio, 2014). The cheapest go and join the nearest that stays, whose mean is weighted by
+    importance.
     """
     importance, points = tokens.importance, tokens.points
     above = (importance.transpose(1, 2) > importance).to(points.dtype)
-    # Products lie in [−1, 1]: half of them plus one is more than half of any other.
+    # Products lie in [−1, 1]: half of one plus one is more than half of any other.
     likeness = 0.5 * (points @ points.transpose(1, 2)) + above
-    distance = 3 - 2 * likeness.amax(-1, keepdim=True)  # half its square; 2 where none is above
+    distance = 1.5 - likeness.amax(-1, keepdim=True)  # a quarter of δ²; 1 where none is above
     order = descending(importance * importance * distance)
-    kept, gone = order[:, :keep], order[:, keep:]
+    kept, gone = order.split([keep, order.shape[1] - keep], 1)
     return Choice(kept, gone, _nearest(points, kept, gone), weight=importance)
 
 
@@ -231,10 +238,12 @@ def choice_macs(method: str, count: int, keep: int, width: int) -> int:
     return compared * width
 
 
-def combine_macs(method: str, tokens: int, keep: int, channels: int) -> int:
-    """Multiply-accumulates of `combine` from `tokens` to `keep`, prefix included."""
-    columns = 2 if method in ("fisher", "evit", "mctf") else 1
-    return keep * (tokens - keep) * (channels + columns)
+def combine_macs(method: str, count: int, keep: int, channels: int, mixed: bool) -> int:
+    """Multiply-accumulates of `combine` from `count` patch tokens to `keep`."""
+    columns = 1
+    if mixed:
+        columns += channels + (method in ("fisher", "evit", "mctf"))
+    return keep * (count - keep) * columns
 
 
 def _bipartite(points: Tensor) -> Tensor:
@@ -250,12 +259,3 @@ def _nearest(points: Tensor, kept: Tensor, gone: Tensor) -> Tensor:
 def _attended(tokens: Tokens) -> Tensor:
     """Size times attention as a weight [B, n, 1] that never vanishes."""
     return tokens.sizes * (tokens.importance + _LEAST)
-
-
-def _behind(prefix: int, index: Tensor) -> Tensor:
-    """`index` [B, k, 1] of patch tokens as one of all tokens, those of the prefix before it."""
-    if not prefix:
-        return index
-    # By arithmetic, as onnxruntime does not see the shape of an expansion to the batch.
-    first = index[:, :1] * 0 + torch.arange(prefix, device=index.device)[:, None]
-    return torch.cat([first, index + prefix], 1)

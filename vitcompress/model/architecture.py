@@ -176,6 +176,12 @@ def build(architecture: Architecture) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
+def unfilled(model: VitModel) -> VitModel:
+    """The dense model that `model` was made from, its tensors not filled in."""
+    dense = Architecture(timm=model.architecture.timm, options=model.architecture.options)
+    return VitModel(build(dense), dense, model.preprocess)
+
+
 def stored_tensors(model: VitModel) -> dict[str, Tensor]:
     """The tensors to write, by name: packed codes as they are, `half` ones in float16, and of
     sparse layers what is not zero."""

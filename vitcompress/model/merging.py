@@ -1,9 +1,11 @@
 """Blocks that pass on fewer tokens: merging between attention and MLP."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Annotated, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -26,7 +28,8 @@ class Merging(BaseModel):
     `kept`: for each block how many tokens, prefix included, go on to its MLP; the last block may
     compute fewer besides. `dropped`: for each block how many tokens `diffrate` drops and does not
     merge (empty: none). `proportional`: a merged token counts in attention as often as the patches
-    it stands for. `rank`: how many coordinates `fisher` compares tokens by.
+    it stands for. `unmixed`: in how many of the first blocks a token that takes others in keeps its
+    value and only grows in size. `rank`: how many coordinates `fisher` compares tokens by.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +38,7 @@ class Merging(BaseModel):
     kept: tuple[Annotated[int, Field(ge=1)], ...]
     dropped: tuple[Annotated[int, Field(ge=0)], ...] = ()
     proportional: bool = True
+    unmixed: Annotated[int, Field(ge=0)] = 0
     rank: Annotated[int, Field(ge=1)] = RANK
 
     def merges(self, block: int, tokens: int) -> bool:
@@ -43,8 +47,9 @@ class Merging(BaseModel):
 
 
 State = tuple[Tensor, Tensor | None, Tensor | None]
-"""Between blocks: tokens [B, n, C]; their sizes [B, n, 1], None as long as all are 1; and the place
-of each of the N tokens that came in [B, N, 1], None where it is not asked for or nothing merged."""
+"""Between blocks: tokens [B, p + n, C]; the sizes of patch tokens [B, n, 1], None as long as all
+are 1; and the place of each of the tokens that came in [B, p + N, 1], None where it is not asked
+for or nothing merged."""
 
 
 class MergingBlocks(nn.Sequential):
@@ -63,8 +68,7 @@ class MergingBlocks(nn.Sequential):
         for number, block in enumerate(self):
             if merging.method == "fisher" and merging.merges(number, tokens):
                 channels = cast(Block, block).attn.qkv.in_features
-                self.register_buffer(f"level_{number}", torch.zeros(channels, 1))
-                self.register_buffer(f"coordinates_{number}", torch.zeros(channels, merging.rank))
+                self.register_buffer(f"reader_{number}", torch.zeros(channels, 1 + merging.rank))
 
     def fill(self, readers: Mapping[str, Tensor]) -> None:
         """Take over the tensors that `fisher` reads tokens with, by name."""
@@ -82,40 +86,70 @@ class MergingBlocks(nn.Sequential):
         block, keep = cast(Block, self[number]), self.merging.kept[number]
         bias = None
         if sizes is not None and self.merging.proportional:
-            bias = sizes[..., 0].log()
+            bias = F.pad(sizes.squeeze(-1).log(), (self.prefix, 0))
         x, q, k = block.attended(x, bias)
         if keep < x.shape[1]:
-            sizes = torch.ones_like(x[..., :1]) if sizes is None else sizes
-            choice = self._choice(number, x, q, k, sizes)
+            prefix, patches = x.split([self.prefix, x.shape[1] - self.prefix], 1)
+            sizes = torch.ones_like(patches[..., :1]) if sizes is None else sizes
+            choice = self._choice(number, x, q, k, bias, sizes)
             if self.restore:
                 now = tokens.places(choice, self.prefix)
                 places = now if places is None else rows(now, places)
-            x, sizes = tokens.combine(x, sizes, choice, self.prefix)
+            patches, sizes = tokens.combine(patches, sizes, choice)
+            x = torch.cat([prefix, patches], 1) if self.prefix else patches
         return block.fed(x), sizes, places
+
+    def trail(self, x: Tensor) -> list[Tensor]:
+        """Where each of the tokens that come in is after each block: int64 [B, p + N, 1] each."""
+        twin = MergingBlocks(self, self.merging, x.shape[1], self.prefix, restore=True)
+        twin.fill(dict(self.named_buffers(recurse=False)))
+        unmoved = torch.arange(x.shape[1], device=x.device)[:, None].expand(len(x), -1, -1)
+        found: list[Tensor] = []
+        state: State = (x, None, None)
+        for number in range(len(self)):
+            state = twin.advance(number, *state)
+            found.append(unmoved if state[2] is None else state[2])
+        return found
 
     def restored(self, x: Tensor, sizes: Tensor | None, places: Tensor | None) -> Tensor:
         """What the rest of the model reads of the state after the last block."""
         return x if places is None else rows(x, places)
 
-    def _choice(self, number: int, x: Tensor, q: Tensor, k: Tensor, sizes: Tensor) -> Choice:
-        """Which patch tokens of `x` [B, n, C] stay in block `number`."""
+    def _choice(
+        self, number: int, x: Tensor, q: Tensor, k: Tensor, bias: Tensor | None, sizes: Tensor
+    ) -> Choice:
+        """Which patch tokens of `x` [B, p + n, C] stay in block `number`."""
         keep, prefix = self.merging.kept[number] - self.prefix, self.prefix
-        if self.merging.method == "fisher":
-            h = normalised(x)
-            level = (h @ self.get_buffer(f"level_{number}"))[:, prefix:]
-            points = unit((h @ self.get_buffer(f"coordinates_{number}"))[:, prefix:])
-            sizes = sizes[:, prefix:]
-            return fisher(Tokens(points, sizes, level.exp() * sizes), keep)
-        attention = cast(Block, self[number]).attn
-        heads = attention.num_heads
-        # Without a class token: what the mean query pays.
-        query = q[:, :1] if prefix else q.mean(1, keepdim=True)
-        paid = attention_paid(query, k, heads, attention.scale, sizes)[:, prefix:]
-        if self.merging.method in ("tome", "ppt"):
-            points = k.unflatten(-1, (heads, -1)).mean(-2)
+        method = self.merging.method
+        if method == "fisher":
+            read = (normalised(x) @ self.get_buffer(f"reader_{number}"))[:, prefix:]
+            level, coordinates = read.split([1, self.merging.rank], -1)
+            choice = fisher(Tokens(unit(coordinates), sizes, level.exp() * sizes), keep)
         else:
-            points = x
-        seen = Tokens(unit(points[:, prefix:]), sizes[:, prefix:], paid)
-        if self.merging.dropped:
-            return diffrate(seen, keep, self.merging.dropped[number])
-        return OPERATORS[self.merging.method](seen, keep)
+            attention = cast(Block, self[number]).attn
+            heads = attention.num_heads
+            # Without a class token: what the mean query pays.
+            query = q[:, :1] if prefix else q.mean(1, keepdim=True)
+            paid = attention_paid(query, k, heads, attention.scale, bias)[:, prefix:]
+            points = k.unflatten(-1, (heads, -1)).mean(-2) if method in ("tome", "ppt") else x
+            seen = Tokens(unit(points[:, prefix:]), sizes, paid)
+            if self.merging.dropped:
+                choice = diffrate(seen, keep, self.merging.dropped[number])
+            else:
+                choice = OPERATORS[method](seen, keep)
+        return replace(choice, mixed=number >= self.merging.unmixed)
+
+
+def token_maps(module: nn.Module, pixels: Tensor) -> list[Tensor]:
+    """After each block of a ViT that merges, the token that each patch of `pixels` is part of.
+
+    int64 [B, patches] each, patches row by row; tokens are numbered from 0 without the prefix.
+    """
+    blocks = cast(MergingBlocks, module.blocks)
+    seen: list[Tensor] = []
+    handle = blocks.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        module(pixels)
+    finally:
+        handle.remove()
+    return [places[:, blocks.prefix :, 0] - blocks.prefix for places in blocks.trail(seen[0])]

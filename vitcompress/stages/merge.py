@@ -4,27 +4,44 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from vitcompress.errors import InputError
+from vitcompress.measure.branches import LatencyTable
 from vitcompress.measure.cost import dense_macs
+from vitcompress.measure.tokens import schedule_latency, schedule_macs, sequence_length
 from vitcompress.methods import schedule as schedules
-from vitcompress.model.architecture import VitModel, set_merging, set_tail
+from vitcompress.model.architecture import VitModel, set_merging, set_tail, unfilled
 from vitcompress.model.layers import Block
-from vitcompress.model.merging import Method
+from vitcompress.model.merging import Merging, Method
 from vitcompress.stages.context import Context
-from vitcompress.stages.merge_search import Task, readers, search, sensitivities
+from vitcompress.stages.merge_pictures import pictures
+from vitcompress.stages.merge_search import readers, search, sensitivities
+from vitcompress.stages.merge_task import Task
+
+_Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class MergeBudget(BaseModel):
-    """What the model may cost: `macs`, as a share of those of the dense model."""
+    """What may be left, as a share of the dense model: one of the keys.
+
+    `latency` is that of onnxruntime on this machine, one thread, one image at a time.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    macs: Annotated[float, Field(gt=0, le=1)]
+    macs: _Share | None = None
+    latency: _Share | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "MergeBudget":
+        if (self.macs is None) == (self.latency is None):
+            raise ValueError("give either macs or latency")
+        return self
 
 
 class MergeConfig(BaseModel):
@@ -37,8 +54,9 @@ class MergeConfig(BaseModel):
     both, `ppt` drops or merges by image, `evit` fuses all unattended ones.
 
     `schedule`: `search` finds how many tokens each block keeps from `images` calibration images;
-    `constant`, `decreasing` and `published` are shapes fitted to the budget; `deit_small@2.9` and
-    the like are schedules of DiffRate's authors; a list gives the tokens kept after each block.
+    `constant`, `decreasing`, `published` and `stepped` are shapes fitted to the budget;
+    `deit_small@2.9` and the like are schedules of DiffRate's authors; a list gives the tokens kept
+    after each block.
     `proportional`: merged tokens count in attention by their size (off for MAE models).
     """
 
@@ -75,18 +93,23 @@ def merge(
     """
     if config.method == "cls_only_tail":
         return plan(model, config)
-    task = _task(model, config)
+    task = _task(model, config, context)
     dropped: tuple[int, ...] = ()
     tensors = readers(task, context, config.images)
     if config.schedule == "search":
         kept, found = search(task, context, config.images, tensors)
     else:
         kept, dropped, found = _given(task, config)
-    return _scheduled(task, kept, dropped, found, tensors)
+    merged, details = _scheduled(task, kept, dropped, found, tensors)
+    merging = task.merging_to(kept, dropped)
+    return merged, {**details, "token_maps": pictures(merged, merging, context)}
 
 
 def plan(model: VitModel, config: MergeConfig) -> tuple[VitModel, dict[str, Any]]:
-    """As `merge`; in place of a search, which needs images, a published shape at its cost."""
+    """As `merge`; in place of a search, which needs images, a published shape at its cost.
+
+    A budget of latency is taken as one of multiply-accumulates, since nothing is measured.
+    """
     if config.method == "cls_only_tail":
         tokens = prefix_tokens(model, config)
         return tailed(model, tokens), {"method": config.method, "tokens_in_last_block": tokens}
@@ -115,7 +138,7 @@ def sensitivity(model: VitModel, config: MergeConfig, context: Context) -> list[
     """What merging in one block alone would cost, by the share of its tokens that stay."""
     if config.method == "cls_only_tail":
         return []
-    return sensitivities(_task(model, config), context, config.images)
+    return sensitivities(_task(model, config, context), context, config.images)
 
 
 def tailed(model: VitModel, tokens: int) -> VitModel:
@@ -126,8 +149,11 @@ def tailed(model: VitModel, tokens: int) -> VitModel:
     return replace(model, module=module, architecture=architecture)
 
 
-def _task(model: VitModel, config: MergeConfig) -> Task:
-    """What has to be scheduled. Raises `InputError` for a model that cannot merge tokens."""
+def _task(model: VitModel, config: MergeConfig, context: Context | None = None) -> Task:
+    """What has to be scheduled; latencies are measured only with a `context`.
+
+    Raises `InputError` for a model that cannot merge tokens.
+    """
     assert config.method != "cls_only_tail"
     where, name = f"stages.{config.name}", model.architecture.timm
     module: Any = model.module
@@ -148,14 +174,30 @@ def _task(model: VitModel, config: MergeConfig) -> Task:
         raise InputError(f"{where}: put it before quantize, whose ranges must fit merged tokens")
     if reads_prefix_only(model) and model.architecture.tail_tokens is None:
         model = tailed(model, int(module.num_prefix_tokens))
-    return Task(
-        where=where,
-        model=model,
+    budget = config.budget or MergeBudget(macs=1)
+    merging = Merging(
         method=config.method,
-        limit=config.budget.macs * dense_macs(model) if config.budget else math.inf,
-        dense=dense_macs(model),
+        kept=(sequence_length(model),) * len(blocks),
         proportional=config.proportional,
+        unmixed=len(blocks) // 4 if config.method == "fisher" else 0,
     )
+    dense = dense_macs(model)
+    share = cast(float, budget.macs or budget.latency)
+    limit = share * dense if config.budget else math.inf
+    task = Task(where, model, merging, "macs", schedule_macs(model, merging), limit, dense)
+    if budget.latency is None or context is None:
+        return task
+    return _timed(task, share, context.cache, context.resume)
+
+
+def _timed(task: Task, share: float, cache: Path, resume: bool) -> Task:
+    """`task` with a budget of latency, which is measured and kept in `cache`."""
+    table = LatencyTable.load(cache if resume else None)
+    some = task.merging_to(replace(task, limit=0.75 * task.dense).shaped("constant"))
+    cost = schedule_latency(task.model, some, table)
+    dense = table.rest(unfilled(task.model), branches=0.0)
+    table.save(cache)
+    return replace(task, unit="latency", cost=cost, limit=share * dense, dense=dense)
 
 
 def _scheduled(
@@ -166,15 +208,15 @@ def _scheduled(
     tensors: Mapping[str, Tensor] | None = None,
 ) -> tuple[VitModel, dict[str, Any]]:
     """The model of `task` with this schedule, and the details of the stage."""
-    merging = task.merging(kept, dropped)
+    merging = task.merging_to(kept, dropped)
     module: Any = copy.deepcopy(task.model.module)
     set_merging(module, merging)
     if tensors is not None:
         module.blocks.fill(tensors)
     architecture = task.model.architecture.model_copy(update={"merging": merging})
     details = {
-        "method": task.method,
-        "macs_ratio": task.cost(kept) / task.dense,
+        "method": merging.method,
+        f"{task.unit}_ratio": task.cost(kept) / task.dense,
         "tokens": task.tokens,
         **found,
         "blocks": [{"block": f"blocks.{i}", "kept": count} for i, count in enumerate(kept)],

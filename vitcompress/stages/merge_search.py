@@ -1,17 +1,20 @@
 """Search how many tokens each block should keep, judged by the KL from the dense model.
 
 What a merge in one block alone costs gives, by dynamic programming, a first schedule; it and the
-known shapes are candidates. The best is then refined: the share that one block keeps is changed,
-those of all others scaled so that the cost stays, and the change is kept where the KL falls. A
-quarter of the images is held back to choose among the candidates in the end.
+known shapes are candidates. The best is then refined: a step goes to the next block or the one
+before, then the share that one block keeps is changed, in either case those of the blocks after it
+scaled so that the cost stays, and the change is kept where the model comes closer to the dense one.
+A quarter of the images is held back to choose among the candidates in the end.
+
+Schedules are compared by the mean square root of the KL: of the KL itself a few images would
+decide. A change that is clearly worse on the first images is not tried on the others.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, cast
@@ -21,133 +24,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitcompress.console import track
-from vitcompress.errors import InputError
-from vitcompress.measure.tokens import block_macs, schedule_macs, sequence_length
 from vitcompress.methods import schedule as schedules
-from vitcompress.methods.readers import FisherStatistics, normalised
-from vitcompress.methods.tokens import fewest
-from vitcompress.model.architecture import VitModel, merging_blocks
-from vitcompress.model.merging import RANK, Merging, Method
+from vitcompress.methods.readers import ReaderStatistics, normalised
+from vitcompress.model.architecture import merging_blocks
 from vitcompress.stages.context import BATCH, Context
+from vitcompress.stages.merge_task import Schedule, Task
 
 _SHARES = (0.95, 0.8, 0.6)  # kept in one block, to measure what that costs
-_PROBED = 64  # images for that
+_PROBED = 32  # images for that
 _MOVES = (0.16, 0.08, 0.04)  # sizes of a change, as logarithms of the share kept
 _GRID = 48  # counts that the dynamic programme chooses from
-
-Schedule = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What has to be scheduled.
-
-    `where`: the recipe's key, for errors. `model`: merges nothing yet. `limit`: the most
-    multiply-accumulates. `dense`: those of the dense model.
-    """
-
-    where: str
-    model: VitModel
-    method: Method
-    limit: float
-    dense: int
-    proportional: bool
-
-    @cached_property
-    def cost(self) -> Callable[[Sequence[int]], int]:
-        return schedule_macs(self.model, self.method, RANK)
-
-    def merging(self, kept: Schedule, dropped: Schedule = ()) -> Merging:
-        return Merging(
-            method=self.method, kept=kept, dropped=dropped, proportional=self.proportional
-        )
-
-    @property
-    def tokens(self) -> int:
-        return sequence_length(self.model)
-
-    @property
-    def prefix(self) -> int:
-        return int(cast(Any, self.model.module).num_prefix_tokens)
-
-    @property
-    def all_blocks(self) -> int:
-        return len(cast(Any, self.model.module).blocks)
-
-    @property
-    def blocks(self) -> int:
-        """How many may merge: not the last, where it computes the prefix tokens only."""
-        return self.all_blocks - (self.model.architecture.tail_tokens is not None)
-
-    def fewest(self, tokens: int) -> int:
-        """The fewest tokens that one step can leave of `tokens`, prefix included."""
-        return self.prefix + fewest(self.method, tokens - self.prefix)
-
-    def rounded(self, wanted: Sequence[float]) -> Schedule:
-        """Whole numbers near `wanted`, one for each block of the model."""
-        kept = schedules.rounded(wanted, self.tokens, self.fewest)
-        return (*kept, *[kept[-1]] * (self.all_blocks - len(kept)))
-
-    def shaped(self, shape: str) -> Schedule:
-        """The schedule of a shape that meets the budget. Raises `InputError` where none does."""
-        of = schedules.SHAPES[shape]
-        most = 60.0 if shape == "published" else float(self.tokens)
-        kept = schedules.at_cost(
-            lambda strength: self.rounded(
-                of(self.tokens, self.blocks, strength) if strength else [self.tokens] * self.blocks
-            ),
-            self.cost,
-            self.limit,
-            most,
-        )
-        if (least := self.cost(kept)) > self.limit:
-            raise InputError(
-                f"{self.where}.budget.macs: {self.method} with a {shape} schedule does not go "
-                f"below {least / self.dense:.3f} of the dense model; raise it, or change method"
-            )
-        return kept
-
-    def explicit(self, wanted: Sequence[int]) -> Schedule:
-        """`wanted` as it is. Raises `InputError` naming the block that cannot keep so many."""
-        if len(wanted) not in (self.blocks, self.all_blocks):
-            raise InputError(
-                f"{self.where}.schedule: {len(wanted)} counts for {self.blocks} blocks that merge; "
-                "give the tokens kept after each"
-            )
-        before = self.tokens
-        for block, kept in enumerate(wanted[: self.blocks]):
-            least = self.fewest(before)
-            if not least <= kept <= before:
-                raise InputError(
-                    f"{self.where}.schedule: block {block} cannot keep {kept} of its {before} "
-                    f"tokens; with {self.method} from {least} to {before}"
-                )
-            before = kept
-        return self.rounded(wanted[: self.blocks])
-
-    def published(self, name: str) -> tuple[Schedule, tuple[int, ...]]:
-        """The schedule of DiffRate's authors: tokens kept, and tokens dropped, in each block."""
-        after_drop, after_merge = schedules.PUBLISHED[name]
-        if (self.tokens, self.all_blocks) != (after_merge[0], len(after_merge)):
-            raise InputError(
-                f"{self.where}.schedule: {name} is for {len(after_merge)} blocks and "
-                f"{after_merge[0]} tokens, and the model has {self.all_blocks} and {self.tokens}; "
-                "take `published`, which fits its shape"
-            )
-        kept = self.explicit(after_merge[: self.blocks])
-        before = (self.tokens, *kept)
-        dropped = tuple(before[i] - after_drop[i] for i in range(self.blocks))
-        if self.method != "diffrate":
-            return kept, ()
-        return kept, (*dropped, *[0] * (self.all_blocks - self.blocks))
 
 
 @dataclass
 class _Images:
-    """Embedded images and the dense log-probabilities; judges schedules.
+    """Embedded images and the dense log-probabilities, in batches; judges schedules.
 
-    The states before each block of the schedule judged last as the incumbent are kept, so that
-    another schedule is computed only from the first block where it differs.
+    The states before each block of the incumbent are kept, so that another schedule is computed
+    only from the first block where it differs.
     """
 
     task: Task
@@ -159,27 +53,41 @@ class _Images:
         self.incumbent: Schedule = ()
         self.states: list[list[Any]] = [[(x, None, None)] for x in self.start]
 
-    def kl(self, kept: Schedule, keep_states: bool = False) -> float:
-        """The mean KL(dense ‖ merged) in nats."""
+    def distances(
+        self, kept: Schedule, rival: Tensor | None = None, keep_states: bool = False
+    ) -> Tensor | None:
+        """√KL(dense ‖ merged) of each image, in nats^½; with `keep_states` as the new incumbent.
+
+        None as soon as it is clear that the mean is above that of `rival`, the distances of another
+        schedule: by more than its standard error, from the second batch on.
+        """
         vit: Any = self.task.model.module
-        blocks = merging_blocks(vit, self.task.merging(kept))
+        blocks = merging_blocks(vit, self.task.merging_to(kept))
         blocks.fill(self.readers)
         same = 0
         while same < len(self.incumbent) and self.incumbent[same] == kept[same]:
             same += 1
-        total = 0.0
-        for chunk, dense in enumerate(self.dense):
-            states = self.states[chunk][: min(same + 1, len(kept))]
+        found: list[Tensor] = []
+        for batch, dense in enumerate(self.dense):
+            states = self.states[batch][: min(same + 1, len(kept))]
             for number in range(len(states) - 1, len(kept)):
                 states.append(blocks.advance(number, *states[-1]))
             logits = vit.forward_head(vit.norm(blocks.restored(*states[-1])))
-            now = logits.log_softmax(-1)
-            total += float(F.kl_div(now, dense, reduction="sum", log_target=True))
+            kl = F.kl_div(logits.log_softmax(-1), dense, reduction="none", log_target=True).sum(-1)
+            found.append(kl.clamp_min(0).sqrt())
             if keep_states:
-                self.states[chunk] = states[:-1]
+                self.states[batch] = states[:-1]
+            if rival is not None and len(found) > 1:
+                so_far = torch.cat(found)
+                worse = so_far - rival[: len(so_far)]
+                if worse.mean() > worse.std() / len(worse) ** 0.5:
+                    return None
         if keep_states:
             self.incumbent = kept
-        return total / sum(len(dense) for dense in self.dense)
+        return torch.cat(found)
+
+    def judged(self, kept: Schedule, keep_states: bool = False) -> Tensor:
+        return cast(Tensor, self.distances(kept, keep_states=keep_states))
 
     def split(self, first: int) -> tuple["_Images", "_Images"]:
         """The first so many batches, and the others."""
@@ -209,11 +117,11 @@ def readers(task: Task, context: Context, images: int) -> dict[str, Tensor]:
 
     One backward pass through the unmerged model, with labels drawn from its own softmax.
     """
-    if task.method != "fisher":
+    if task.merging.method != "fisher":
         return {}
     vit: Any = task.model.module.to(context.device)
     blocks = list(vit.blocks)[: task.blocks]
-    statistics = [FisherStatistics(block.attn.qkv.in_features) for block in blocks]
+    statistics = [ReaderStatistics(block.attn.qkv.in_features) for block in blocks]
     generator = torch.Generator().manual_seed(context.seed)
     seen: list[Tensor] = []
     handles = [
@@ -235,12 +143,8 @@ def readers(task: Task, context: Context, images: int) -> dict[str, Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    tensors = {}
-    for number, found in enumerate(statistics):
-        level, coordinates = found.solve(RANK)
-        tensors[f"level_{number}"] = level.to(context.device)
-        tensors[f"coordinates_{number}"] = coordinates.to(context.device)
-    return tensors
+    rank = task.merging.rank
+    return {f"reader_{i}": s.solve(rank).to(context.device) for i, s in enumerate(statistics)}
 
 
 @torch.no_grad()
@@ -252,14 +156,14 @@ def sensitivities(task: Task, context: Context, images: int) -> list[dict[str, A
 
 def _sensitivities(task: Task, images: _Images) -> list[dict[str, Any]]:
     full = (task.tokens,) * task.all_blocks
-    images.kl(full, keep_states=True)
+    images.judged(full, keep_states=True)
     rows = []
     for block in track(range(task.blocks), "measuring blocks", task.blocks):
         row: dict[str, Any] = {"block": f"blocks.{block}"}
         for share in _SHARES:
             kept = max(task.fewest(task.tokens), round(share * task.tokens))
             tail = (kept,) * (task.all_blocks - block)
-            row[f"kl_at_{share:.0%}"] = images.kl((*full[:block], *tail))
+            row[f"kl_at_{share:.0%}"] = _kl(images.judged((*full[:block], *tail)))
         rows.append(row)
     return rows
 
@@ -268,16 +172,20 @@ def _sensitivities(task: Task, images: _Images) -> list[dict[str, Any]]:
 def search(
     task: Task, context: Context, images: int, tensors: Mapping[str, Tensor]
 ) -> tuple[Schedule, dict[str, Any]]:
-    """The schedule of least KL within the budget, and what was tried, for the report.
+    """The schedule closest to the dense model within the budget, and what was tried.
 
     `tensors`: those of `readers`.
 
     Kept in the cache by the content of model and images. Raises `InputError` where no schedule
     meets the budget.
     """
-    known = task.shaped("constant"), task.shaped("decreasing"), task.shaped("published")
+    candidates = {"constant": task.shaped("constant")}
+    for name in schedules.SHAPES:
+        if task.cost(kept := task.fitted(name)) <= task.limit:
+            candidates[name] = kept
     identity = [task.model.fingerprint(), context.calibration_fingerprint, context.seed, images]
-    identity += [task.method, task.limit, task.proportional, _SHARES, _PROBED, _MOVES, _GRID]
+    identity += [task.merging.model_dump_json(), task.unit, task.limit]
+    identity += [_SHARES, _PROBED, _MOVES, _GRID]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     file = context.cache / f"schedule-{key}.json"
     if context.resume and file.is_file():
@@ -290,25 +198,25 @@ def search(
     if not held_back.dense:
         held_back = searched
     rows = _sensitivities(task, searched.split(_PROBED // BATCH)[0])
-    candidates = dict(zip(("constant", "decreasing", "published"), known, strict=True))
     programmed = _programmed(task, rows)
     if task.cost(programmed) <= task.limit:
         candidates["dynamic programme"] = programmed
-    scores = {name: searched.kl(kept) for name, kept in candidates.items()}
-    best = min(scores, key=lambda name: scores[name])
-    candidates["refined"] = _refined(task, searched, candidates[best], scores[best])
-    scores["refined"] = searched.kl(candidates["refined"])
-    judged = {name: held_back.kl(kept) for name, kept in candidates.items()}
-    chosen = min(judged, key=lambda name: judged[name])
+    scores = {name: searched.judged(kept) for name, kept in candidates.items()}
+    best = min(scores, key=lambda name: float(scores[name].mean()))
+    candidates["refined"], scores["refined"] = _refined(task, searched, candidates[best])
+    judged = {name: held_back.judged(kept) for name, kept in candidates.items()}
+    chosen = min(judged, key=lambda name: float(judged[name].mean()))
     found = {
         "schedule": chosen,
         "searched_images": sum(len(d) for d in searched.dense),
         "candidates": [
             {
                 "candidate": name,
-                "macs_ratio": task.cost(kept) / task.dense,
-                "search_kl": scores[name],
-                "held_back_kl": judged[name],
+                f"{task.unit}_ratio": task.cost(kept) / task.dense,
+                "search_kl": _kl(scores[name]),
+                "held_back_kl": _kl(judged[name]),
+                "search_root_kl": float(scores[name].mean()),
+                "held_back_root_kl": float(judged[name].mean()),
             }
             for name, kept in candidates.items()
         ],
@@ -322,6 +230,10 @@ def search(
     return candidates[chosen], found
 
 
+def _kl(distances: Tensor) -> float:
+    return float(distances.square().mean())
+
+
 def _programmed(task: Task, rows: list[dict[str, Any]]) -> Schedule:
     """The schedule of least total loss, the losses of single blocks added up."""
     curves = [
@@ -330,22 +242,19 @@ def _programmed(task: Task, rows: list[dict[str, Any]]) -> Schedule:
     ]
     lowest = task.prefix + 1
     step = max(1, -(-(task.tokens - lowest) // _GRID))
-    blocks: list[Any] = list(cast(Any, task.model.module).blocks)
 
     def cost(block: int, tokens: int, kept: int) -> float:
-        macs = block_macs(blocks[block], tokens, kept, task.prefix, task.method, RANK)
-        if block + 1 == task.blocks < len(blocks):
-            macs += block_macs(blocks[-1], kept, kept, task.prefix, task.method, RANK)
-        return float(macs)
+        total = task.cost.block(block, tokens, kept)
+        if block + 1 == task.blocks < task.all_blocks:
+            total += task.cost.block(block + 1, kept, kept)
+        return total
 
-    full = (task.tokens,) * len(blocks)
-    rest = task.cost(full) - sum(cost(b, task.tokens, task.tokens) for b in range(task.blocks))
     kept = schedules.cheapest_loss(
         curves,
         cost,
         task.tokens,
         task.fewest,
-        task.limit - rest,
+        task.limit - task.cost.rest,
         list(range(task.tokens, lowest - 1, -step)),
     )
     return _scaled(task, _logs(task, task.rounded(kept)))
@@ -357,31 +266,38 @@ def _logs(task: Task, kept: Schedule) -> list[float]:
     return [math.log(coming[i + 1] / coming[i]) for i in range(task.blocks)]
 
 
-def _scaled(task: Task, logs: Sequence[float], fixed: int | None = None) -> Schedule:
-    """The schedule whose logarithms are those of `logs`, but for block `fixed` scaled to budget."""
+def _scaled(task: Task, logs: Sequence[float], fixed: int = 0) -> Schedule:
+    """The schedule of `logs`, those from block `fixed` on scaled to the budget."""
 
     def at(strength: float) -> Schedule:
-        scaled = (v if i == fixed else v * strength for i, v in enumerate(logs))
+        scaled = (v * strength if i >= fixed else v for i, v in enumerate(logs))
         return task.rounded([task.tokens * math.exp(total) for total in accumulate(scaled)])
 
     return schedules.at_cost(at, task.cost, task.limit, 20.0)
 
 
-def _refined(task: Task, images: _Images, kept: Schedule, kl: float) -> Schedule:
-    """Change the share that each block keeps, in turn, as long as that helps."""
-    images.kl(kept, keep_states=True)
+def _refined(task: Task, images: _Images, kept: Schedule) -> tuple[Schedule, Tensor]:
+    """Move steps and change their sizes, in turn, as long as that helps."""
+    best = images.judged(kept, keep_states=True)
     tried = {kept}
-    blocks = range(task.blocks)
-    moves = [(size, block, sign) for size in _MOVES for block in blocks for sign in (-1, 1)]
+    blocks = range(task.blocks - 1)
+    moves = [(0.0, block, sign) for block in blocks for sign in (-1, 1)]
+    moves += [(size, block, sign) for size in _MOVES for block in blocks for sign in (-1, 1)]
     for size, block, sign in track(moves, "refining the schedule", len(moves)):
         logs = _logs(task, kept)
-        logs[block] = min(0.0, logs[block] + sign * size)
-        other = _scaled(task, logs, fixed=block)
+        if not logs[block] or (not size and block + sign < 0):
+            continue  # no step here, where a new one would take time; or nowhere to go
+        last = block
+        if size:
+            logs[block] = min(0.0, logs[block] + sign * size)
+        else:
+            logs[block], logs[block + sign] = 0.0, logs[block] + logs[block + sign]
+            last = max(block, block + sign)
+        other = _scaled(task, logs, fixed=last + 1)
         if other in tried or task.cost(other) > task.limit:
             continue
         tried.add(other)
-        now = images.kl(other)
-        if now < kl:
-            kept, kl = other, now
-            images.kl(kept, keep_states=True)
-    return kept
+        now = images.distances(other, rival=best)
+        if now is not None and now.mean() < best.mean():
+            kept, best = other, images.judged(other, keep_states=True)
+    return kept, best

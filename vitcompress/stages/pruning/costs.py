@@ -9,7 +9,7 @@ from torch import nn
 
 from vitcompress.measure import cost
 from vitcompress.measure.branches import LatencyTable
-from vitcompress.model.architecture import Architecture, VitModel, build
+from vitcompress.model.architecture import VitModel, unfilled
 from vitcompress.model.embedding import embedding_width
 from vitcompress.model.sizes import AttentionSizes, BlockSizes, blocks, sizes_of
 from vitcompress.stages.pruning.config import Unit
@@ -43,8 +43,7 @@ def meter(model: VitModel, unit: Unit, cache: Path, resume: bool) -> Meter:
 
     Latencies are taken now and kept in `cache`; to `resume` is to use those that are there.
     """
-    dense = Architecture(timm=model.architecture.timm, options=model.architecture.options)
-    baseline = VitModel(build(dense), dense, model.preprocess)
+    baseline = unfilled(model)
     if unit == "latency":
         table = LatencyTable.load(cache if resume else None)
         dense_width, width = _width(baseline), _width(model)
