@@ -278,14 +278,20 @@ def describe(
         for name, q in layers.items()
     }
     floats = choices(model, config)[1]
-    half = {f"{name}.weight" for name, kind in floats.items() if kind == "float16"}
-    if config.rest == "float16":
-        whole = {f"{name}.weight" for name, kind in floats.items() if kind == "float32"}
-        half |= {n for n, p in module.named_parameters() if p.ndim > 1} - whole
-    ordered = [name for name, _ in module.named_parameters() if name in half]
-    for name in ordered:
-        parameter = module.get_parameter(name)
-        parameter.copy_(parameter.half())
+    pinned = {f"{name}.weight": kind for name, kind in floats.items()}
+    half = [name for name, kind in pinned.items() if kind == "float16"]
+    coded: list[str] = []
+    if config.rest != "float32":
+        sparse = {f"{name}.weight" for name in model.architecture.sparse}
+        for name, parameter in module.named_parameters():
+            if parameter.ndim > 1 and name not in pinned:
+                weight = name.endswith(".weight") and name not in sparse
+                (coded if weight and config.rest == "int8" else half).append(name)
+    for name in half:
+        module.get_parameter(name).copy_(module.get_parameter(name).half())
+    for name in coded:
+        codes, scale = quantizer.byte_codes(module.get_parameter(name))
+        module.get_parameter(name).copy_(codes * scale)
     quantized = {**model.architecture.quantized, **described}
-    update = {"quantized": quantized, "half": tuple(ordered)}
+    update = {"quantized": quantized, "half": tuple(half), "coded": tuple(coded)}
     return replace(model, module=module, architecture=model.architecture.model_copy(update=update))
