@@ -25,7 +25,6 @@ from vitcompress.stages.context import Context
 from vitcompress.stages.importance import Score
 from vitcompress.stages.quantize_bits import allocated, counts, prepare, weight_errors, weighted
 from vitcompress.stages.quantize_config import BitBudget, QuantizeConfig
-from vitcompress.stages.quantize_layer import rounded
 
 
 def main() -> None:
@@ -73,9 +72,7 @@ def main() -> None:
 
     def figures(bits: dict[str, int]) -> str:
         for name, b in bits.items():
-            choice, found = known.choices[name], known.found[name]
-            twin = rounded(known.floats[name], choice, found, config.style, b).dequantized()
-            known.module.set_submodule(name, twin)
+            known.module.set_submodule(name, known.rounded(name, config.style, b).dequantized())
         now = torch.cat([known.module(p) for p in pixels]).log_softmax(-1)
         for name, linear in known.floats.items():
             known.module.set_submodule(name, linear)

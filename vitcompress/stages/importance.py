@@ -14,6 +14,7 @@ from vitcompress.console import track
 from vitcompress.data.pictures import heat_map, photograph
 from vitcompress.errors import InputError
 from vitcompress.methods import relevance
+from vitcompress.methods.saliency import fisher_readout
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.layers import QuantizedLinear
 from vitcompress.stages.context import Context
@@ -21,6 +22,7 @@ from vitcompress.stages.context import Context
 Score = Literal["lrp", "fisher", "kl", "uniform", "random"]
 
 _BATCHES = 4  # of 16 images
+_METRIC_BATCHES = 8
 _SHOWN, _CELLS = 4, 14  # images with pictures of their relevance, and its fields a side
 
 
@@ -35,29 +37,30 @@ def importance(
     - `lrp`: the relevance of the output at the layer for the model's own top class, summed over
       outputs and tokens without its sign, as a share of the class's logit (the layer contribution
       score of LRP-QViT, 2401.11243).
-    - `fisher`: the squared gradient of the loss, with labels drawn from the model's own softmax,
-      times the variance of the output, summed over outputs and tokens: twice the KL of an error.
+    - `fisher`: the Fisher information of the model's own softmax (squared gradients) times the
+      variance of the output, summed over outputs and tokens: twice the KL of an error.
     """
     if score == "uniform":
         return dict.fromkeys(names, 1.0)
     if score == "random":
         drawn = torch.rand(len(names), generator=torch.Generator().manual_seed(context.seed))
         return dict(zip(names, drawn.tolist(), strict=True))
-    if any(isinstance(m, QuantizedLinear) for m in module.modules()):
+    if not differentiable(module):
         raise InputError(
             f"score {score} needs gradients, which a model that is quantized already does not "
             "give; quantize in one stage, or use score kl"
         )
     totals = dict.fromkeys(names, 0.0)
+    generator = torch.Generator().manual_seed(context.seed)
     seen = 0
     with torch.enable_grad():
-        for pixels in track(_images(context), "scoring layers", _BATCHES):
+        for pixels in track(_images(context, _BATCHES), "scoring layers", _BATCHES):
             seen += len(pixels)
             logits, outputs = traced(module, names, pixels.to(context.device), score == "lrp")
             if score == "lrp":
                 found = _contributions(logits, outputs)
             else:
-                found = _information(logits, outputs, context.seed + seen)
+                found = _information(logits, outputs, generator)
             for name, value in found.items():
                 totals[name] += value
     return {name: total / seen for name, total in totals.items()}
@@ -73,16 +76,42 @@ def _contributions(logits: Tensor, outputs: dict[str, Tensor]) -> dict[str, floa
     }
 
 
-def _information(logits: Tensor, outputs: dict[str, Tensor], seed: int) -> dict[str, float]:
+def _information(
+    logits: Tensor, outputs: dict[str, Tensor], generator: torch.Generator
+) -> dict[str, float]:
     """The squared gradient times the variance of each feature, over all tokens and images."""
-    shares = logits.detach().cpu().softmax(-1)
-    drawn = torch.multinomial(shares, 1, generator=torch.Generator().manual_seed(seed))
-    F.cross_entropy(logits, drawn[:, 0].to(logits.device), reduction="sum").backward()
+    (logits * fisher_readout(logits, generator)).sum().backward()
     found = {}
     for name, y in outputs.items():
         gradient = torch.zeros_like(y) if y.grad is None else y.grad
         variance = y.detach().flatten(0, -2).var(0, correction=0)
         found[name] = float(gradient.flatten(0, -2).square().sum(0) @ variance)
+    return found
+
+
+def differentiable(module: nn.Module) -> bool:
+    """Whether gradients pass `module`: not where layers are quantized already."""
+    return not any(isinstance(m, QuantizedLinear) for m in module.modules())
+
+
+def output_metrics(module: nn.Module, names: Sequence[str], context: Context) -> dict[str, Tensor]:
+    """What errors of the outputs of layers cost together, float64 [out, out] by name.
+
+    The second moments of the gradient at the output that has the Fisher information of the model's
+    own softmax: errors e of a token change the output by ½ eᵀ M e nats of KL, up to a factor.
+    """
+    found: dict[str, Tensor] = {}
+    generator = torch.Generator().manual_seed(context.seed)
+    batches = _images(context, _METRIC_BATCHES)
+    for pixels in track(batches, "weighing outputs", _METRIC_BATCHES):
+        logits, outputs = traced(module, names, pixels.to(context.device), False)
+        with torch.enable_grad():
+            (logits * fisher_readout(logits, generator)).sum().backward()
+        for name, y in outputs.items():
+            gradient = torch.zeros_like(y) if y.grad is None else y.grad
+            flat = gradient.flatten(0, -2)
+            moments = (flat.T @ flat).double().cpu()
+            found[name] = found[name] + moments if name in found else moments
     return found
 
 
@@ -128,8 +157,8 @@ def float_twin(module: nn.Module) -> nn.Module:
     return twin
 
 
-def _images(context: Context) -> Any:
-    return islice(context.calibration_batches("reading images"), _BATCHES)
+def _images(context: Context, count: int) -> Any:
+    return islice(context.calibration_batches("reading images"), count)
 
 
 def traced(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from vitcompress.console import track
 from vitcompress.errors import InputError
@@ -15,11 +15,12 @@ from vitcompress.model.compact import packed
 from vitcompress.model.layers import QuantizedLinear
 from vitcompress.stages.calibrate import LayerStatistics, statistics
 from vitcompress.stages.context import Context
-from vitcompress.stages.importance import Score, importance
+from vitcompress.stages.importance import Score, differentiable, importance, output_metrics
 from vitcompress.stages.quantize_config import BitBudget, QuantizeConfig, choices
 from vitcompress.stages.quantize_layer import (
     Choice,
     Cost,
+    Style,
     choose,
     probe,
     rounded,
@@ -36,8 +37,9 @@ Table = dict[str, dict[int, float]]
 class Prepared:
     """A folded copy of a model, what is known of the layers to quantize, and what they may be.
 
-    `floats`: these layers, as they lie in `module`. `allowed`: their widths, ascending. `cost`:
-    the measured KL of replacing some.
+    `floats`: these layers, as they lie in `module`. `allowed`: their widths, ascending. `metrics`:
+    what errors of their outputs cost together, by name, where that is known. `cost`: the measured
+    KL of replacing some.
     """
 
     module: nn.Module
@@ -45,7 +47,13 @@ class Prepared:
     found: dict[str, LayerStatistics]
     choices: dict[str, Choice]
     allowed: dict[str, tuple[int, ...]]
+    metrics: dict[str, Tensor]
     cost: Cost
+
+    def rounded(self, name: str, style: Style, bits: int) -> QuantizedLinear:
+        """One layer with weights of `bits` bits."""
+        choice, found, metric = self.choices[name], self.found[name], self.metrics.get(name)
+        return rounded(self.floats[name], choice, found, style, bits, metric)
 
 
 def prepare(model: VitModel, config: QuantizeConfig, context: Context) -> Prepared:
@@ -62,7 +70,11 @@ def prepare(model: VitModel, config: QuantizeConfig, context: Context) -> Prepar
         for name, each in track(allowed.items(), "choosing ranges", len(allowed))
     }
     floats = {name: cast(nn.Linear, module.get_submodule(name)) for name in allowed}
-    return Prepared(module, floats, found, chosen, allowed, probe(module, context))
+    narrow = any(min(each) < 8 for each in allowed.values())
+    metrics = {}
+    if narrow and config.rounding == "descent" and differentiable(module):
+        metrics = output_metrics(module, list(allowed), context)
+    return Prepared(module, floats, found, chosen, allowed, metrics, probe(module, context))
 
 
 def _typical(config: QuantizeConfig, allowed: tuple[int, ...]) -> int:
@@ -94,10 +106,10 @@ def counts(
     """
     if score == "kl":
         found = {}
-        for name, linear in track(known.floats.items(), "measuring layers", len(known.floats)):
+        for name in track(known.floats, "measuring layers", len(known.floats)):
             width = min(errors[name], key=lambda b: abs(b - 4))
-            twin = rounded(linear, known.choices[name], known.found[name], config.style, width)
-            found[name] = known.cost({name: twin.dequantized()}) / max(errors[name][width], 1e-12)
+            twin = known.rounded(name, config.style, width).dequantized()
+            found[name] = known.cost({name: twin}) / max(errors[name][width], 1e-12)
     else:
         found = importance(known.module, list(known.floats), score, context)
     total = sum(found.values())
@@ -212,9 +224,7 @@ def _kl(known: Prepared, config: QuantizeConfig) -> Callable[[dict[str, int]], f
     def kl(bits: dict[str, int]) -> float:
         for name, b in bits.items():
             if (name, b) not in twins:
-                choice, found = known.choices[name], known.found[name]
-                layer = rounded(known.floats[name], choice, found, config.style, b)
-                twins[name, b] = layer.dequantized()
+                twins[name, b] = known.rounded(name, config.style, b).dequantized()
         return known.cost({name: twins[name, b] for name, b in bits.items()})
 
     return kl
