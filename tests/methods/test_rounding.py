@@ -131,3 +131,45 @@ def test_weights_that_are_zero_stay_zero(bits: int) -> None:
     assert (descend(weight, step, gram, codes, bits)[absent] == 0).all()
     nearest = round_weight(weight, step, bits)
     assert loss(codes, weight, step, gram) < loss(nearest, weight, step, gram)
+
+
+def cost(codes: Tensor, weight: Tensor, step: Tensor, gram: Tensor, metric: Tensor) -> float:
+    """tr(M ΔW G ΔWᵀ)."""
+    change = (codes * step - weight).double()
+    return float(((metric @ change @ gram) * change).sum())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("group", [None, 16])
+def test_a_metric_of_outputs_lowers_what_errors_cost_together(bits: int, group: int | None) -> None:
+    weight, gram, metric = randn(24, 70), correlated(70), correlated(24, rows=200, seed=4)
+    step = weight_step(weight, bits, group)
+    codes = gptq(weight, step, gram, bits)
+    apart = descend(weight, step, gram, codes, bits)
+    together = descend(weight, step, gram, codes, bits, metric=metric)
+    low, high = weight_range(bits)
+    assert torch.equal(together, together.round())
+    assert together.min() >= low
+    assert together.max() <= high
+    costs = [cost(each, weight, step, gram, metric) for each in (codes, apart, together)]
+    assert costs[2] < 0.9 * costs[1]
+    assert costs[2] < 0.9 * costs[0]
+    assert torch.equal(together, descend(weight, step, 9 * gram, codes, bits, metric=1e-9 * metric))
+
+
+def test_outputs_that_cost_alike_and_apart_are_taken_row_by_row() -> None:
+    weight, gram = randn(24, 70), correlated(70)
+    step = weight_step(weight, 3)
+    codes = gptq(weight, step, gram, 3)
+    alike = descend(weight, step, gram, codes, 3, metric=torch.eye(24))
+    assert torch.equal(alike, descend(weight, step, gram, codes, 3))
+
+
+def test_zeros_stay_zero_in_a_metric_and_one_row_can_be_all() -> None:
+    weight, gram = randn(16, 70), correlated(70)
+    weight[randn(16, 70, seed=9) > 0.5] = 0
+    step = weight_step(weight, 3)
+    codes = gptq(weight, step, gram, 3)
+    better = descend(weight, step, gram, codes, 3, metric=correlated(16, rank=1))
+    assert (better[weight == 0] == 0).all()
+    assert better.isfinite().all()
