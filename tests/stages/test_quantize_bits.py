@@ -9,9 +9,16 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from vitcompress.errors import InputError
-from vitcompress.methods import quantizer
-from vitcompress.model.architecture import Architecture, VitModel, build, stored_tensors
+from vitcompress.methods import quantizer, relevance
+from vitcompress.model.architecture import (
+    Architecture,
+    VitModel,
+    build,
+    set_merging,
+    stored_tensors,
+)
 from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.merging import Merging
 from vitcompress.stages.context import Context
 from vitcompress.stages.importance import importance, output_metrics
 from vitcompress.stages.quantize import QuantizeConfig, plan, quantize, sensitivity
@@ -220,6 +227,26 @@ def test_relevance_is_drawn_where_it_has_decided(vit: VitModel, context: Context
         assert all(row[k].startswith("data:image/png") for k in ("input", "before", "after"))
     for others in ({"bits": 8}, {"bits": {"average": 4.5}, "score": "fisher"}):
         assert "relevance" not in run(vit, context, **others)[1]
+
+
+@pytest.mark.parametrize("method", ["tome", "diffrate", "evit", "mctf", "ppt"])
+def test_scores_reach_through_merged_tokens(
+    method: Any, vit: VitModel, context: Context, pixels: Tensor
+) -> None:
+    set_merging(vit.module, Merging(method=method, kept=(12, 8)))
+    for score in ("lrp", "fisher"):
+        assert min(importance(vit.module, BLOCKS, score, context).values()) > 0
+    # Relevance is conserved: what the sum of two tokens has, they have together.
+    for parameter in vit.module.parameters():
+        parameter.requires_grad_(parameter.ndim == 1 or parameter.shape[0] == 1)
+    given = pixels.clone().requires_grad_()
+    with torch.enable_grad(), relevance.Propagation():
+        top = vit.module(given).amax(-1).sum()
+        top.backward()
+    held = (p for p in vit.module.parameters() if p.grad is not None)
+    gains = {id(m.weight) for m in vit.module.modules() if isinstance(m, torch.nn.LayerNorm)}
+    total = sum(relevance.of(p).sum() for p in (given, *held) if id(p) not in gains)
+    assert total.item() == pytest.approx(top.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("score", ["lrp", "fisher"])
