@@ -20,7 +20,7 @@ from vitcompress.model.architecture import (
 from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.merging import Merging
 from vitcompress.stages.context import Context
-from vitcompress.stages.importance import importance, output_metrics
+from vitcompress.stages.importance import importance
 from vitcompress.stages.quantize import QuantizeConfig, plan, quantize, sensitivity
 
 MakeVit = Callable[..., VitModel]
@@ -268,32 +268,6 @@ def test_heads_that_change_places_count_the_same(vit: VitModel, context: Context
     attention.proj.weight.copy_(attention.proj.weight[:, order])
     after = importance(vit.module, BLOCKS, "lrp", context)
     assert after == pytest.approx(before, rel=1e-4)
-
-
-def test_metrics_are_moments_of_gradients(vit: VitModel, context: Context) -> None:
-    """Of the last layer they are known: the mean of diag(p) − p pᵀ, the head's own metric."""
-    found = output_metrics(vit.module, [*BLOCKS, "head"], context)
-    for name in BLOCKS:
-        rows = vit.module.get_submodule(name).out_features
-        assert found[name].shape == (rows, rows)
-        assert torch.linalg.eigvalsh(found[name]).min() > -1e-6 * found[name].trace()
-    shares = torch.cat([vit.module(p) for p in context.calibration_batches("")]).softmax(-1)
-    wanted = torch.diag(shares.sum(0)) - shares.T @ shares
-    # A few draws estimate it: no more than their spread apart, and without the constant direction.
-    assert (found["head"] - wanted).norm() < wanted.norm()
-    assert found["head"].sum(1).abs().max() < 1e-4 * wanted.norm()
-
-
-def test_descent_below_8_bits_minds_what_outputs_cost_together(
-    vit: VitModel, context: Context
-) -> None:
-    def kl(rounding: str) -> float:
-        pixels = torch.cat(list(context.calibration_batches("")))
-        model, _ = run(vit, context, bits=3, rounding=rounding)
-        dense, now = (m.module(pixels).log_softmax(-1) for m in (vit, model))
-        return float((dense.exp() * (dense - now)).sum(-1).mean())
-
-    assert kl("descent") < kl("gptq")
 
 
 def test_what_is_quantized_already_can_be_quantized_on_with_descent(

@@ -6,7 +6,6 @@ from torch import Tensor
 from .quantizer import round_weight, weight_range
 
 _BLOCK = 64
-_METRIC_DAMPING = 0.1
 
 
 def gptq(weight: Tensor, step: Tensor, gram: Tensor, bits: int, damping: float = 0.01) -> Tensor:
@@ -63,63 +62,31 @@ def descend(
     bits: int,
     damping: float = 0.01,
     sweeps: int = 4,
-    metric: Tensor | None = None,
 ) -> Tensor:
-    """Better codes by coordinate descent on tr(M (W − Q∘step) G (W − Q∘step)ᵀ), from `codes`.
+    """Better codes by coordinate descent on ‖(W − Q∘step)X‖², from `codes`.
 
-    G is the Gram matrix of the inputs and M, the `metric` [out, out], says what errors of outputs
-    cost together (None: the identity): with M the second moments of the gradient at the output,
-    this is the Fisher information of the layer as a Kronecker product (K-FAC, 1503.05671; rounding
-    in this metric: YAQA, 2505.22988). A column at a time, each code is led to the value of least
-    error given all others (a quadratic in one unknown, rounded and limited); changes that do not
-    pay together are halved to the most promising. So the damped error never grows. A sweep takes
-    each column once. Other arguments as of `gptq`.
+    Each code in turn takes the value of least error given all others (a quadratic in one unknown,
+    rounded and limited), so that the damped error never grows; a sweep takes each column once.
+    Arguments as of `gptq`.
     """
     low, high = weight_range(bits)
     hessian = _damped(gram, damping)
-    hessian = hessian / hessian.diagonal().mean()
-    order = hessian.diagonal().argsort(descending=True, stable=True).tolist()
-    slope = (weight - codes * step).double() @ hessian
-    if metric is not None:
-        metric = _damped(metric, _METRIC_DAMPING)
-        metric = metric / metric.diagonal().mean()
-        slope = metric @ slope
-        metric = metric.to(weight.dtype)
-    slope, hessian = slope.to(weight.dtype), hessian.to(weight.dtype)
+    curvature = hessian.diagonal().to(weight.dtype)
+    order = curvature.argsort(descending=True, stable=True).tolist()
+    slope = ((weight - codes * step).double() @ hessian).to(weight.dtype)
+    hessian = hessian.to(weight.dtype)
     steps, present = step.expand_as(weight), weight != 0
-    own = torch.ones(len(weight)) if metric is None else metric.diagonal()
     codes = codes.clone()
     for _ in range(sweeps):
         for j in order:
-            size, curvature = steps[:, j], own * hessian[j, j]
-            wanted = codes[:, j] + slope[:, j] / (curvature * size)
+            size = steps[:, j]
+            wanted = codes[:, j] + slope[:, j] / (curvature[j] * size)
             change = (wanted.round().clamp(low, high) - codes[:, j]) * present[:, j]
-            if metric is not None:
-                change = _paying(change, size, slope[:, j], hessian[j, j], metric)
             moved = change.nonzero()[:, 0]
             if len(moved):
                 codes[moved, j] += change[moved]
-                shift = change * size
-                if metric is None:
-                    slope[moved] -= shift[moved, None] * hessian[j]
-                else:
-                    slope.addr_(metric @ shift, hessian[j], alpha=-1)
+                slope[moved] -= (change[moved] * size[moved])[:, None] * hessian[j]
     return codes
-
-
-def _paying(
-    change: Tensor, size: Tensor, slope: Tensor, curvature: Tensor, metric: Tensor
-) -> Tensor:
-    """Those of the `change` [out] of one column's codes that lower the error when made together."""
-    shift = change * size
-    gain = shift * (2 * slope - curvature * metric.diagonal() * shift)  # of each alone
-    shift = torch.where(gain > 0, shift, 0.0)
-    count = int((shift != 0).sum())
-    while count and float((shift * (2 * slope - curvature * (metric @ shift))).sum()) <= 0:
-        count //= 2
-        if count:
-            shift = torch.where(gain >= gain.topk(count).values[-1], shift, 0.0)
-    return torch.where(shift != 0, change, 0.0) if count else torch.zeros_like(change)
 
 
 def output_error(weight: Tensor, step: Tensor, codes: Tensor, gram: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from vitcompress.stages.context import Context
 Score = Literal["lrp", "fisher", "kl", "uniform", "random"]
 
 _BATCHES = 4  # of 16 images
-_METRIC_BATCHES = 8
 _SHOWN, _CELLS = 4, 14  # images with pictures of their relevance, and its fields a side
 
 
@@ -45,7 +44,7 @@ def importance(
     if score == "random":
         drawn = torch.rand(len(names), generator=torch.Generator().manual_seed(context.seed))
         return dict(zip(names, drawn.tolist(), strict=True))
-    if not differentiable(module):
+    if any(isinstance(m, QuantizedLinear) for m in module.modules()):
         raise InputError(
             f"score {score} needs gradients, which a model that is quantized already does not "
             "give; quantize in one stage, or use score kl"
@@ -54,7 +53,7 @@ def importance(
     generator = torch.Generator().manual_seed(context.seed)
     seen = 0
     with torch.enable_grad():
-        for pixels in track(_images(context, _BATCHES), "scoring layers", _BATCHES):
+        for pixels in track(_images(context), "scoring layers", _BATCHES):
             seen += len(pixels)
             logits, outputs = traced(module, names, pixels.to(context.device), score == "lrp")
             if score == "lrp":
@@ -86,32 +85,6 @@ def _information(
         gradient = torch.zeros_like(y) if y.grad is None else y.grad
         variance = y.detach().flatten(0, -2).var(0, correction=0)
         found[name] = float(gradient.flatten(0, -2).square().sum(0) @ variance)
-    return found
-
-
-def differentiable(module: nn.Module) -> bool:
-    """Whether gradients pass `module`: not where layers are quantized already."""
-    return not any(isinstance(m, QuantizedLinear) for m in module.modules())
-
-
-def output_metrics(module: nn.Module, names: Sequence[str], context: Context) -> dict[str, Tensor]:
-    """What errors of the outputs of layers cost together, float64 [out, out] by name.
-
-    The second moments of the gradient at the output that has the Fisher information of the model's
-    own softmax: errors e of a token change the output by ½ eᵀ M e nats of KL, up to a factor.
-    """
-    found: dict[str, Tensor] = {}
-    generator = torch.Generator().manual_seed(context.seed)
-    batches = _images(context, _METRIC_BATCHES)
-    for pixels in track(batches, "weighing outputs", _METRIC_BATCHES):
-        logits, outputs = traced(module, names, pixels.to(context.device), False)
-        with torch.enable_grad():
-            (logits * fisher_readout(logits, generator)).sum().backward()
-        for name, y in outputs.items():
-            gradient = torch.zeros_like(y) if y.grad is None else y.grad
-            flat = gradient.flatten(0, -2)
-            moments = (flat.T @ flat).double().cpu()
-            found[name] = found[name] + moments if name in found else moments
     return found
 
 
@@ -157,8 +130,8 @@ def float_twin(module: nn.Module) -> nn.Module:
     return twin
 
 
-def _images(context: Context, count: int) -> Any:
-    return islice(context.calibration_batches("reading images"), count)
+def _images(context: Context) -> Any:
+    return islice(context.calibration_batches("reading images"), _BATCHES)
 
 
 def traced(

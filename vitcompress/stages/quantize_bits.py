@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from vitcompress.console import track
 from vitcompress.errors import InputError
@@ -15,7 +15,7 @@ from vitcompress.model.compact import packed
 from vitcompress.model.layers import QuantizedLinear
 from vitcompress.stages.calibrate import LayerStatistics, statistics
 from vitcompress.stages.context import Context
-from vitcompress.stages.importance import Score, differentiable, importance, output_metrics
+from vitcompress.stages.importance import Score, importance
 from vitcompress.stages.quantize_config import BitBudget, QuantizeConfig, choices
 from vitcompress.stages.quantize_layer import (
     Choice,
@@ -37,9 +37,8 @@ Table = dict[str, dict[int, float]]
 class Prepared:
     """A folded copy of a model, what is known of the layers to quantize, and what they may be.
 
-    `floats`: these layers, as they lie in `module`. `allowed`: their widths, ascending. `metrics`:
-    what errors of their outputs cost together, by name, where that is known. `cost`: the measured
-    KL of replacing some.
+    `floats`: these layers, as they lie in `module`. `allowed`: their widths, ascending. `cost`:
+    the measured KL of replacing some.
     """
 
     module: nn.Module
@@ -47,13 +46,11 @@ class Prepared:
     found: dict[str, LayerStatistics]
     choices: dict[str, Choice]
     allowed: dict[str, tuple[int, ...]]
-    metrics: dict[str, Tensor]
     cost: Cost
 
     def rounded(self, name: str, style: Style, bits: int) -> QuantizedLinear:
         """One layer with weights of `bits` bits."""
-        choice, found, metric = self.choices[name], self.found[name], self.metrics.get(name)
-        return rounded(self.floats[name], choice, found, style, bits, metric)
+        return rounded(self.floats[name], self.choices[name], self.found[name], style, bits)
 
 
 def prepare(model: VitModel, config: QuantizeConfig, context: Context) -> Prepared:
@@ -70,11 +67,7 @@ def prepare(model: VitModel, config: QuantizeConfig, context: Context) -> Prepar
         for name, each in track(allowed.items(), "choosing ranges", len(allowed))
     }
     floats = {name: cast(nn.Linear, module.get_submodule(name)) for name in allowed}
-    narrow = any(min(each) < 8 for each in allowed.values())
-    metrics = {}
-    if narrow and config.rounding == "descent" and differentiable(module):
-        metrics = output_metrics(module, list(allowed), context)
-    return Prepared(module, floats, found, chosen, allowed, metrics, probe(module, context))
+    return Prepared(module, floats, found, chosen, allowed, probe(module, context))
 
 
 def _typical(config: QuantizeConfig, allowed: tuple[int, ...]) -> int:

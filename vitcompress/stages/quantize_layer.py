@@ -128,17 +128,9 @@ def weight_step(
 
 
 def rounded(
-    layer: nn.Linear,
-    choice: Choice,
-    found: LayerStatistics,
-    style: Style,
-    bits: int,
-    metric: Tensor | None = None,
+    layer: nn.Linear, choice: Choice, found: LayerStatistics, style: Style, bits: int
 ) -> QuantizedLinear:
-    """The quantized twin of `layer`, whose weights are already folded.
-
-    `metric`: what errors of the outputs cost together, see `rounding.descend`.
-    """
+    """The quantized twin of `layer`, whose weights are already folded."""
     moments = gram(choice.fold, found)
     scale, multipliers, step = weight_step(layer.weight, moments, style, bits)
     # Few rows say little of their covariance: shrink it by how many there are for each input.
@@ -148,7 +140,7 @@ def rounded(
     else:
         codes = gptq(layer.weight, step, moments, bits, damping)
     if style.rounding == "descent":
-        codes = descend(layer.weight, step, moments, codes, bits, damping, metric=metric)
+        codes = descend(layer.weight, step, moments, codes, bits, damping)
     quantized = QuantizedLinear(
         layer.in_features,
         layer.out_features,
