@@ -179,6 +179,27 @@ def test_sensitivity_tells_what_each_layer_costs(recipe: Path, tmp_path: Path) -
     assert "blocks.0.attn.qkv" in stderr
 
 
+def test_sensitivity_of_a_score_as_a_page(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tables.html"
+    given = ("sensitivity", recipe, "--limit", 33, "--out", out, "--json")
+    found = {}
+    for score in ("uniform", "fisher"):
+        code, stdout, stderr = call(*given, "--score", score)
+        assert code == 0, stderr
+        found[score] = [row["importance"] for row in json.loads(stdout)["quant"]]
+    assert len(set(found["uniform"])) == 1 < len(set(found["fisher"]))
+    page = out.read_text()
+    assert page.count("<svg") == 4  # importance, bits, and the error of 8 and of 4 bits
+    assert "blocks.0.attn.qkv" in page
+
+
+def test_sensitivity_of_a_score_needs_a_stage_that_scores(recipe: Path, tmp_path: Path) -> None:
+    assert "stages.quant.score" in fails(2, "sensitivity", recipe, "--score", "luck")
+    recipe.write_text(RECIPE.replace("  - {name: quant, type: quantize}\n", ""))
+    message = fails(2, "sensitivity", recipe, "--score", "lrp")
+    assert message == "error: --score: the recipe has no quantize stage; leave the option out"
+
+
 def test_sensitivity_looks_at_the_output_first(recipe: Path, tmp_path: Path) -> None:
     message = fails(2, "sensitivity", recipe, "--out", tmp_path / "none" / "tables.json")
     assert message == (

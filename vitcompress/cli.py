@@ -244,7 +244,13 @@ def sensitivity(
     model: ModelArgument = None,
     name: Name = None,
     calibration: Calibration = None,
-    out: Annotated[Path | None, typer.Option(help="A JSON file for the tables.")] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(help="What layers count for their bits: lrp, fisher, kl, uniform or random."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A file for the tables: .json, or .html with pictures.")
+    ] = None,
     settings: Settings = None,
     limit: Limit = None,
     seed: Seed = 0,
@@ -257,17 +263,26 @@ def sensitivity(
     from vitcompress import pipeline
     from vitcompress.console import console
     from vitcompress.errors import InputError
-    from vitcompress.report import terminal
+    from vitcompress.report import html, terminal
 
     if out is not None and not out.absolute().parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.parent}; make it first")
     resolved = _resolved(recipe, model, name, calibration, None, None, settings)
+    if score is not None:
+        scored = [s.name for s in resolved.stages if s.type == "quantize"]
+        if not scored:
+            raise InputError("--score: the recipe has no quantize stage; leave the option out")
+        settings = [*(settings or []), *(f"stages.{n}.score={json.dumps(score)}" for n in scored)]
+        resolved = _resolved(recipe, model, name, calibration, None, None, settings)
     options = pipeline.Options(seed=seed, device=device, limit=limit, resume=resume)
     tables = pipeline.sensitivity(resolved, options)
     for stage, rows in tables.items():
         console.print(terminal.table(stage, rows), crop=False)
     if out is not None:
-        out.write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
+        page = out.suffix == ".html"
+        title = _stem(resolved.model.checkpoint)
+        text = html.sensitivities(title, tables) if page else json.dumps(tables, indent=2) + "\n"
+        out.write_text(text, encoding="utf-8")
         console.print(f"written to [bold]{out}[/bold]")
     if as_json:
         _print_json(tables)

@@ -43,7 +43,7 @@ QUANTIZED = {
     "blocks.1.mlp.fc2": QuantizedLayer(bits=8, activations="static", terms=2, fine_tokens=1),
     "head": QuantizedLayer(bits=8, activations="static"),
 }
-HALF = ("pos_embed", "patch_embed.proj.weight")
+HALF, CODED = ("pos_embed", "cls_token"), ("patch_embed.proj.weight",)
 
 
 def quantized_twin(linear: nn.Linear, layer: QuantizedLayer, x: Tensor) -> QuantizedLinear:
@@ -72,7 +72,11 @@ def quantize_by_hand(vit: VitModel, pixels: Tensor) -> VitModel:
     for name in HALF:
         parameter = vit.module.get_parameter(name)
         parameter.copy_(parameter.half())
-    described = vit.architecture.model_copy(update={"quantized": QUANTIZED, "half": HALF})
+    for name in CODED:
+        codes, scale = quantizer.byte_codes(vit.module.get_parameter(name))
+        vit.module.get_parameter(name).copy_(codes * scale)
+    update = {"quantized": QUANTIZED, "half": HALF, "coded": CODED}
+    described = vit.architecture.model_copy(update=update)
     return replace(vit, architecture=described)
 
 
@@ -242,6 +246,17 @@ def test_halves_are_stored_in_half(quantized: Exported) -> None:
         held = quantized.initializers[f"{name}.float16"]
         assert held.data_type == TensorProto.FLOAT16
         assert numpy_helper.to_array(held).tobytes() == stored[name].numpy().tobytes()
+        assert name not in quantized.initializers
+
+
+def test_coded_weights_are_stored_as_codes(quantized: Exported) -> None:
+    stored = stored_tensors(quantized.model)
+    for name in CODED:
+        held = quantized.initializers[f"{name}.int8"]
+        assert held.data_type == TensorProto.INT8
+        assert numpy_helper.to_array(held).tobytes() == stored[name].numpy().tobytes()
+        scale = numpy_helper.to_array(quantized.initializers[f"{name}.scale"])
+        assert scale.tobytes() == stored[f"{name}.scale"].numpy().tobytes()
         assert name not in quantized.initializers
 
 

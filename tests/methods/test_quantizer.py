@@ -235,3 +235,18 @@ def test_two_terms_are_the_sum_of_both_layers() -> None:
     expected = first - (excess_codes @ codes.T) * (x_scale / 256 * scale)
     got = quantizer.integer_linear(x, codes, scale, bias, (x_scale, zero_point), terms=2)
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 4, 4), (7, 2), (1, 9)])
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e20])
+def test_byte_codes_of_what_they_stand_for_are_the_same(
+    shape: tuple[int, ...], size: float
+) -> None:
+    tensor = size * torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    tensor[0] = 0
+    codes, scale = quantizer.byte_codes(tensor)
+    again, its = quantizer.byte_codes(codes * scale)
+    assert torch.equal(again, codes)
+    assert torch.equal(its, scale)
+    assert (codes.flatten(1)[1:].abs().amax(1) == 127).all()
+    assert ((codes * scale - tensor).abs() <= 0.501 * scale).all()

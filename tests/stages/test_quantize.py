@@ -15,6 +15,7 @@ from vitcompress.model.architecture import (
     Architecture,
     VitModel,
     build,
+    load,
     set_tail,
     stored_tensors,
 )
@@ -73,7 +74,7 @@ def test_a_pattern_without_a_layer_is_an_error(key: str, vit: VitModel, context:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"layers": ()}, {"bits": 7}, {"fine": 1.5}, {"rest": "int8"}, {"bit": 8}]
+    "wrong", [{"layers": ()}, {"bits": 7}, {"fine": 1.5}, {"rest": "int4"}, {"bit": 8}]
 )
 def test_a_wrong_config_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -262,6 +263,25 @@ def test_what_stays_float_can_be_stored_in_half(vit: VitModel, context: Context)
     for name, tensor in stored.items():
         assert (tensor.dtype == torch.float16) == (name in matrices)
         assert torch.equal(tensor.to(state[name].dtype), state[name])  # nothing is lost
+
+
+def test_weights_that_stay_float_can_be_stored_in_bytes(
+    vit: VitModel, context: Context, pixels: Tensor
+) -> None:
+    model, _ = run(vit, context, rest="int8", pin={"blocks.0.mlp.fc1": "float32"}, fold=False)
+    assert set(model.architecture.half) == {"cls_token", "pos_embed"}
+    assert set(model.architecture.coded) == {"patch_embed.proj.weight", "head.weight"}
+    stored, state = stored_tensors(model), model.module.state_dict()
+    for name in model.architecture.coded:
+        assert stored[name].dtype == torch.int8
+        assert torch.equal(stored[name] * stored[f"{name}.scale"], state[name])
+        change = (state[name] - vit.module.state_dict()[name]).abs().flatten(1)
+        assert (change <= stored[f"{name}.scale"].flatten(1) * 0.51).all()
+    kept = "blocks.0.mlp.fc1.weight"
+    assert torch.equal(stored[kept], vit.module.state_dict()[kept])
+    again = build(Architecture.model_validate_json(model.architecture.model_dump_json()))
+    load(again, model.architecture, stored)
+    assert torch.equal(again(pixels), model.module(pixels))
 
 
 def test_without_half_all_floats_stay(vit: VitModel, context: Context) -> None:

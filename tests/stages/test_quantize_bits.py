@@ -9,9 +9,16 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from vitcompress.errors import InputError
-from vitcompress.methods import quantizer
-from vitcompress.model.architecture import Architecture, VitModel, build, stored_tensors
+from vitcompress.methods import quantizer, relevance
+from vitcompress.model.architecture import (
+    Architecture,
+    VitModel,
+    build,
+    set_merging,
+    stored_tensors,
+)
 from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.merging import Merging
 from vitcompress.stages.context import Context
 from vitcompress.stages.importance import importance
 from vitcompress.stages.quantize import QuantizeConfig, plan, quantize, sensitivity
@@ -222,6 +229,26 @@ def test_relevance_is_drawn_where_it_has_decided(vit: VitModel, context: Context
         assert "relevance" not in run(vit, context, **others)[1]
 
 
+@pytest.mark.parametrize("method", ["tome", "diffrate", "evit", "mctf", "ppt"])
+def test_scores_reach_through_merged_tokens(
+    method: Any, vit: VitModel, context: Context, pixels: Tensor
+) -> None:
+    set_merging(vit.module, Merging(method=method, kept=(12, 8)))
+    for score in ("lrp", "fisher"):
+        assert min(importance(vit.module, BLOCKS, score, context).values()) > 0
+    # Relevance is conserved: what the sum of two tokens has, they have together.
+    for parameter in vit.module.parameters():
+        parameter.requires_grad_(parameter.ndim == 1 or parameter.shape[0] == 1)
+    given = pixels.clone().requires_grad_()
+    with torch.enable_grad(), relevance.Propagation():
+        top = vit.module(given).amax(-1).sum()
+        top.backward()
+    held = (p for p in vit.module.parameters() if p.grad is not None)
+    gains = {id(m.weight) for m in vit.module.modules() if isinstance(m, torch.nn.LayerNorm)}
+    total = sum(relevance.of(p).sum() for p in (given, *held) if id(p) not in gains)
+    assert total.item() == pytest.approx(top.item(), rel=1e-4)
+
+
 @pytest.mark.parametrize("score", ["lrp", "fisher"])
 def test_scores_do_not_depend_on_whether_gradients_are_on(
     score: Any, vit: VitModel, context: Context
@@ -241,3 +268,12 @@ def test_heads_that_change_places_count_the_same(vit: VitModel, context: Context
     attention.proj.weight.copy_(attention.proj.weight[:, order])
     after = importance(vit.module, BLOCKS, "lrp", context)
     assert after == pytest.approx(before, rel=1e-4)
+
+
+def test_what_is_quantized_already_can_be_quantized_on_with_descent(
+    vit: VitModel, context: Context, pixels: Tensor
+) -> None:
+    first, _ = run(vit, context, layers=("*.mlp.*",), bits=4, rounding="descent")
+    both, _ = run(first, context, layers=("*.attn.*",), bits=4, rounding="descent")
+    assert set(bits_of(both)) == set(BLOCKS)
+    assert both.module(pixels).isfinite().all()

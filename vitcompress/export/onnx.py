@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxscript.optimizer
@@ -14,7 +15,8 @@ import torch
 from torch import nn
 
 from vitcompress.export.translate import OPSET, TABLE
-from vitcompress.model.architecture import VitModel, stored_in_half
+from vitcompress.methods import quantizer
+from vitcompress.model.architecture import SCALE, Architecture, VitModel, stored_in_half
 from vitcompress.model.compact import exportable
 
 INPUT, OUTPUT = "pixels", "logits"
@@ -36,7 +38,7 @@ def export_onnx(model: VitModel, path: Path, facts: Mapping[str, str]) -> None:
     module = exportable(model.module, model.architecture.sparse)
     graph_model = _traced(module, model.preprocess.channels, model.preprocess.input_size)
     _name_quantized_layers(graph_model.graph)
-    _store_in_half(graph_model.graph, stored_in_half(model.architecture))
+    _store_small(graph_model.graph, model.architecture)
     for node in graph_model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
@@ -103,21 +105,32 @@ def _name_quantized_layers(graph: ir.Graph) -> None:
             node.name = f"{layer}/{node.name}" if layer in unpacked else None
 
 
-def _store_in_half(graph: ir.Graph, names: tuple[str, ...]) -> None:
-    """Store the initializers `names` in float16, each followed by a Cast that load time folds."""
-    for name in names:
+def _store_small(graph: ir.Graph, architecture: Architecture) -> None:
+    """Store initializers in float16 or as 8-bit codes, followed by nodes that load time folds."""
+    for name in (*stored_in_half(architecture), *architecture.coded):
         value = graph.initializers.get(name)
         if value is None or value.const_value is None:
             continue  # a tensor that this graph does not read
-        stored = f"{name}.float16"
-        tensor = ir.tensor(value.const_value.numpy().astype("float16"), name=stored)
-        half = ir.Value(name=stored, const_value=tensor)
-        cast = ir.node("Cast", [half], {"to": ir.DataType.FLOAT}, name=f"{name}/Cast")
-        value.replace_all_uses_with(cast.outputs[0])
+        floats = value.const_value.numpy()
+        if name in architecture.coded:
+            codes, scale = quantizer.byte_codes(torch.from_numpy(floats.copy()))
+            held = _initializer(graph, f"{name}.int8", codes.numpy())
+            cast = ir.node("Cast", [held], {"to": ir.DataType.FLOAT}, name=f"{name}/Cast")
+            factor = _initializer(graph, name + SCALE, scale.numpy())
+            nodes = [cast, ir.node("Mul", [cast.outputs[0], factor], name=f"{name}/Mul")]
+        else:
+            held = _initializer(graph, f"{name}.float16", floats.astype("float16"))
+            nodes = [ir.node("Cast", [held], {"to": ir.DataType.FLOAT}, name=f"{name}/Cast")]
+        value.replace_all_uses_with(nodes[-1].outputs[0])
         del graph.initializers[name]
-        cast.outputs[0].name = name
-        graph.initializers[stored] = half
-        graph.insert_before(graph[0], cast)
+        nodes[-1].outputs[0].name = name
+        graph.insert_before(graph[0], nodes)
+
+
+def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+    graph.initializers[name] = value
+    return value
 
 
 def facts_of(model: VitModel, extra: Mapping[str, str]) -> dict[str, str]:

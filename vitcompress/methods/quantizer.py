@@ -128,6 +128,19 @@ def spread(multipliers: Tensor, group: int, in_features: int) -> Tensor:
     return multipliers.float().repeat_interleave(group, 0)[:in_features]
 
 
+def byte_codes(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes int8 [n, ...] of −127 … 127 and scale float32 [n, 1, ...] of each first index.
+
+    The scale has 16 significant bits, so that products with codes are exact, and what was rounded
+    once has the same codes and scale again.
+    """
+    largest = tensor.abs().flatten(1).amax(1).double().clamp_min(2.0**-100)
+    mantissa, exponent = torch.frexp(largest / 127)
+    scale = torch.ldexp((mantissa * 2**16).ceil() / 2**16, exponent).float()
+    scale = scale.view(-1, *[1] * (tensor.ndim - 1))
+    return torch.round(tensor / scale).to(torch.int8), scale
+
+
 def round_weight(weight: Tensor, step: Tensor, bits: int) -> Tensor:
     """Signed codes [out, in] (as floats) of `weight` with `step` [out, 1 or in]."""
     low, high = weight_range(bits)

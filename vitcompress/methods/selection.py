@@ -5,7 +5,7 @@ own would become chains of them, and equal scores are ordered alike on both side
 first. Indices are int64 [B, k, 1], one column, as GatherND wants them.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,23 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
 @_rows.register_fake
 def _(x: Tensor, index: Tensor) -> Tensor:
     return x.new_empty(index.shape[0], index.shape[1], x.shape[2])
+
+
+def _remember(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    x, index = inputs
+    ctx.count = x.shape[1]
+    ctx.save_for_backward(index)
+
+
+def _back(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    (index,) = ctx.saved_tensors
+    images, _, channels = gradient.shape
+    nothing = gradient.new_zeros(images, ctx.count, channels)
+    return nothing.scatter_add(1, index.expand(-1, -1, channels), gradient), None
+
+
+# Scores of layers need gradients, also of models that merge tokens.
+torch.library.register_autograd("vitcompress::rows", _back, setup_context=_remember)
 
 
 @torch.library.custom_op("vitcompress::one_hot", mutates_args=())

@@ -12,11 +12,15 @@ from torch import Tensor, nn
 
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
+from vitcompress.methods import quantizer
 from vitcompress.model import checkpoint, compact, naming
 from vitcompress.model.embedding import obstacle, resize_embedding
 from vitcompress.model.layers import Activations, Attention, Block, QuantizedLinear
 from vitcompress.model.merging import Merging, MergingBlocks
 from vitcompress.model.sizes import BlockSizes, blocks, resize
+
+SCALE = ".scale"
+"""What the name of a tensor stored as 8-bit codes ends in, for its scale."""
 
 
 class QuantizedLayer(BaseModel):
@@ -44,6 +48,7 @@ class Architecture(BaseModel):
     `embedding`: the width of its stream of tokens (None: as timm makes it).
     `merging`: how tokens are merged between blocks (None: not).
     `quantized`: by layer name. `half`: names of tensors stored in float16 and computed in float32.
+    `coded`: of tensors stored as 8-bit codes, with a scale for each first index.
     `sparse`: by layer name, the cells [outputs, inputs] of which only those are stored that are
     not all zero.
     """
@@ -58,6 +63,7 @@ class Architecture(BaseModel):
     merging: Merging | None = None
     quantized: dict[str, QuantizedLayer] = {}
     half: tuple[str, ...] = ()
+    coded: tuple[str, ...] = ()
     sparse: dict[str, tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]] = {}
 
 
@@ -183,14 +189,17 @@ def unfilled(model: VitModel) -> VitModel:
 
 
 def stored_tensors(model: VitModel) -> dict[str, Tensor]:
-    """The tensors to write, by name: packed codes as they are, `half` ones in float16, and of
-    sparse layers what is not zero."""
+    """The tensors to write, by name: packed codes as they are, `half` ones in float16, `coded` ones
+    as codes and a scale, and of sparse layers what is not zero."""
     half = set(stored_in_half(model.architecture))
     state = compact.packed(model.module, model.architecture.sparse)
-    return {
+    stored = {
         name: (tensor.half() if name in half else tensor).contiguous()
         for name, tensor in state.items()
     }
+    for name in model.architecture.coded:
+        stored[name], stored[name + SCALE] = quantizer.byte_codes(stored[name])
+    return stored
 
 
 def load(module: nn.Module, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
@@ -199,6 +208,9 @@ def load(module: nn.Module, architecture: Architecture, tensors: Mapping[str, Te
     Raises `RuntimeError` for tensors that do not fit.
     """
     floats = {n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()}
+    for name in architecture.coded:
+        if name in floats and name + SCALE in floats:  # else loading will say so
+            floats[name] = floats[name].float() * floats.pop(name + SCALE)
     module.load_state_dict(compact.unpacked(module, architecture.sparse, floats))
 
 

@@ -10,6 +10,7 @@ LONG = 8
 
 CHARTED = (
     *("output_error", "bits", "importance", "weight_bytes"),
+    *("error_8", "error_4", "error_3"),
     *("sparsity", "density", "kept", "width", "kl_if_halved"),
 )
 """Columns worth a chart, wherever a table has one that varies."""

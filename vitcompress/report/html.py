@@ -1,6 +1,6 @@
-"""The report as one self-contained HTML page: no script, no network, light and dark."""
+"""Reports as self-contained HTML pages: no script, no network, light and dark."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -50,6 +50,12 @@ def render(report: Report) -> str:
             meters=list(_meters(figures.columns(report))),
         )
     )
+
+
+def sensitivities(title: str, tables: Mapping[str, list[dict[str, Any]]]) -> str:
+    """A page of what `vitcompress sensitivity` found, by stage: charts and tables."""
+    template = _environment().get_template("sensitivity.html.j2")
+    return template.render(title=title, tables=tables)
 
 
 @cache

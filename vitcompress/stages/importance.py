@@ -14,6 +14,7 @@ from vitcompress.console import track
 from vitcompress.data.pictures import heat_map, photograph
 from vitcompress.errors import InputError
 from vitcompress.methods import relevance
+from vitcompress.methods.saliency import fisher_readout
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.layers import QuantizedLinear
 from vitcompress.stages.context import Context
@@ -35,8 +36,8 @@ def importance(
     - `lrp`: the relevance of the output at the layer for the model's own top class, summed over
       outputs and tokens without its sign, as a share of the class's logit (the layer contribution
       score of LRP-QViT, 2401.11243).
-    - `fisher`: the squared gradient of the loss, with labels drawn from the model's own softmax,
-      times the variance of the output, summed over outputs and tokens: twice the KL of an error.
+    - `fisher`: the Fisher information of the model's own softmax (squared gradients) times the
+      variance of the output, summed over outputs and tokens: twice the KL of an error.
     """
     if score == "uniform":
         return dict.fromkeys(names, 1.0)
@@ -49,6 +50,7 @@ def importance(
             "give; quantize in one stage, or use score kl"
         )
     totals = dict.fromkeys(names, 0.0)
+    generator = torch.Generator().manual_seed(context.seed)
     seen = 0
     with torch.enable_grad():
         for pixels in track(_images(context), "scoring layers", _BATCHES):
@@ -57,7 +59,7 @@ def importance(
             if score == "lrp":
                 found = _contributions(logits, outputs)
             else:
-                found = _information(logits, outputs, context.seed + seen)
+                found = _information(logits, outputs, generator)
             for name, value in found.items():
                 totals[name] += value
     return {name: total / seen for name, total in totals.items()}
@@ -73,11 +75,11 @@ def _contributions(logits: Tensor, outputs: dict[str, Tensor]) -> dict[str, floa
     }
 
 
-def _information(logits: Tensor, outputs: dict[str, Tensor], seed: int) -> dict[str, float]:
+def _information(
+    logits: Tensor, outputs: dict[str, Tensor], generator: torch.Generator
+) -> dict[str, float]:
     """The squared gradient times the variance of each feature, over all tokens and images."""
-    shares = logits.detach().cpu().softmax(-1)
-    drawn = torch.multinomial(shares, 1, generator=torch.Generator().manual_seed(seed))
-    F.cross_entropy(logits, drawn[:, 0].to(logits.device), reduction="sum").backward()
+    (logits * fisher_readout(logits, generator)).sum().backward()
     found = {}
     for name, y in outputs.items():
         gradient = torch.zeros_like(y) if y.grad is None else y.grad

@@ -45,12 +45,16 @@ def quantize(
         rows = [{"layer": name, "bits": bits[name]} for name in names]
     else:
         bits, rows = chosen_bits(model, config, context, known)
-    layers, costs = {}, {}
+    layers: dict[str, QuantizedLinear] = {}
+    costs: dict[str, float] = {}  # of layers of 8-bit weights: in others the weights cost most
     for name in track(names, "rounding weights", len(names)):
-        layers[name], choices[name], costs[name] = cheapest(
-            name, floats[name], choices[name], found[name], config.style, bits[name], known.cost
-        )
-    for name in _finest(costs, bits, found, floats, config.fine):
+        if bits[name] < 8:
+            layers[name] = known.rounded(name, config.style, bits[name])
+        else:
+            layers[name], choices[name], costs[name] = cheapest(
+                name, floats[name], choices[name], found[name], config.style, known.cost
+            )
+    for name in _finest(costs, found, floats, config.fine):
         choices[name] = roomy(choices[name], found[name])
         layers[name] = ranged(layers[name], floats[name], choices[name], found[name], terms=2)
     # A second term of the few tokens that the head reads costs next to nothing.
@@ -79,7 +83,7 @@ def quantize(
                 "clipped_share": 1 - choices[name].share,
                 "terms": layers[name].terms,
                 "fine_tokens": layers[name].fine_tokens,
-                "one_term_kl": costs[name],
+                "one_term_kl": costs.get(name),
                 "output_error": layer_error(layers[name], floats[name], choices[name], found[name]),
             }
             for name, row in zip(names, rows, strict=True)
@@ -136,20 +140,16 @@ def _average(bits: dict[str, int], floats: dict[str, nn.Linear]) -> float:
 
 def _finest(
     costs: dict[str, float],
-    bits: dict[str, int],
     found: dict[str, LayerStatistics],
     floats: dict[str, nn.Linear],
     share: float,
 ) -> list[str]:
-    """The layers that cost most KL per multiply-accumulate, up to `share` of all of these.
-
-    Only layers of 8-bit weights: in others most of the cost is that of the weights.
-    """
-    work = {n: float(found[n].weight) * floats[n].weight.numel() for n in costs}
+    """Those with `costs` that cost most KL per multiply-accumulate, up to `share` of all."""
+    work = {n: float(found[n].weight) * floats[n].weight.numel() for n in floats}
     left = share * sum(work.values())
     chosen = []
     for name in sorted(costs, key=lambda n: costs[n] / work[n], reverse=True):
-        if bits[name] == 8 and work[name] <= left:
+        if work[name] <= left:
             left -= work[name]
             chosen.append(name)
     return chosen
@@ -158,12 +158,11 @@ def _finest(
 def _costly(
     costs: dict[str, float], layers: dict[str, QuantizedLinear], module: nn.Module
 ) -> list[str]:
-    """The layers of one term and 8-bit weights, inside blocks, that cost more KL than the mean."""
-    average = sum(costs.values()) / len(costs)
+    """Those of one term, inside blocks, that cost more KL than the mean of all with `costs`."""
     return [
         name
-        for name, layer in layers.items()
-        if costs[name] > average
-        and (layer.bits, layer.terms) == (8, 1)
+        for name, cost in costs.items()
+        if cost > sum(costs.values()) / len(costs)
+        and layers[name].terms == 1
         and block_of(module, name) is not None
     ]

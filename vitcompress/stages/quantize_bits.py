@@ -20,6 +20,7 @@ from vitcompress.stages.quantize_config import BitBudget, QuantizeConfig, choice
 from vitcompress.stages.quantize_layer import (
     Choice,
     Cost,
+    Style,
     choose,
     probe,
     rounded,
@@ -46,6 +47,10 @@ class Prepared:
     choices: dict[str, Choice]
     allowed: dict[str, tuple[int, ...]]
     cost: Cost
+
+    def rounded(self, name: str, style: Style, bits: int) -> QuantizedLinear:
+        """One layer with weights of `bits` bits."""
+        return rounded(self.floats[name], self.choices[name], self.found[name], style, bits)
 
 
 def prepare(model: VitModel, config: QuantizeConfig, context: Context) -> Prepared:
@@ -94,10 +99,10 @@ def counts(
     """
     if score == "kl":
         found = {}
-        for name, linear in track(known.floats.items(), "measuring layers", len(known.floats)):
+        for name in track(known.floats, "measuring layers", len(known.floats)):
             width = min(errors[name], key=lambda b: abs(b - 4))
-            twin = rounded(linear, known.choices[name], known.found[name], config.style, width)
-            found[name] = known.cost({name: twin.dequantized()}) / max(errors[name][width], 1e-12)
+            twin = known.rounded(name, config.style, width).dequantized()
+            found[name] = known.cost({name: twin}) / max(errors[name][width], 1e-12)
     else:
         found = importance(known.module, list(known.floats), score, context)
     total = sum(found.values())
@@ -212,9 +217,7 @@ def _kl(known: Prepared, config: QuantizeConfig) -> Callable[[dict[str, int]], f
     def kl(bits: dict[str, int]) -> float:
         for name, b in bits.items():
             if (name, b) not in twins:
-                choice, found = known.choices[name], known.found[name]
-                layer = rounded(known.floats[name], choice, found, config.style, b)
-                twins[name, b] = layer.dequantized()
+                twins[name, b] = known.rounded(name, config.style, b).dequantized()
         return known.cost({name: twins[name, b] for name, b in bits.items()})
 
     return kl
@@ -278,14 +281,20 @@ def describe(
         for name, q in layers.items()
     }
     floats = choices(model, config)[1]
-    half = {f"{name}.weight" for name, kind in floats.items() if kind == "float16"}
-    if config.rest == "float16":
-        whole = {f"{name}.weight" for name, kind in floats.items() if kind == "float32"}
-        half |= {n for n, p in module.named_parameters() if p.ndim > 1} - whole
-    ordered = [name for name, _ in module.named_parameters() if name in half]
-    for name in ordered:
-        parameter = module.get_parameter(name)
-        parameter.copy_(parameter.half())
+    pinned = {f"{name}.weight": kind for name, kind in floats.items()}
+    half = [name for name, kind in pinned.items() if kind == "float16"]
+    coded: list[str] = []
+    if config.rest != "float32":
+        sparse = {f"{name}.weight" for name in model.architecture.sparse}
+        for name, parameter in module.named_parameters():
+            if parameter.ndim > 1 and name not in pinned:
+                weight = name.endswith(".weight") and name not in sparse
+                (coded if weight and config.rest == "int8" else half).append(name)
+    for name in half:
+        module.get_parameter(name).copy_(module.get_parameter(name).half())
+    for name in coded:
+        codes, scale = quantizer.byte_codes(module.get_parameter(name))
+        module.get_parameter(name).copy_(codes * scale)
     quantized = {**model.architecture.quantized, **described}
-    update = {"quantized": quantized, "half": tuple(ordered)}
+    update = {"quantized": quantized, "half": tuple(half), "coded": tuple(coded)}
     return replace(model, module=module, architecture=model.architecture.model_copy(update=update))

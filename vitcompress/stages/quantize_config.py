@@ -65,7 +65,7 @@ class QuantizeConfig(BaseModel):
     more, on a second 8-bit term of the inputs of layers of 8-bit weights, where that is worth most;
     beyond it, in costly ones the class token alone has a second term where that takes away most of
     their cost. `rest`: the type in which matrices that stay float (patch and position embeddings,
-    …) are stored.
+    …) are stored; `int8` is for the weights among them, the others have float16 then.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,7 +83,7 @@ class QuantizeConfig(BaseModel):
     group: Annotated[int, Field(ge=8)] | None = 32
     fold: bool = True
     fine: Annotated[float, Field(ge=0, le=1)] = 0.05
-    rest: Literal["float16", "float32"] = "float32"
+    rest: Literal["float16", "float32", "int8"] = "float32"
 
     @property
     def style(self) -> Style:

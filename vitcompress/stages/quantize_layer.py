@@ -234,19 +234,17 @@ def cheapest(
     choice: Choice,
     found: LayerStatistics,
     style: Style,
-    bits: int,
     cost: Cost,
 ) -> tuple[QuantizedLinear, Choice, float]:
-    """The layer rounded, with the range that costs the model least KL near the chosen one.
+    """The layer in 8 bits, with the range that costs the model least KL near the chosen one.
 
     A few tokens with huge activations may carry little of a layer's error and most of the model's:
     what to clip has the last word from the model's output. From the choice the search steps to
-    wider ranges while that helps, else to narrower ones. Below 8 bits the error of the weights is
-    so much larger that the search would have nothing to go by.
+    wider ranges while that helps, else to narrower ones.
     """
-    twin = rounded(layer, choice, found, style, bits)
+    twin = rounded(layer, choice, found, style, 8)
     best = (twin, choice, cost({name: twin}))
-    if style.activations == "dynamic" or bits < 8:
+    if style.activations == "dynamic":
         return best
     ladder = [replace(choice, low=a, high=b, share=s) for a, b, s in _ranges(choice.fold, found)]
     start = _SHARES.index(choice.share)
