@@ -198,9 +198,9 @@ def _described(
     model: VitModel, module: nn.Module, asked: Mapping[str, Option], config: SparsifyConfig
 ) -> VitModel:
     """`module` with the description of how its layers are stored."""
-    cells = {n: p.cell for n, (p, density) in asked.items() if density < 1}
+    patterns = {n: words(option) for n, option in asked.items() if option[1] < 1}
     if config.storage == "dense":
-        cells = {}
-    sparse = {**model.architecture.sparse, **cells}
+        patterns = {}
+    sparse = {**model.architecture.sparse, **patterns}
     architecture = model.architecture.model_copy(update={"sparse": sparse})
     return replace(model, module=module, architecture=architecture)
