@@ -164,7 +164,7 @@ def test_gradients_weigh_tokens_as_each_image_alone_would(
     x = inputs_of(vit.module, layer, many_pixels).flatten(0, 1).double()
     weights = importance.mean(1) / importance.mean()
     assert found.weight.item() == pytest.approx(len(x), rel=1e-9)  # their mean is 1
-    assert found.effective.item() == pytest.approx(len(x) / float(weights.square().mean()), rel=1e-4)
+    assert close(found.effective, weights.sum().square() / weights.square().sum(), 1e-4)
     assert close(found.total, weights @ x, 1e-4)
     assert close(found.gram, x.T @ (weights[:, None] * x), 1e-4)
     assert close(found.output_weights, importance.mean(0) / importance.mean(), 1e-4)

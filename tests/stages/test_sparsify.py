@@ -143,7 +143,21 @@ def test_a_mixed_choice_holds_its_budget(vit: VitModel, context: Context) -> Non
         assert ((found[name] != 0).unflatten(1, (-1, 4)).sum(-1) <= most).all()
         assert (name in model.architecture.sparse) == (most < 4)
     assert 0 < details["knee_density"] < 1
-    assert details["predicted_kl"] > 0
+    assert all(row["kl_measured"] > 0 for row in details["allocations"])
+
+
+def test_beyond_the_knee_a_run_warns(
+    vit: VitModel, context: Context, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {}
+    for density in (0.9, 0.1):
+        _, found[density] = run(vit, context, pattern="unstructured", density=density)
+        assert ("beyond the knee" in capsys.readouterr().err) == (density < 0.5)
+    assert found[0.1]["beyond_knee"]
+    (warning,) = found[0.1]["warnings"]
+    assert f"at {found[0.1]['knee_density']:.2f}" in warning
+    assert not found[0.9]["beyond_knee"]
+    assert "warnings" not in found[0.9]
 
 
 def test_no_layer_falls_below_the_floor(vit: VitModel, context: Context) -> None:

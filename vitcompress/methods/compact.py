@@ -19,9 +19,7 @@ def counts(rows: int, columns: int, cell: Cell) -> tuple[int, int]:
     return -(-rows // cell[0]), -(-columns // cell[1])
 
 
-def compacted(
-    matrix: Tensor, cell: Cell, kept: int = 0, group: int = 0
-) -> tuple[Tensor, Tensor]:
+def compacted(matrix: Tensor, cell: Cell, kept: int = 0, group: int = 0) -> tuple[Tensor, Tensor]:
     """The cells of `matrix` [rows, columns] that are not all zero, and the packed bits of all.
 
     With `group`, at least `kept` of each so many cells one below the other: where fewer are not
