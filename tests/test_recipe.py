@@ -244,6 +244,15 @@ def test_an_error_in_an_override_quotes_it(override: str, told: str) -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_patterns_need_no_quotes() -> None:
+    text = "stages: [{name: s, type: sparsify, pattern: 2:4, patterns: {'*.fc2': 4:8}}]\n"
+    recipe = load(text)
+    assert (recipe.stages[0].pattern, recipe.stages[0].patterns) == ("2:4", {"*.fc2": "4:8"})
+    assert load(to_yaml(recipe)) == recipe
+    assert load(text, "stages.s.pattern=1:4").stages[0].pattern == "1:4"
+
+
+@pytest.mark.usefixtures("folder")
 def test_an_override_for_a_recipe_without_stages() -> None:
     told = message("stages: []", "stages.q.bits=8")
     assert told == "--set stages.q.bits=8: the recipe has no stage q; it has no stages"

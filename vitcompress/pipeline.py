@@ -204,11 +204,12 @@ class _Run:
             export_onnx(self.dense, baseline_file, {})
             check(baseline_file, self.dense, self.parity_pixels, dense_logits, 0)
             self.judged_dense = self._judge_onnx(baseline_file)
-        model, stages = self.dense, list[StageReport]()
+        model, stages, warnings = self.dense, list[StageReport](), self.data.warnings()
         for config in self.recipe.stages:
             with _step(f"{config.name} ({config.type})") as started:
                 model, details = STAGES[type(config)].run(model, config, self.context)
                 seconds = time.monotonic() - started
+                warnings += details.pop("warnings", [])
                 is_last = config is self.recipe.stages[-1]
                 metrics = None if is_last else self._torch_metrics(model)
             stages.append(
@@ -232,7 +233,7 @@ class _Run:
             artifacts=artifacts,
             gates=gates.evaluate(self.recipe.gates, baseline, final),
             environment=output.environment(self.options.threads),
-            warnings=self.data.warnings(),
+            warnings=warnings,
         )
 
     def _finish(

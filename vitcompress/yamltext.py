@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -10,6 +10,17 @@ from vitcompress.errors import InputError
 
 Place = tuple[str | int, ...]
 """The way to a value: keys of mappings and indices of lists."""
+
+
+_NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+
+
+class _Loader(yaml.SafeLoader):
+    """Knows no numbers to the base of 60, as YAML 1.2 does not: `2:4` is text and not 124."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        tag = cast(Any, super()).resolve(kind, value, implicit)
+        return self.DEFAULT_SCALAR_TAG if tag in _NUMBERS and ":" in value else tag
 
 
 @dataclass(frozen=True)
@@ -37,9 +48,9 @@ def parse(text: str, where: Callable[[int], str]) -> Document:
     `where(line)` begins the message of the `InputError` that is raised for text that is not YAML,
     for a second document and for a key that is given twice.
     """
-    loader = yaml.SafeLoader("")
+    loader = _Loader("")
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         repeated = None if node is None else next(_repeated(node, (), set()), None)
         # Deep construction refuses anchors that contain themselves.

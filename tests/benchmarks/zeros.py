@@ -1,28 +1,51 @@
 """Compare the criteria of the sparsify stage, with and without reconstruction.
 
-    python tests/benchmarks/zeros.py MODEL --calibration DIR --evaluation DIR [--classes FILE]
+    python tests/benchmarks/zeros.py MODEL --calibration DIR --evaluation DIR
 
-Prints a Markdown table: KL from the dense model / agreement with it, in percent, for each pattern.
-A pattern is given as PATTERN or PATTERN@DENSITY. Evaluation images are judged without their labels.
+Prints a Markdown table: KL from the dense model and agreement with it, in percent, for 2:4 zeros by
+each criterion, then for 16×16 blocks, evenly and with allocated densities. `--patterns` gives
+others, as PATTERN or PATTERN@DENSITY. Evaluation images are judged without their labels.
 """
 
 import argparse
+import itertools
 import logging
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
 from vitcompress.console import console
 from vitcompress.data.images import batches, open_images
 from vitcompress.measure.accuracy import agreement, mean_kl
-from vitcompress.methods.sparsity import Criterion
+from vitcompress.methods.sparsity import Criterion, parse
 from vitcompress.model.architecture import from_source
 from vitcompress.stages.context import Context
 from vitcompress.stages.sparsify import SparsifyConfig, sparsify
 
-PATTERNS = ["2:4", "unstructured@0.7", "16x16@0.8"]
+BRIEF = ("magnitude", "obs")  # criteria for patterns that leave densities open
+SHARES = ["uniform", "distortion"]
+
+
+def settings(
+    patterns: list[str], criteria: list[str], refits: list[bool]
+) -> Iterator[dict[str, Any]]:
+    """The rows of the table, as options of the stage."""
+    for text in patterns:
+        pattern, _, density = text.partition("@")
+        fixed = pattern != "mixed" and parse(pattern).group > 0
+        asked = criteria if fixed else [c for c in BRIEF if c in criteria]
+        shares = ["uniform"] if fixed else ["distortion"] if pattern == "mixed" else SHARES
+        for criterion, share, refit in itertools.product(asked, shares, refits):
+            yield {
+                "pattern": pattern,
+                "density": float(density) if density else None,
+                "criterion": criterion,
+                "allocation": share,
+                "reconstruct": refit,
+            }
 
 
 def main() -> None:
@@ -30,14 +53,12 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--evaluation", required=True)
-    parser.add_argument("--classes", type=Path)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--limit", type=int, default=500)
-    parser.add_argument("--patterns", nargs="+", default=PATTERNS)
+    parser.add_argument("--patterns", nargs="+", default=["2:4", "16x16@0.8"])
     parser.add_argument("--criteria", nargs="+", default=list(get_args(Criterion)))
     parser.add_argument("--layers", nargs="+", default=["*.mlp.fc1", "*.mlp.fc2"])
-    parser.add_argument("--allocation", nargs="+", default=["uniform"])
-    parser.add_argument("--only", choices=["mask", "reconstructed"])
+    parser.add_argument("--only", choices=["mask", "refit"])
     parser.add_argument("--cache", type=Path)
     given = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -45,14 +66,12 @@ def main() -> None:
     model = from_source(given.model, None, {}, None, {})
     images = open_images(given.calibration, labelled=False, limit=given.images, seed=0)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    judged = open_images(
-        given.evaluation, classes=given.classes, labelled=True, limit=given.limit, seed=1
-    )
+    judged = open_images(given.evaluation, labelled=False, limit=given.limit, seed=1)
     pixels = [b.pixels for b in batches(judged, model.preprocess, 16)]
     dense = torch.cat([model.module(p) for p in pixels]).numpy()
-    refits = [r for r in (False, True) if given.only != ("mask" if r else "reconstructed")]
-    console.print("| criterion | allocation | refit | " + " | ".join(given.patterns) + " |")
-    console.print("|---|---|---|" + "---|" * len(given.patterns))
+    refits = [r for r in (False, True) if given.only != ("mask" if r else "refit")]
+    console.print("| pattern | criterion | densities | refit | KL | agreement |")
+    console.print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         context = Context(
             calibration=images.subset(order.tolist()),
@@ -62,34 +81,19 @@ def main() -> None:
             cache=given.cache or Path(folder),
             resume=True,
         )
-
-        def figures(text: str, **options: object) -> str:
-            pattern, _, density = text.partition("@")
-            config = SparsifyConfig.model_validate(
-                {
-                    "pattern": pattern,
-                    "density": float(density) if density else None,
-                    "layers": given.layers,
-                    **options,
-                }
-            )
+        for options in settings(given.patterns, given.criteria, refits):
+            config = SparsifyConfig.model_validate({**options, "layers": given.layers})
             console.quiet = True
             sparse = sparsify(model, config, context)[0]
             console.quiet = False
             now = torch.cat([sparse.module(p) for p in pixels]).numpy()
-            return f"{mean_kl(now, dense):.4f} / {agreement(now, dense):.1f}"
-
-        for criterion in given.criteria:
-            for allocation in given.allocation:
-                for reconstruct in refits:
-                    options = {
-                        "criterion": criterion,
-                        "allocation": allocation,
-                        "reconstruct": reconstruct,
-                    }
-                    cells = [figures(text, **options) for text in given.patterns]
-                    word = "yes" if reconstruct else "no"
-                    console.print(f"| {criterion} | {allocation} | {word} | {' | '.join(cells)} |")
+            density = f" at {config.density:.0%}" if config.density else ""
+            even = "even" if config.allocation == "uniform" else "allocated"
+            console.print(
+                f"| {config.pattern}{density} | {config.criterion} | {even} "
+                f"| {'yes' if config.reconstruct else 'no'} "
+                f"| {mean_kl(now, dense):.4f} | {agreement(now, dense):.1f} |"
+            )
 
 
 if __name__ == "__main__":

@@ -22,3 +22,12 @@ def test_what_is_expanded_is_what_was_compacted(
     assert mask.shape == (-(-down // 8), across)
     assert torch.equal(compact.present(mask, *shape, cell), left)
     assert torch.equal(compact.expanded(values, mask, *shape, cell), matrix)
+
+
+def test_groups_with_too_few_are_made_up_with_zeros() -> None:
+    matrix = torch.tensor([[0, 5, 0, 0, 0, 1, 2, 3.0], [0, 0, 0, 0, 1, 2, 3, 4]]).T
+    values, mask = compact.compacted(matrix, (1, 1), 2, 4)
+    left = compact.present(mask, 8, 2, (1, 1))
+    assert left.T.int().tolist() == [[1, 1, 0, 0, 0, 1, 1, 1], [1, 1, 0, 0, 1, 1, 1, 1]]
+    assert left[matrix != 0].all()  # more than two are never lost
+    assert torch.equal(compact.expanded(values, mask, 8, 2, (1, 1)), matrix)

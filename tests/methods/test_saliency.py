@@ -59,3 +59,17 @@ def test_energies_are_those_of_single_dimensions(z: Tensor) -> None:
     for j in range(4):
         y = z[:, j, None] * projection[:, j].double()
         assert energies[j] == pytest.approx(0.5 * ((y @ metric) * y).sum(1).mean())
+
+
+def test_readouts_have_the_covariance_of_the_softmax_and_are_steadier_than_drawn_labels() -> None:
+    logits = torch.tensor([4.0, 1.0, 0.0, -1.0])
+    shares = logits.softmax(-1)
+    wanted = shares.diag() - torch.outer(shares, shares)
+    many = logits.expand(20_000, 4)
+    found = saliency.fisher_readout(many, torch.Generator().manual_seed(0))
+    assert found.sum(-1).abs().max() < 1e-5  # what is added to all logits changes nothing
+    torch.testing.assert_close(found.T @ found / len(many), wanted, atol=5e-3, rtol=0)
+    labels = torch.multinomial(shares.expand(20_000, 4), 1, generator=torch.Generator())
+    drawn = torch.eye(4)[labels[:, 0]] - shares
+    spread = [each.square().sum(-1).std() for each in (found, drawn)]
+    assert spread[0] < 0.2 * spread[1]

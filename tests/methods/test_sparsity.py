@@ -59,6 +59,13 @@ def test_exactly_n_of_m_stay(text: str) -> None:
         assert (mask.unflatten(1, (-1, pattern.group)).sum(-1) == pattern.kept).all()
 
 
+def test_dimap_gives_each_weight_its_share_of_what_would_be_left() -> None:
+    weight = torch.tensor([[2.0, -3.0, 0.0], [1.0, 0.0, 0.0]])
+    found = sparsity.scores("dimap", weight, torch.ones(3), torch.ones(2), 0)
+    wanted = torch.tensor([[4 / 13, 1.0, 0.0], [1 / 14, 0.0, 0.0]])
+    torch.testing.assert_close(found, wanted.double())
+
+
 @pytest.mark.parametrize("cell", [(1, 1), (2, 4), (4, 7)])
 @pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
 def test_whole_cells_stay_to_the_density(cell: tuple[int, int], density: float) -> None:

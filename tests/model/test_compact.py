@@ -14,44 +14,44 @@ from vitcompress.export.folder import load_folder, save_folder
 from vitcompress.export.onnx import INPUT, export_onnx
 from vitcompress.export.parity import check
 from vitcompress.measure.runtime import session
-from vitcompress.methods import packing, quantizer
+from vitcompress.methods import packing, quantizer, sparsity
 from vitcompress.model.architecture import VitModel, stored_tensors
 from vitcompress.model.layers import QuantizedLinear
 
-CELLS = {
-    "blocks.0.attn.qkv": (1, 1),
-    "blocks.0.mlp.fc1": (16, 8),
-    "blocks.0.mlp.fc2": (5, 7),  # no whole number of them
-    "blocks.1.mlp.fc1": (1, 4),
-    "head": (3, 1),
+PATTERNS = {
+    "blocks.0.attn.qkv": "unstructured",
+    "blocks.0.mlp.fc1": "16x8",
+    "blocks.0.mlp.fc2": "5x7",  # no whole number of them
+    "blocks.1.attn.qkv": "2:4",
+    "blocks.1.mlp.fc1": "1x4",
+    "head": "3x1",
 }
 
 
 def thinned(vit: VitModel, half: tuple[str, ...] = ()) -> VitModel:
-    """A model with about half of the cells of some layers zero."""
+    """A model with half of the cells of some layers zero."""
     generator = torch.Generator().manual_seed(3)
-    for name, (high, wide) in CELLS.items():
-        weight = vit.module.get_submodule(name).weight
-        down, across = -(-len(weight) // high), -(-weight.shape[1] // wide)
-        left = torch.rand(down, across, generator=generator) < 0.5
-        spread = left.repeat_interleave(high, 0).repeat_interleave(wide, 1)
-        weight.mul_(spread[: len(weight), : weight.shape[1]])
+    for name, text in PATTERNS.items():
+        weight, pattern = vit.module.get_submodule(name).weight, sparsity.parse(text)
+        values = sparsity.cells(torch.rand(weight.shape, generator=generator), pattern.cell)
+        mask = sparsity.keep(values, pattern, 0.5)
+        weight.mul_(sparsity.spread(mask, pattern.cell, weight.shape))
     for name in half:
         vit.module.get_parameter(name).copy_(vit.module.get_parameter(name).half())
     return replace(
-        vit, architecture=vit.architecture.model_copy(update={"sparse": CELLS, "half": half})
+        vit, architecture=vit.architecture.model_copy(update={"sparse": PATTERNS, "half": half})
     )
 
 
 def quantized(vit: VitModel, pixels: Tensor) -> VitModel:
     described = {}
-    for place, name in enumerate(CELLS):
+    for place, name in enumerate(PATTERNS):
         linear = vit.module.get_submodule(name)
         seen: list[Tensor] = []
         handle = linear.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0]))
         vit.module(pixels)
         handle.remove()
-        bits, group = (8, 4, 3, 4, 6)[place], (None, 16, None, None, None)[place]
+        bits, group = (8, 4, 3, 4, 4, 6)[place], (None, 16, *4 * [None])[place]
         layer = QuantizedLinear(
             linear.in_features, linear.out_features, bits, "static", 1 + place % 2, group=group
         )
@@ -110,7 +110,7 @@ def test_the_file_holds_the_stored_tensors_and_onnxruntime_folds_them(
     graph = onnx.load(optimised).graph
     assert not {node.op_type for node in graph.node} & {"CumSum", "BitShift", "BitwiseAnd"}
     shapes = {tuple(i.dims) for i in graph.initializer}
-    for name in CELLS:  # the whole matrix, made once
+    for name in PATTERNS:  # the whole matrix, made once
         layer = model.module.get_submodule(name)
         assert (layer.in_features, layer.out_features) in shapes
     run = session(file, 1).run(None, {INPUT: pixels.numpy()})[0]
@@ -120,7 +120,8 @@ def test_the_file_holds_the_stored_tensors_and_onnxruntime_folds_them(
 def test_what_is_zero_is_not_stored(make_vit: Callable[..., VitModel]) -> None:
     model = thinned(make_vit())
     stored = stored_tensors(model)
-    for name, (high, wide) in CELLS.items():
+    for name, text in PATTERNS.items():
+        high, wide = sparsity.parse(text).cell
         weight = model.module.get_submodule(name).weight
         values, mask = stored[f"{name}.values"], stored[f"{name}.mask"]
         assert f"{name}.weight" not in stored

@@ -18,6 +18,13 @@ def test_headline_does_not_flatter(report: Report, empty: Report) -> None:
     assert figures.headline(empty) == "Accuracy was not measured."
 
 
+@pytest.mark.parametrize("speedup", [0.998, 1.0, 1.004])
+def test_what_is_no_faster_is_not_called_so(speedup: float, report: Report) -> None:
+    same = report.final.model_copy(update={"speedup": speedup})
+    told = figures.headline(report.model_copy(update={"final": same}))
+    assert told.startswith("3.71× smaller and 1.00× as fast; ")
+
+
 def test_speed_is_never_worked_out_from_separate_timings(report: Report) -> None:
     final = report.final.model_copy(update={"speedup": None})
     assert "faster" not in figures.headline(report.model_copy(update={"final": final}))

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.data.images import ImageSet
+from vitcompress.methods import saliency
 from vitcompress.model.architecture import VitModel
 from vitcompress.stages import calibrate
 from vitcompress.stages.calibrate import LayerStatistics, collect, statistics
@@ -140,19 +140,14 @@ def test_nothing_is_left_on_the_model_and_the_images(vit: VitModel, many_pixels:
     assert all(p.grad is None for p in vit.module.parameters())
 
 
-def drawn_labels(logits: Tensor, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-
-
-def output_gradient(module: nn.Module, layer: str, image: Tensor, label: Tensor) -> Tensor:
-    """The gradient of one image's loss at the output of `layer`, [tokens, out]."""
+def output_gradient(module: nn.Module, layer: str, image: Tensor, readout: Tensor) -> Tensor:
+    """The gradient of one image's read-out at the output of `layer`, [tokens, out]."""
     seen: list[Tensor] = []
     target = module.get_submodule(layer)
     handle = target.register_forward_hook(lambda _, __, output: seen.append(output))
-    loss = F.cross_entropy(module(image[None].requires_grad_()), label[None])
+    read = (module(image[None].requires_grad_()) * readout).sum()
     handle.remove()
-    (gradient,) = torch.autograd.grad(loss, seen[0])
+    (gradient,) = torch.autograd.grad(read, seen[0])
     return gradient[0] if gradient.ndim == 3 else gradient
 
 
@@ -161,13 +156,15 @@ def test_gradients_weigh_tokens_as_each_image_alone_would(
     layer: str, vit: VitModel, many_pixels: Tensor
 ) -> None:
     found = collect(vit.module, [layer], [many_pixels.clone()], 12, seed=3, gradients=True)[layer]
-    labels = drawn_labels(vit.module(many_pixels), seed=3)
-    each = zip(many_pixels, labels, strict=True)
+    generator = torch.Generator().manual_seed(3)
+    readouts = saliency.fisher_readout(vit.module(many_pixels).detach(), generator)
+    each = zip(many_pixels, readouts, strict=True)
     importance = torch.stack([output_gradient(vit.module, layer, *pair) for pair in each])
     importance = importance.square().flatten(0, 1).double()
     x = inputs_of(vit.module, layer, many_pixels).flatten(0, 1).double()
     weights = importance.mean(1) / importance.mean()
     assert found.weight.item() == pytest.approx(len(x), rel=1e-9)  # their mean is 1
+    assert close(found.effective, weights.sum().square() / weights.square().sum(), 1e-4)
     assert close(found.total, weights @ x, 1e-4)
     assert close(found.gram, x.T @ (weights[:, None] * x), 1e-4)
     assert close(found.output_weights, importance.mean(0) / importance.mean(), 1e-4)
@@ -179,10 +176,7 @@ def test_gradients_weigh_tokens_as_each_image_alone_would(
 def test_gradients_do_not_depend_on_the_batch_size(
     vit: VitModel, many_pixels: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def likeliest(shares: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        return shares.argmax(-1, keepdim=True)
-
-    monkeypatch.setattr(torch, "multinomial", likeliest)
+    monkeypatch.setattr(saliency, "fisher_readout", lambda logits, _: logits.detach().softmax(-1))
     at_once, streamed = (
         collect(vit.module, LAYERS, many_pixels.split(size), 12, seed=0, gradients=True)
         for size in (12, 5)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitcompress.errors import InputError
 from vitcompress.export.folder import load_folder, save_folder, stored_bytes
-from vitcompress.methods import quantizer, sparsity
+from vitcompress.methods import compact, quantizer, sparsity
 from vitcompress.model.architecture import VitModel, stored_tensors
 from vitcompress.model.structure import linears
 from vitcompress.stages import quantize as quantizing
@@ -60,7 +60,9 @@ def test_zeros_stay_zeros_when_weights_are_quantized(
         layer = model.module.get_submodule(name)
         codes = quantizer.unpack_weight(layer.codes, bits, layer.in_features)
         assert (codes[sparse.module.get_submodule(name).weight == 0] == 0).all()
-        assert ((codes != 0).unflatten(1, (-1, 4)).sum(-1) <= 2).all()
+        left = compact.present(stored[f"{name}.mask"], *codes.T.shape, (1, 1)).T
+        assert (left.unflatten(1, (-1, 4)).sum(-1) == 2).all()
+        assert left[codes != 0].all()
         held = stored[f"{name}.codes"].nbytes + stored[f"{name}.mask"].nbytes
         assert held <= {8: 0.625, 4: 0.75}[bits] * whole[f"{name}.codes"].nbytes
     save_folder(model, tmp_path)
@@ -141,7 +143,21 @@ def test_a_mixed_choice_holds_its_budget(vit: VitModel, context: Context) -> Non
         assert ((found[name] != 0).unflatten(1, (-1, 4)).sum(-1) <= most).all()
         assert (name in model.architecture.sparse) == (most < 4)
     assert 0 < details["knee_density"] < 1
-    assert details["predicted_kl"] > 0
+    assert all(row["kl_measured"] > 0 for row in details["allocations"])
+
+
+def test_beyond_the_knee_a_run_warns(
+    vit: VitModel, context: Context, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {}
+    for density in (0.9, 0.1):
+        _, found[density] = run(vit, context, pattern="unstructured", density=density)
+        assert ("beyond the knee" in capsys.readouterr().err) == (density < 0.5)
+    assert found[0.1]["beyond_knee"]
+    (warning,) = found[0.1]["warnings"]
+    assert f"at {found[0.1]['knee_density']:.2f}" in warning
+    assert not found[0.9]["beyond_knee"]
+    assert "warnings" not in found[0.9]
 
 
 def test_no_layer_falls_below_the_floor(vit: VitModel, context: Context) -> None:

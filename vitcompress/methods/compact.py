@@ -19,16 +19,23 @@ def counts(rows: int, columns: int, cell: Cell) -> tuple[int, int]:
     return -(-rows // cell[0]), -(-columns // cell[1])
 
 
-def compacted(matrix: Tensor, cell: Cell) -> tuple[Tensor, Tensor]:
+def compacted(matrix: Tensor, cell: Cell, kept: int = 0, group: int = 0) -> tuple[Tensor, Tensor]:
     """The cells of `matrix` [rows, columns] that are not all zero, and the packed bits of all.
+
+    With `group`, at least `kept` of each so many cells one below the other: where fewer are not
+    zero, the first zeros make up the number, so that n:m patterns have n of m in every group.
 
     Returns values [kept, high · wide] of the same type, and uint8 [packed rows, cells across].
     """
     (high, wide), (down, across) = cell, counts(matrix.shape[0], matrix.shape[1], cell)
     padded = F.pad(matrix, (0, across * wide - matrix.shape[1], 0, down * high - matrix.shape[0]))
     cells = padded.view(down, high, across, wide).transpose(1, 2).reshape(-1, high * wide)
-    left = (cells != 0).any(1)
-    return cells[left], pack(left.view(down, across).to(torch.uint8), 1)
+    left = (cells != 0).any(1).view(down, across)
+    if group:
+        grouped = left.view(-1, group, across)
+        first = grouped.byte().argsort(dim=1, descending=True, stable=True)[:, :kept]
+        left = grouped.scatter(1, first, True).view(down, across)
+    return cells[left.flatten()], pack(left.to(torch.uint8), 1)
 
 
 def present(mask: Tensor, rows: int, columns: int, cell: Cell) -> Tensor:

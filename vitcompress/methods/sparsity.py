@@ -60,8 +60,8 @@ def scores(
     - `magnitude`: w² (Essential Sparsity's one-shot pruning, 2306.03805).
     - `wanda`: w² E[x²] (2306.11695, squared).
     - `taylor`: w² E[x²] E[g²], the diagonal Fisher information with inputs and gradients apart.
-    - `dimap`: the share that w² has of all weights of its layer no larger than it (2404.13648),
-      which makes layers comparable without images.
+    - `dimap`: the share that w² has of itself and all larger weights of its layer (2404.13648, as
+      in LAMP), which makes layers comparable without images; the largest weight has 1.
     - `random`.
 
     Args:
@@ -77,7 +77,7 @@ def scores(
         return drawn.double()
     if criterion == "dimap":
         ordered, places = square.flatten().sort()
-        share = ordered / ordered.cumsum(0).clamp_min(1e-300)
+        share = ordered / ordered.flip(0).cumsum(0).flip(0).clamp_min(1e-300)
         return torch.empty_like(share).scatter_(0, places, share).view_as(square)
     if criterion in ("wanda", "taylor"):
         square = square * second.double()

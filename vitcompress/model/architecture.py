@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
-from vitcompress.methods import quantizer
+from vitcompress.methods import quantizer, sparsity
 from vitcompress.model import checkpoint, compact, naming
 from vitcompress.model.embedding import obstacle, resize_embedding
 from vitcompress.model.layers import Activations, Attention, Block, QuantizedLinear
@@ -40,6 +40,11 @@ class QuantizedLayer(BaseModel):
     fine_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
+def _pattern(text: str) -> str:
+    sparsity.parse(text)
+    return text
+
+
 class Architecture(BaseModel):
     """All that `build` needs to make the module whose tensors are stored beside it.
 
@@ -49,8 +54,7 @@ class Architecture(BaseModel):
     `merging`: how tokens are merged between blocks (None: not).
     `quantized`: by layer name. `half`: names of tensors stored in float16 and computed in float32.
     `coded`: of tensors stored as 8-bit codes, with a scale for each first index.
-    `sparse`: by layer name, the cells [outputs, inputs] of which only those are stored that are
-    not all zero.
+    `sparse`: by layer name, the pattern of zeros that are not stored: n:m, RxC or unstructured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,7 +68,7 @@ class Architecture(BaseModel):
     quantized: dict[str, QuantizedLayer] = {}
     half: tuple[str, ...] = ()
     coded: tuple[str, ...] = ()
-    sparse: dict[str, tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]] = {}
+    sparse: dict[str, Annotated[str, AfterValidator(_pattern)]] = {}
 
 
 @dataclass(frozen=True)

@@ -12,32 +12,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.methods import compact, packing
+from vitcompress.methods import compact, packing, sparsity
 from vitcompress.model.layers import QuantizedLinear, quantized_linear
 
-Layers = Mapping[str, tuple[int, int]]
-"""By name, the cells [outputs, inputs] that layers are stored in."""
+Layers = Mapping[str, str]
+"""By name, the patterns of zeros that layers have, in the words of `methods.sparsity.parse`."""
 
 _MIDDLE = 128  # code 0 among unsigned 8-bit codes
 
 
 def packed(module: nn.Module, layers: Layers) -> dict[str, Tensor]:
-    """The state of `module`; of `layers` only the cells that are not all zero.
+    """The state of `module`; of `layers` only the cells that are not all zero, and of n:m patterns
+    n of m, whether codes among them are zero or not.
 
     In the place of a `weight` come `values` [kept, cell] and `mask`; in that of `codes` come the
     `codes` of these cells, packed, and `mask`.
     """
     state = dict(module.state_dict())
-    for name, cell in layers.items():
+    for name, pattern in layers.items():
         layer = module.get_submodule(name)
         if isinstance(layer, QuantizedLinear):
-            values, mask = compact.compacted(_whole(layer), cell[::-1])
+            values, mask = _compacted(_whole(layer), pattern)
             middle = 1 << (layer.bits - 1)
             codes = (values.to(torch.int16) + middle).to(torch.uint8)
             state[f"{name}.codes"] = packing.pack(codes, layer.bits) if len(codes) else codes
         else:
             weight = cast(Tensor, state.pop(f"{name}.weight"))
-            values, mask = compact.compacted(weight.T, cell[::-1])
+            values, mask = _compacted(weight.T, pattern)
             state[f"{name}.values"] = values
         state[f"{name}.mask"] = mask
     return state
@@ -46,23 +47,35 @@ def packed(module: nn.Module, layers: Layers) -> dict[str, Tensor]:
 def unpacked(module: nn.Module, layers: Layers, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `packed`: a state that `module` loads. A key that misses stays missing."""
     state = dict(state)
-    for name, cell in layers.items():
-        layer = module.get_submodule(name)
+    for name, pattern in layers.items():
+        layer, cell = module.get_submodule(name), _cell(pattern)
         held = "codes" if isinstance(layer, QuantizedLinear) else "values"
         if f"{name}.mask" not in state or f"{name}.{held}" not in state:
             continue  # loading will say so
         mask, values = state.pop(f"{name}.mask"), state.pop(f"{name}.{held}")
         rows, columns = cast(int, layer.in_features), cast(int, layer.out_features)
-        left = int(compact.present(mask, rows, columns, cell[::-1]).sum())
+        left = int(compact.present(mask, rows, columns, cell).sum())
         if isinstance(layer, QuantizedLinear):
             middle = 1 << (layer.bits - 1)
             codes = packing.unpack(values, layer.bits, left).to(torch.int16) - middle
-            matrix = compact.expanded(codes, mask, rows, columns, cell[::-1]) + middle
+            matrix = compact.expanded(codes, mask, rows, columns, cell) + middle
             state[f"{name}.codes"] = packing.pack(matrix.to(torch.uint8), layer.bits)
         else:
-            matrix = compact.expanded(values, mask, rows, columns, cell[::-1])
+            matrix = compact.expanded(values, mask, rows, columns, cell)
             state[f"{name}.weight"] = matrix.T.contiguous()
     return state
+
+
+def _cell(pattern: str) -> compact.Cell:
+    """The cells of `pattern` in a matrix that is laid out [in, out]."""
+    high, wide = sparsity.parse(pattern).cell
+    return wide, high
+
+
+def _compacted(matrix: Tensor, pattern: str) -> tuple[Tensor, Tensor]:
+    """What `methods.compact.compacted` makes of `matrix` [in, out]."""
+    _, kept, group = sparsity.parse(pattern)
+    return compact.compacted(matrix, _cell(pattern), kept, group)
 
 
 def _whole(layer: QuantizedLinear) -> Tensor:
@@ -101,10 +114,10 @@ class CompactLinear(nn.Module):
     values: Tensor
     mask: Tensor
 
-    def __init__(self, linear: nn.Linear, cell: tuple[int, int]) -> None:
+    def __init__(self, linear: nn.Linear, pattern: str) -> None:
         super().__init__()
-        self.shape, self.cell = (linear.in_features, linear.out_features), list(cell[::-1])
-        values, mask = compact.compacted(linear.weight.detach().T, cell[::-1])
+        self.shape, self.cell = (linear.in_features, linear.out_features), list(_cell(pattern))
+        values, mask = _compacted(linear.weight.detach().T, pattern)
         self.register_buffer("values", values)
         self.register_buffer("mask", mask)
         self.bias = linear.bias
@@ -119,17 +132,17 @@ class CompactQuantizedLinear(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, layer: QuantizedLinear, cell: tuple[int, int]) -> None:
+    def __init__(self, layer: QuantizedLinear, pattern: str) -> None:
         super().__init__()
-        self.shape, self.cell = (layer.in_features, layer.out_features), list(cell[::-1])
+        self.shape, self.cell = (layer.in_features, layer.out_features), list(_cell(pattern))
         self.bits, self.group, self.terms = layer.bits, layer.group, layer.terms
         self.fine_tokens = layer.fine_tokens
-        for name, tensor in packed(nn.ModuleDict({"layer": layer}), {"layer": cell}).items():
+        for name, tensor in packed(nn.ModuleDict({"layer": layer}), {"layer": pattern}).items():
             self.register_buffer(name.removeprefix("layer."), tensor)
         for name in ("activation_scale", "activation_zero_point", "multipliers"):
             if not hasattr(self, name):
                 self.register_buffer(name, None)
-        self.kept = int(compact.present(self.mask, *self.shape, cell[::-1]).sum())
+        self.kept = int(compact.present(self.mask, *self.shape, _cell(pattern)).sum())
 
     def forward(self, x: Tensor) -> Tensor:
         output = quantized_linear(
@@ -153,10 +166,10 @@ def exportable(module: nn.Module, layers: Layers) -> nn.Module:
     if not layers:
         return module
     module = copy.deepcopy(module)
-    for name, cell in layers.items():
+    for name, pattern in layers.items():
         layer = module.get_submodule(name)
         if isinstance(layer, QuantizedLinear):
-            module.set_submodule(name, CompactQuantizedLinear(layer, cell))
+            module.set_submodule(name, CompactQuantizedLinear(layer, pattern))
         else:
-            module.set_submodule(name, CompactLinear(cast(nn.Linear, layer), cell))
+            module.set_submodule(name, CompactLinear(cast(nn.Linear, layer), pattern))
     return module

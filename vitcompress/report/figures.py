@@ -85,10 +85,12 @@ def size_ratio(report: Report) -> float | None:
     return before / after if before and after else None
 
 
-def gain(ratio: float | None, more: str, less: str) -> str:
-    """`2.41× faster`, or `1.20× slower` where the ratio is below one."""
+def gain(ratio: float | None, more: str, less: str, alike: str) -> str:
+    """`2.41× faster`, `1.20× slower` where the ratio is below one, `1.00× as fast` near it."""
     if ratio is None or ratio <= 0:
         return fmt.DASH
+    if fmt.times(1.0) in (fmt.times(ratio), fmt.times(1 / ratio)):
+        return f"{fmt.times(1.0)} {alike}"
     return f"{fmt.times(ratio)} {more}" if ratio >= 1 else f"{fmt.times(1 / ratio)} {less}"
 
 
@@ -96,10 +98,10 @@ def headline(report: Report) -> str:
     """One sentence: what was gained, what it cost."""
     final = report.final
     gained = [
-        gain(ratio, more, less)
-        for ratio, more, less in (
-            (size_ratio(report), "smaller", "larger"),
-            (final.speedup, "faster", "slower"),
+        gain(ratio, *words)
+        for ratio, *words in (
+            (size_ratio(report), "smaller", "larger", "as large"),
+            (final.speedup, "faster", "slower", "as fast"),
         )
         if ratio
     ]

@@ -97,10 +97,9 @@ def _cards(report: Report) -> Iterator[Card]:
 
     images = f"of {fmt.whole(after.images)} images" if after.images else ""
     top1 = figures.change(figures.BY_KEY["top1"], before, after)
-    yield card(
-        "bytes", "Size", figures.gain(ratio, "smaller", "larger"), span("bytes"), _way(ratio)
-    )
-    faster = figures.gain(after.speedup, "faster", "slower")
+    smaller = figures.gain(ratio, "smaller", "larger", "as large")
+    yield card("bytes", "Size", smaller, span("bytes"), _way(ratio))
+    faster = figures.gain(after.speedup, "faster", "slower", "as fast")
     yield card("speedup", "Speed", faster, f"p50 {span('latency_ms.p50')}", _way(after.speedup))
     yield card("top1", "Top-1", top1.text, span("top1"), top1.trend)
     yield card("agreement", "Agreement", fmt.percent(after.agreement), images)
@@ -113,7 +112,9 @@ def _cards(report: Report) -> Iterator[Card]:
 
 
 def _way(ratio: float | None) -> str:
-    return "same" if ratio is None or ratio == 1 else "better" if ratio > 1 else "worse"
+    if ratio is None or fmt.times(1.0) in (fmt.times(ratio), fmt.times(1 / ratio)):
+        return "same"
+    return "better" if ratio > 1 else "worse"
 
 
 def _meters(columns: list[tuple[str, Metrics]]) -> Iterator[Meter]:

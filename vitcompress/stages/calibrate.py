@@ -10,15 +10,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vitcompress.methods import saliency
 from vitcompress.methods.histogram import Histogram
 from vitcompress.stages.context import Context
 
 _ROWS = 2048  # sampled input rows a layer
-_VERSION = 4  # of what is collected, part of the cache key
+_VERSION = 5  # of what is collected, part of the cache key
 
 
 @dataclass
@@ -32,9 +32,10 @@ class LayerStatistics:
     `row_weights` [rows]: how many tokens each stands for, times its w, to a mean of 1.
     `output_weights` [out]: the mean importance of each output.
 
-    The weight w of a token is its importance: the mean square of the gradient of the loss at the
-    layer's output, with labels drawn from the model's own softmax (the Fisher information); its
-    mean over tokens is 1. Without gradients all weights are 1.
+    The weight w of a token is its importance: the mean square of a gradient at the layer's output
+    that has the Fisher information of the model's own softmax as its covariance; its mean over
+    tokens is 1. Without gradients all weights are 1. `effective` []: how many tokens of equal
+    weight would tell as much, (Σ w)² / Σ w².
     """
 
     low: Tensor
@@ -42,6 +43,7 @@ class LayerStatistics:
     limit: Tensor
     counts: Tensor
     weight: Tensor
+    effective: Tensor
     total: Tensor
     gram: Tensor
     rows: Tensor
@@ -75,6 +77,7 @@ class _Accumulator:
         self.high = torch.full((channels,), -torch.inf)
         self.histogram = Histogram.empty(channels)
         self.weight = torch.zeros((), dtype=torch.float64)
+        self.squares = torch.zeros((), dtype=torch.float64)
         self.total = torch.zeros(channels, dtype=torch.float64)
         self.gram = torch.zeros(channels, channels, dtype=torch.float64)
         self.output_weights = torch.zeros(outputs, dtype=torch.float64)
@@ -89,6 +92,7 @@ class _Accumulator:
         self.histogram.update(flat)
         weighted = flat * weights.flatten()[:, None]
         self.weight += weights.sum(dtype=torch.float64)
+        self.squares += weights.double().square().sum()
         self.total += weighted.sum(0, dtype=torch.float64)
         self.gram += weighted.T @ flat
         self.output_weights += importance.sum((0, 1), dtype=torch.float64)
@@ -106,6 +110,7 @@ class _Accumulator:
             limit=self.histogram.limit,
             counts=self.histogram.counts,
             weight=self.weight / mean,
+            effective=self.weight.square() / self.squares.clamp_min(1e-300),
             total=self.total / mean,
             gram=self.gram / mean,
             rows=self.rows.values[order],
@@ -157,12 +162,7 @@ def collect(
             for pixels in batches:
                 logits = module(pixels.detach().requires_grad_(gradients))
                 if gradients:
-                    drawn = torch.multinomial(
-                        logits.detach().cpu().softmax(-1), 1, generator=generator
-                    )
-                    F.cross_entropy(
-                        logits, drawn[:, 0].to(logits.device), reduction="sum"
-                    ).backward()
+                    (logits * saliency.fisher_readout(logits, generator)).sum().backward()
     finally:
         for handle in handles:
             handle.remove()

@@ -227,14 +227,14 @@ def code_bytes(
     linear: nn.Linear,
     bits: int,
     config: QuantizeConfig,
-    cell: tuple[int, int] | None = None,
+    pattern: str | None = None,
 ) -> int:
     """Bytes of the packed codes of a layer, and of its packed multipliers.
 
-    `cell`: of a sparse layer, whose codes are stored without their zeros.
+    `pattern`: of a sparse layer, whose codes are stored without their zeros.
     """
     layer = empty(linear, bits, config)
-    stored = packed(nn.ModuleDict({"layer": layer}), {"layer": cell} if cell else {})
+    stored = packed(nn.ModuleDict({"layer": layer}), {"layer": pattern} if pattern else {})
     kinds = ("codes", "mask", "multipliers")
     return sum(t.nbytes for name, t in stored.items() if name.endswith(kinds))
 

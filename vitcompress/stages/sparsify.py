@@ -23,7 +23,7 @@ from vitcompress.stages.context import Context
 from vitcompress.stages.sparsify_config import SparsifyConfig as SparsifyConfig
 from vitcompress.stages.sparsify_config import choices
 from vitcompress.stages.sparsify_layer import Moments, better_order, chosen, distortion, sparse
-from vitcompress.stages.sparsify_share import Costs, Option, allocated, costs, knee
+from vitcompress.stages.sparsify_share import Costs, Option, cheapest, costs, knee
 
 
 @dataclass(frozen=True)
@@ -128,19 +128,17 @@ def _spread(
     """The option of each layer under the budget, and where the knee of the whole curve lies."""
     assert config.density is not None
     key = f"stages.{config.name}.density"
-    asked = allocated(found.nats, known.weights, config.density, key)
+    asked, tried = cheapest(found, known.weights, config.density, config.floor, key)
     bend = knee(found.nats, known.weights)
-    predicted = sum(found.nats[name][option] for name, option in asked.items())
+    facts = {"knee_density": bend, "beyond_knee": config.density < bend, "allocations": tried}
     if config.density < bend:
-        context.say(
+        warning = (
             f"{key}: {config.density:g} lies beyond the knee of this model, at {bend:.2f}; below "
             "it the cost of zeros rises steeply"
         )
-    return asked, {
-        "knee_density": bend,
-        "beyond_knee": config.density < bend,
-        "predicted_kl": predicted,
-    }
+        context.say(warning)
+        facts["warnings"] = [warning]
+    return asked, facts
 
 
 def sensitivity(model: VitModel, config: SparsifyConfig, context: Context) -> list[dict[str, Any]]:
@@ -198,9 +196,9 @@ def _described(
     model: VitModel, module: nn.Module, asked: Mapping[str, Option], config: SparsifyConfig
 ) -> VitModel:
     """`module` with the description of how its layers are stored."""
-    cells = {n: p.cell for n, (p, density) in asked.items() if density < 1}
+    patterns = {n: words(option) for n, option in asked.items() if option[1] < 1}
     if config.storage == "dense":
-        cells = {}
-    sparse = {**model.architecture.sparse, **cells}
+        patterns = {}
+    sparse = {**model.architecture.sparse, **patterns}
     architecture = model.architecture.model_copy(update={"sparse": sparse})
     return replace(model, module=module, architecture=architecture)

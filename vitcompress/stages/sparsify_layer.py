@@ -36,7 +36,7 @@ class Moments:
         mean = found.total / found.weight * has_bias
         covariance = found.gram / found.weight - torch.outer(mean, mean)
         # Few rows say little of their covariance: damp it by how many there are for each input.
-        share = _DAMPING + 0.1 * len(covariance) / float(found.weight)
+        share = _DAMPING + 0.1 * len(covariance) / max(float(found.effective), 1.0)
         level = share * covariance.diagonal().mean().clamp_min(1e-30)
         eye = torch.eye(len(covariance), dtype=torch.float64)
         return cls(mean, covariance, covariance + level * eye, found.output_weights)

@@ -2,11 +2,13 @@
 
 The cost of a layer is the squared error of its output, outputs and tokens weighed by their
 importance, as a function of what stays; one measured divergence of the whole model brings the
-curves of all layers to one unit, nats.
+curves of all layers to one unit, nats. Such costs add up while errors are small. Where many layers
+lose much, the sum says too little, and less the more unevenly they lose; so choices that let
+layers differ less are tried as well, and measured as a whole.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -25,14 +27,17 @@ Option = tuple[Pattern, float]
 
 _KNOTS = (0.125, 0.375, 0.625, 0.875)  # densities that are measured; others lie between
 _QUICK = 12  # steps of reconstruction, enough to compare
+_EVENNESS = (0.0, 0.4, 0.7, 0.9)  # floors that are tried, from the one asked for to the density
 
 
 @dataclass(frozen=True)
 class Costs:
-    """`nats`: of each option of each layer. `measured`: what was probed, option and divergence."""
+    """`nats`: of each option of each layer. `measured`: what was probed, option and divergence.
+    `joint`: the measured divergence of options for all layers together."""
 
     nats: dict[str, dict[Option, float]]
     measured: dict[str, tuple[Option, float]]
+    joint: Callable[[Mapping[str, Option]], float]
 
 
 def costs(
@@ -45,23 +50,30 @@ def costs(
 ) -> Costs:
     """What each option would cost, in nats."""
     divergence = probe(module, context)
+
+    def quick(name: str, option: Option) -> nn.Linear:
+        linear, (pattern, density), seed = floats[name], option, context.seed
+        mask = chosen(
+            linear.weight, moments[name], pattern, density, config.criterion, seed, quick=True
+        )
+        return sparse(linear, moments[name], mask, pattern, config.reconstruct, _QUICK)
+
+    def joint(asked: Mapping[str, Option]) -> float:
+        return divergence({name: quick(name, option) for name, option in asked.items()})
+
     found, measured = {}, {}
     for name, linear in track(floats.items(), "measuring layers", len(floats)):
         known: dict[Option, float] = {}
         twins = {}
         for option in _measured(allowed[name]):
-            pattern, density = option
-            mask = chosen(
-                linear.weight, moments[name], pattern, density, config.criterion, context.seed, True
-            )
-            twin = sparse(linear, moments[name], mask, pattern, config.reconstruct, _QUICK)
+            twin = quick(name, option)
             known[option], twins[option] = distortion(linear, twin, moments[name])[0], twin
         probed = min(twins, key=lambda o: abs(o[1] - (config.density or 0)))
         nats = max(divergence({name: twins[probed]}), 0.0)
         measured[name] = (probed, nats)
         unit = nats / max(known[probed], 1e-30)
         found[name] = {option: unit * _between(known, option) for option in allowed[name]}
-    return Costs(found, measured)
+    return Costs(found, measured, joint)
 
 
 def _measured(options: list[Option]) -> list[Option]:
@@ -107,6 +119,34 @@ def allocated(
             "lower floor"
         )
     return {n: list(nats[n])[i] for n, i in zip(nats, picked, strict=True)}
+
+
+def cheapest(
+    costs: Costs, weights: Mapping[str, int], density: float, floor: float, key: str
+) -> tuple[dict[str, Option], list[dict[str, float]]]:
+    """The allocation that costs least as measured, and what each that was tried costs.
+
+    The allocations differ in the floor under every layer's density, from `floor` up to nearly
+    `density`. Raises `InputError` as `allocated` does.
+    """
+    tried: list[dict[str, Option]] = []
+    rows = []
+    for share in _EVENNESS:
+        low = floor + share * (density - floor)
+        allowed = {
+            name: {option: cost for option, cost in each.items() if option[1] >= low}
+            for name, each in costs.nats.items()
+        }
+        least = sum(weights[n] * min(o[1] for o in each) for n, each in allowed.items())
+        if share and least > density * sum(weights.values()):
+            break
+        asked = allocated(allowed, weights, density, key)
+        if asked not in tried:
+            tried.append(asked)
+            summed = sum(costs.nats[name][option] for name, option in asked.items())
+            rows.append({"floor": low, "kl_summed": summed, "kl_measured": costs.joint(asked)})
+    best = min(range(len(rows)), key=lambda i: rows[i]["kl_measured"])
+    return tried[best], rows
 
 
 def knee(nats: Mapping[str, Mapping[Option, float]], weights: Mapping[str, int]) -> float:
