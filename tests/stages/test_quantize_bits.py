@@ -174,6 +174,13 @@ def test_a_layer_that_the_output_ignores_counts_nothing(
 
 
 @pytest.mark.parametrize("score", ["lrp", "fisher"])
+def test_importance_counts_by_its_square_root(score: Any, vit: VitModel, context: Context) -> None:
+    rows = sensitivity(vit, QuantizeConfig(bits=4, score=score, fold=False), context)
+    roots = [value**0.5 for value in importance(vit.module, BLOCKS, score, context).values()]
+    assert [row["importance"] for row in rows] == pytest.approx([r / sum(roots) for r in roots])
+
+
+@pytest.mark.parametrize("score", ["lrp", "fisher"])
 def test_scores_with_gradients_need_a_float_model(
     score: str, vit: VitModel, context: Context
 ) -> None:

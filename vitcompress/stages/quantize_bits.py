@@ -94,6 +94,9 @@ def counts(
 ) -> dict[str, float]:
     """What each layer counts under `score`, to a sum of 1: the factor of its errors.
 
+    For `lrp` and `fisher` it is the square root of the importance: as estimates of what errors of a
+    layer cost they are right in direction and exaggerate, so half way to counting alike, on a scale
+    of logarithms, comes nearest to the measured KL of layers rounded one at a time.
     For `kl` it is measured: the KL of the model with this one layer rounded to about 4 bits, for
     each share of error in the layer's output.
     """
@@ -105,6 +108,8 @@ def counts(
             found[name] = known.cost({name: twin}) / max(errors[name][width], 1e-12)
     else:
         found = importance(known.module, list(known.floats), score, context)
+        if score in ("lrp", "fisher"):
+            found = {name: value**0.5 for name, value in found.items()}
     total = sum(found.values())
     return {name: count / total for name, count in found.items()}
 
