@@ -33,7 +33,7 @@ def call(command: str, recipe: Path, *options: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_a_run_warns_beyond_the_knee_and_shows_the_densities(recipe: Path, tmp_path: Path) -> None:
+def test_a_run_warns_beyond_the_knee(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     sets = ("pattern=16x16", "density=0.1")
     code, printed, said = call(
@@ -50,7 +50,6 @@ def test_a_run_warns_beyond_the_knee_and_shows_the_densities(recipe: Path, tmp_p
     assert warning.startswith("stages.sparse.density: 0.1 lies beyond the knee")
     page = (out / "report.html").read_text()
     assert "beyond the knee" in page
-    assert "<strong>Density</strong>" in page
 
 
 @pytest.mark.parametrize(
