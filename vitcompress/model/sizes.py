@@ -63,9 +63,10 @@ def resize(block: Block, sizes: BlockSizes) -> None:
         else:
             attention = cast(Attention, block.attn)
             width = attention.qkv.in_features
-            for norm in (attention.q_norm, attention.k_norm):
-                if not isinstance(norm, nn.Identity):
-                    resize_norm(norm, sizes.attention.query_key)
+            if now.attention is None or sizes.attention.query_key != now.attention.query_key:
+                for norm in (attention.q_norm, attention.k_norm):
+                    if not isinstance(norm, nn.Identity):
+                        resize_norm(norm, sizes.attention.query_key)
             attention.num_heads = sizes.attention.heads
             attention.widths = sizes.attention.widths
             attention.qkv = _like(attention.qkv, width, sum(attention.widths))

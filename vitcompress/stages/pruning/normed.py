@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import RmsNorm
 from torch import Tensor, nn
 
 from vitcompress.methods.compensation import with_constant
@@ -23,6 +22,8 @@ def is_normed(attention: Attention) -> bool:
 
 def selectable(attention: Attention) -> bool:
     """Whether the norms are of a kind that is known, with weights to adapt."""
+    from timm.layers import RmsNorm
+
     return all(
         isinstance(norm, (nn.LayerNorm, nn.RMSNorm, RmsNorm)) and norm.weight is not None
         for norm in (attention.q_norm, attention.k_norm)

@@ -234,6 +234,6 @@ def _query_key(attention: Attention, qkv: Tensor, weights: Tensor) -> QueryKey:
         return (t.transpose(-1, -2) @ t).sum(0).double().cpu()
 
     found = None
-    if normed.is_normed(attention):
+    if normed.is_normed(attention) and normed.selectable(attention):
         found = normed.moments(attention, *before, weights, received)
     return QueryKey(gram(q), gram(k), found)
