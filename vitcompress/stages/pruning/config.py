@@ -42,7 +42,7 @@ class PruneConfig(BaseModel):
 
     `structures`: what may go: dimensions of queries and keys, of values, hidden units, heads, whole
     attentions and MLPs, and channels of the stream of tokens (`embedding`). `saliency`: what
-    decides which go. `targets`: the labels that gradients are taken for, drawn by the model itself
+    decides which go. `targets`: what gradients are taken for: directions drawn from the model itself
     (`sampled`) or those of the calibration images (`labels`). `allocate`: spend the budget where it
     costs least, or evenly (`uniform`). `rotate`: turn heads to their principal dimensions first.
     `compensate`: refit what stays. `multiple`: sizes are rounded to it. `floor`: the share of each

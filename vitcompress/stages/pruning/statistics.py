@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.methods.compensation import with_constant
+from vitcompress.methods.saliency import fisher_readout
 from vitcompress.methods.subspace import NormedHeads
 from vitcompress.model.layers import Attention, Block
 from vitcompress.model.sizes import blocks
@@ -81,23 +82,25 @@ def hooked(handles: Iterable[Any]) -> Iterator[None]:
 
 
 Sample = tuple[Tensor, Tensor | None]
-"""A batch of pixels, and the labels to take gradients for, if not labels drawn by the model."""
+"""A batch of pixels, and the labels to take gradients for; without, the model's own softmax."""
 
 
 def backward_passes(module: nn.Module, batches: Iterable[Sample], seed: int) -> Iterator[int]:
-    """One backward pass a batch of the summed cross-entropy; yields the number of images.
+    """One backward pass a batch; yields the number of images.
 
-    Where no labels are given, they are drawn from the model's own softmax: the mean of squared
-    gradients is then the Fisher information. With true labels it is the empirical one.
+    Where no labels are given, the mean of squared gradients is the Fisher information, from random
+    directions in the model's own softmax (`saliency.fisher_readout`). With true labels it is the
+    empirical one, of the cross-entropy.
     """
     generator = torch.Generator().manual_seed(seed)
     for pixels, labels in batches:
         with torch.enable_grad():
             logits = module(pixels.detach().requires_grad_())
             if labels is None:
-                shares = logits.detach().cpu().softmax(-1)
-                labels = torch.multinomial(shares, 1, generator=generator)[:, 0]
-            F.cross_entropy(logits, labels.to(logits.device), reduction="sum").backward()
+                loss = (logits * fisher_readout(logits, generator)).sum()
+            else:
+                loss = F.cross_entropy(logits, labels.to(logits.device), reduction="sum")
+            loss.backward()
         yield len(pixels)
 
 
