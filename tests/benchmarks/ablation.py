@@ -7,20 +7,19 @@ variant is the stage as it is; each of the others changes what its row says and 
 each, the row below shows the very same removal without any refit.
 """
 
-import argparse
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from common import arguments, context_of
 
 from vitcompress.console import console
 from vitcompress.data.images import open_images
 from vitcompress.evaluation import judge, torch_runner
 from vitcompress.measure import cost
 from vitcompress.model.architecture import from_source
-from vitcompress.stages.context import Context
 from vitcompress.stages.prune import choose, described, meters, rebuilt
 from vitcompress.stages.pruning.config import PruneConfig
 from vitcompress.stages.pruning.study import study
@@ -35,13 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--calibration", required=True)
-    parser.add_argument("--evaluation", required=True)
-    parser.add_argument("--classes", type=Path)
-    parser.add_argument("--images", type=int, default=128, help="to calibrate on")
-    parser.add_argument("--limit", type=int, help="images to evaluate on")
+    parser = arguments(__doc__)
     parser.add_argument("--macs", type=float, default=0.8)
     parser.add_argument("--only", nargs="*", choices=VARIANTS, help="these variants only")
     given = parser.parse_args()
@@ -49,18 +42,9 @@ def main() -> None:
     torch.set_grad_enabled(False)
     dense = from_source(given.model, None, {}, None, {})
     images = open_images(given.evaluation, classes=given.classes, labelled=True, limit=given.limit)
-    sample = open_images(given.calibration, labelled=False, limit=given.images, seed=0)
-    order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0))
     cpu = torch.device("cpu")
     with TemporaryDirectory() as folder:
-        context = Context(
-            calibration=sample.subset(order.tolist()),
-            preprocess=dense.preprocess,
-            seed=0,
-            device=cpu,
-            cache=Path(folder),
-            resume=True,
-        )
+        images_for = context_of(dense, given.calibration, given.images, Path(folder))
 
         def judged(model: Any, title: str) -> Any:
             return judge(torch_runner(model, cpu), images, dense.preprocess, 0.01, title)
@@ -82,8 +66,8 @@ def main() -> None:
         row("dense", dense.module)
         for name in given.only or VARIANTS:
             config = PruneConfig(budget={"macs": given.macs}, **VARIANTS[name])
-            found = study(dense, config, context)
-            meter = meters(dense, config, context.cache, context.resume)
+            found = study(dense, config, images_for)
+            meter = meters(dense, config, images_for.cache, resume=True)
             _, chosen, stream = choose(dense, config, found, meter)
             row(name, rebuilt(dense, found, chosen, stream.width, config.compensate)[0])
             if config.compensate:

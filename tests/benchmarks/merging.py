@@ -5,15 +5,14 @@
 Prints a Markdown table; figures are of the torch models, agreement and KL against the dense one.
 """
 
-import argparse
 import copy
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import arguments, context_of
 
 from vitcompress.console import console
 from vitcompress.data.images import open_images
@@ -72,34 +71,19 @@ def ways(model: VitModel, context: Context, share: float) -> Iterator[tuple[str,
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--calibration", required=True)
-    parser.add_argument("--evaluation", required=True)
-    parser.add_argument("--classes", type=Path)
+    parser = arguments(__doc__)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.8, 0.65, 0.55])
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--limit", type=int)
     given = parser.parse_args()
     model = from_source(given.model, None, {}, None, {})
     images = open_images(given.evaluation, classes=given.classes, labelled=True, limit=given.limit)
-    calibration = open_images(given.calibration, labelled=False, limit=given.images, seed=0)
-    order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(0))
-    context = Context(
-        calibration=calibration.subset(order.tolist()),
-        preprocess=model.preprocess,
-        seed=0,
-        device=torch.device("cpu"),
-        cache=cache_folder(),
-        resume=True,
-    )
-    whole = torch_runner(model, context.device)
+    images_for = context_of(model, given.calibration, given.images, cache_folder())
+    whole = torch_runner(model, images_for.device)
     dense = judge(whole, images, model.preprocess, 0.01, "dense")
     base = dense.figures(dense)
     rows = ["| | MACs | top-1 | agreement | KL |", "|---|---|---|---|---|"]
     rows.append(f"| dense | {macs(model) / 1e9:.2f} G | {base['top1']:.1f} | | |")
     for share in given.budgets:
-        for name, run, cost in ways(model, context, share):
+        for name, run, cost in ways(model, images_for, share):
             found = judge(run, images, model.preprocess, 0.01, name).figures(dense)
             rows.append(
                 f"| {name} | {cost / 1e9:.2f} G ({cost / macs(model) - 1:+.0%}) | "

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from common import context_of
 from torch import Tensor, nn
 
 from vitcompress.console import console
 from vitcompress.data.images import batches, open_images
 from vitcompress.model.architecture import from_source
-from vitcompress.stages.context import Context
 from vitcompress.stages.importance import Score
 from vitcompress.stages.quantize_bits import allocated, counts, prepare, weight_errors, weighted
 from vitcompress.stages.quantize_config import BitBudget, QuantizeConfig
@@ -70,19 +70,10 @@ def compare(
 ) -> None:
     """Print the rows of one model."""
     model = from_source(checkpoint, None, {}, None, facts)
-    images = open_images(calibration, labelled=False, limit=given.images, seed=0)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     config = QuantizeConfig(bits=BitBudget(average=4, widths=tuple(given.widths)), rounding="gptq")
     with tempfile.TemporaryDirectory() as folder:
-        context = Context(
-            calibration=images.subset(order.tolist()),
-            preprocess=model.preprocess,
-            seed=0,
-            device=torch.device("cpu"),
-            cache=given.cache or Path(folder),
-            resume=True,
-        )
-        known = prepare(model, config, context)
+        images = context_of(model, calibration, given.images, given.cache or Path(folder))
+        known = prepare(model, config, images)
         errors = weight_errors(known, config)
         judged = open_images(evaluation, labelled=False, limit=given.limit, seed=1)
         pixels = [b.pixels for b in batches(judged, model.preprocess, 16)]
@@ -112,7 +103,7 @@ def compare(
         row("same bits", "", ["–" if b is None else figures((int(b),) * count) for b in whole])
         for score in get_args(Score):
             start = time.monotonic()
-            costs = weighted(errors, counts(known, config, score, errors, context))
+            costs = weighted(errors, counts(known, config, score, errors, images))
             seconds = time.monotonic() - start
             cells = []
             for average in given.bits:

@@ -7,7 +7,6 @@ each criterion, then for 16×16 blocks, evenly and with allocated densities. `--
 others, as PATTERN or PATTERN@DENSITY. Evaluation images are judged without their labels.
 """
 
-import argparse
 import itertools
 import logging
 import tempfile
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from common import arguments, context_of
 
 from vitcompress.console import console
 from vitcompress.data.images import batches, open_images
 from vitcompress.measure.accuracy import agreement, mean_kl
 from vitcompress.methods.sparsity import Criterion, parse
 from vitcompress.model.architecture import from_source
-from vitcompress.stages.context import Context
 from vitcompress.stages.sparsify import SparsifyConfig, sparsify
 
 BRIEF = ("magnitude", "obs")  # criteria for patterns that leave densities open
@@ -49,12 +48,8 @@ def settings(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--calibration", required=True)
-    parser.add_argument("--evaluation", required=True)
-    parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--limit", type=int, default=500)
+    parser = arguments(__doc__)
+    parser.set_defaults(images=512, limit=500)
     parser.add_argument("--patterns", nargs="+", default=["2:4", "16x16@0.8"])
     parser.add_argument("--criteria", nargs="+", default=list(get_args(Criterion)))
     parser.add_argument("--layers", nargs="+", default=["*.mlp.fc1", "*.mlp.fc2"])
@@ -64,8 +59,6 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_grad_enabled(False)
     model = from_source(given.model, None, {}, None, {})
-    images = open_images(given.calibration, labelled=False, limit=given.images, seed=0)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     judged = open_images(given.evaluation, labelled=False, limit=given.limit, seed=1)
     pixels = [b.pixels for b in batches(judged, model.preprocess, 16)]
     dense = torch.cat([model.module(p) for p in pixels]).numpy()
@@ -73,18 +66,12 @@ def main() -> None:
     console.print("| pattern | criterion | densities | refit | KL | agreement |")
     console.print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        context = Context(
-            calibration=images.subset(order.tolist()),
-            preprocess=model.preprocess,
-            seed=0,
-            device=torch.device("cpu"),
-            cache=given.cache or Path(folder),
-            resume=True,
-        )
+        cache = given.cache or Path(folder)
+        images_for = context_of(model, given.calibration, given.images, cache)
         for options in settings(given.patterns, given.criteria, refits):
             config = SparsifyConfig.model_validate({**options, "layers": given.layers})
             console.quiet = True
-            sparse = sparsify(model, config, context)[0]
+            sparse = sparsify(model, config, images_for)[0]
             console.quiet = False
             now = torch.cat([sparse.module(p) for p in pixels]).numpy()
             density = f" at {config.density:.0%}" if config.density else ""

@@ -44,7 +44,8 @@ class PruneConfig(BaseModel):
     attentions and MLPs, and channels of the stream of tokens (`embedding`). `saliency`: what
     decides which go. `targets`: whose gradients count: those of directions drawn from the model's
     softmax (`sampled`), or of the labels of the calibration images (`labels`). `allocate`: spend
-    the budget where it costs least, or evenly (`uniform`). `rotate`: turn heads to their principal dimensions first.
+    the budget where it costs least, or evenly (`uniform`). `rotate`: turn heads to their principal
+    dimensions first.
     `compensate`: refit what stays. `multiple`: sizes are rounded to it. `floor`: the share of each
     structure that stays whatever happens.
     """
