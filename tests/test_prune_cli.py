@@ -66,6 +66,7 @@ def test_plan_and_sensitivity_know_the_stage(recipe: Path) -> None:
 def test_labels_are_read_where_gradients_are_to_be_taken_for_them(
     recipe: Path, tmp_path: Path
 ) -> None:
+    recipe.write_text(RECIPE.replace("  - {name: quant, type: quantize}\n", ""))
     wanted = ["--set", "stages.narrow.targets=labels", "--set", "stages.narrow.saliency=hessian"]
     shown = CliRunner().invoke(app, ["sensitivity", str(recipe), "--limit", "33", *wanted])
     assert shown.exit_code == 0, shown.stderr
