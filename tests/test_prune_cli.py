@@ -19,6 +19,8 @@ stages:
 gates: {max_ratio: {macs: 0.8}}
 """
 
+QUANTIZE = "  - {name: quant, type: quantize}\n"
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +58,7 @@ def test_plan_and_sensitivity_know_the_stage(recipe: Path) -> None:
     planned = CliRunner().invoke(app, ["plan", str(recipe), "--json"])
     rows = json.loads(planned.stdout)
     assert rows[2]["macs"] <= 0.7 * rows[0]["macs"]
+    recipe.write_text(RECIPE.replace(QUANTIZE, ""))
     shown = CliRunner().invoke(app, ["sensitivity", str(recipe), "--limit", "33", "--json"])
     assert shown.exit_code == 0, shown.stderr
     table = json.loads(shown.stdout)["narrow"]
@@ -66,7 +69,7 @@ def test_plan_and_sensitivity_know_the_stage(recipe: Path) -> None:
 def test_labels_are_read_where_gradients_are_to_be_taken_for_them(
     recipe: Path, tmp_path: Path
 ) -> None:
-    recipe.write_text(RECIPE.replace("  - {name: quant, type: quantize}\n", ""))
+    recipe.write_text(RECIPE.replace(QUANTIZE, ""))
     wanted = ["--set", "stages.narrow.targets=labels", "--set", "stages.narrow.saliency=hessian"]
     shown = CliRunner().invoke(app, ["sensitivity", str(recipe), "--limit", "33", *wanted])
     assert shown.exit_code == 0, shown.stderr
