@@ -1,6 +1,8 @@
 """A tiny ViT with weights that leave nothing at zero or one, and a few images in memory."""
 
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from PIL import Image
 
 from vitcompress.data.images import ImageSet
 from vitcompress.data.preprocess import Preprocess
+from vitcompress.export.folder import save_folder
 from vitcompress.model.architecture import Architecture, VitModel, adopt
 from vitcompress.stages.context import Context
 
@@ -51,6 +54,32 @@ def _fill(module: torch.nn.Module) -> None:
         else:
             value = noise / 2
         parameter.data.copy_(value)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run keeps for later stays out of the user's cache."""
+    monkeypatch.setenv("VITCOMPRESS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def in_fresh_process(tmp_path: Path) -> Callable[[VitModel, torch.Tensor], torch.Tensor]:
+    """A function that saves a model and returns the logits of a new process that loads it."""
+    script = (
+        "import sys, numpy, torch, vitcompress; torch.set_num_threads(1); home = sys.argv[1]; "
+        "pixels = torch.from_numpy(numpy.load(home + '/pixels.npy')); "
+        "numpy.save(home + '/logits.npy', vitcompress.load(home)(pixels).numpy())"
+    )
+
+    def run(model: VitModel, pixels: torch.Tensor) -> torch.Tensor:
+        home = tmp_path / "saved"
+        home.mkdir()
+        save_folder(model, home)
+        np.save(home / "pixels.npy", pixels.numpy())
+        subprocess.run([sys.executable, "-c", script, str(home)], check=True)
+        return torch.from_numpy(np.load(home / "logits.npy"))
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -22,11 +22,6 @@ gates: {max_ratio: {macs: 0.8}}
 QUANTIZE = "  - {name: quant, type: quantize}\n"
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VITCOMPRESS_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"

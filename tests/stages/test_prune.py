@@ -1,22 +1,18 @@
 """The prune stage on a tiny model."""
 
 import gc
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
 from vitcompress.errors import InputError
-from vitcompress.export.folder import load_folder, save_folder
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check
 from vitcompress.measure import branches, cost
@@ -31,6 +27,7 @@ from vitcompress.stages.quantize import QuantizeConfig, quantize
 
 MakeVit = Callable[..., VitModel]
 MakeContext = Callable[..., Context]
+InFreshProcess = Callable[[VitModel, Tensor], Tensor]
 EVERYTHING = ("query_key", "value", "hidden", "heads", "attention", "mlp")
 
 
@@ -97,20 +94,10 @@ def test_tensors_are_smaller_and_described(vit: VitModel, context: Context, pixe
 
 
 def test_a_fresh_process_gives_the_same_logits(
-    vit: VitModel, context: Context, pixels: Tensor, tmp_path: Path
+    vit: VitModel, context: Context, pixels: Tensor, in_fresh_process: InFreshProcess
 ) -> None:
     model, _ = run(vit, context)
-    save_folder(model, tmp_path)
-    np.save(tmp_path / "pixels.npy", pixels.numpy())
-    script = (
-        "import sys, numpy, torch, vitcompress; torch.set_num_threads(1); home = sys.argv[1]; "
-        "pixels = torch.from_numpy(numpy.load(home + '/pixels.npy')); "
-        "numpy.save(home + '/logits.npy', vitcompress.load(home)(pixels).numpy())"
-    )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
-    logits = torch.from_numpy(np.load(tmp_path / "logits.npy"))
-    assert torch.equal(logits, model.module(pixels))
-    assert torch.equal(load_folder(tmp_path).module(pixels), logits)
+    assert torch.equal(in_fresh_process(model, pixels), model.module(pixels))
 
 
 @pytest.mark.parametrize("structures", [("query_key", "value", "hidden"), EVERYTHING])

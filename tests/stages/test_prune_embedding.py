@@ -1,19 +1,15 @@
 """Narrowing the stream of tokens of a tiny model."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
 from torch import Tensor
 
 from vitcompress.errors import InputError
-from vitcompress.export.folder import save_folder
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check
 from vitcompress.measure import branches, cost
@@ -145,19 +141,14 @@ def test_the_budget_is_met_and_described(
 
 
 def test_it_reloads_quantizes_merges_and_exports(
-    pruned: tuple[VitModel, dict[str, Any]], context: Context, pixels: Tensor, tmp_path: Path
+    pruned: tuple[VitModel, dict[str, Any]],
+    context: Context,
+    pixels: Tensor,
+    tmp_path: Path,
+    in_fresh_process: Callable[[VitModel, Tensor], Tensor],
 ) -> None:
     model, width = pruned[0], embedding_width(pruned[0].module)
-    save_folder(model, tmp_path)
-    np.save(tmp_path / "pixels.npy", pixels.numpy())
-    script = (
-        "import sys, numpy, torch, vitcompress; torch.set_num_threads(1); home = sys.argv[1]; "
-        "pixels = torch.from_numpy(numpy.load(home + '/pixels.npy')); "
-        "numpy.save(home + '/logits.npy', vitcompress.load(home)(pixels).numpy())"
-    )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
-    logits = torch.from_numpy(np.load(tmp_path / "logits.npy"))
-    assert torch.equal(logits, model.module(pixels))
+    assert torch.equal(in_fresh_process(model, pixels), model.module(pixels))
 
     file = tmp_path / "model.onnx"
     export_onnx(model, file, {})
