@@ -14,6 +14,7 @@ from typing import Any
 
 from vitcompress import recipe as recipes
 from vitcompress.errors import InputError, RunError
+from vitcompress.measure.runtime import cpu_lines, instructions
 from vitcompress.model.architecture import VitModel
 from vitcompress.report import html, junit, markdown
 from vitcompress.report.model import Artifact, Report
@@ -130,7 +131,7 @@ def environment(threads: int) -> dict[str, Any]:
     """What the figures were measured with."""
     return {
         "cpu": _cpu_name(),
-        "instructions": _instructions(),
+        "instructions": instructions(),
         "cores": os.cpu_count(),
         "onnxruntime_threads": threads,
         "batch": 1,
@@ -138,20 +139,6 @@ def environment(threads: int) -> dict[str, Any]:
     }
 
 
-def _cpu_lines() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return []
-
-
 def _cpu_name() -> str:
-    names = (line.partition(":")[2].strip() for line in _cpu_lines() if "model name" in line)
+    names = (line.partition(":")[2].strip() for line in cpu_lines() if "model name" in line)
     return next(names, platform.processor() or platform.machine())
-
-
-def _instructions() -> str:
-    """The vector instructions that decide how fast integers are."""
-    flags = next((line.split() for line in _cpu_lines() if line.startswith("flags")), [])
-    wanted = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
-    return " ".join(flag for flag in wanted if flag in flags) or "unknown"

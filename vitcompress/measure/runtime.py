@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,28 @@ _MIN_RUNS, _MAX_RUNS = 50, 2000
 _SECONDS = 5.0  # a model, at least
 
 
+def cpu_lines() -> list[str]:
+    """The description of the processors by Linux; no lines elsewhere."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+@cache
+def instructions() -> str:
+    """The vector instructions that decide how fast integers are."""
+    flags = next((line.split() for line in cpu_lines() if line.startswith("flags")), [])
+    wanted = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
+    return " ".join(flag for flag in wanted if flag in flags) or "unknown"
+
+
 def session(path: Path, threads: int, optimized: Path | None = None) -> ort.InferenceSession:
     """An onnxruntime CPU session with all optimisations; the optimised graph goes to `optimized`.
 
-    Integer kernels are exact on every processor: where there is no VNNI, onnxruntime's default ones
-    add pairs of products of 8 bits in 16, which can saturate; `PRECISE` takes slower ones there.
+    Integer kernels are exact on every processor: without VNNI, onnxruntime's default ones add pairs
+    of products of 8 bits in 16, which can saturate, and `PRECISE` takes slower ones. It would take
+    them where there is VNNI too, so it is not set there.
 
     Raises `InputError` when onnxruntime cannot load the file.
     """
@@ -29,7 +47,8 @@ def session(path: Path, threads: int, optimized: Path | None = None) -> ort.Infe
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_session_config_entry(*PRECISE)
+    if "vnni" not in instructions():
+        options.add_session_config_entry(*PRECISE)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:
