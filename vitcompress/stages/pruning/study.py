@@ -132,7 +132,9 @@ def study(model: VitModel, config: PruneConfig, context: Context) -> Study:
     worth = structures.worths(
         module, config, moments, importance, sample("ranking units"), context.seed
     )
-    judges = statistics.moments(module, on_device(held, "judging"), importance, prefix_tokens)
+    judges = moments  # one damping needs no judging
+    if config.compensate:
+        judges = statistics.moments(module, on_device(held, "judging"), importance, prefix_tokens)
     fits: dict[Branch, Fit] = {}
     axes: list[Axis] = []
     found = statistics.branches(module)
