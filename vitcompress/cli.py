@@ -11,6 +11,23 @@ from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
+from vitcompress.cli_options import (
+    AsJson,
+    Calibration,
+    Classes,
+    Device,
+    Evaluation,
+    Limit,
+    ModelArgument,
+    Name,
+    Quiet,
+    RecipeArgument,
+    Resume,
+    Seed,
+    Settings,
+    Threads,
+)
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -22,49 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a packaged recipe.")
-]
-ModelArgument = Annotated[
-    str | None,
-    typer.Argument(metavar="[MODEL]", help="A checkpoint, or timm:NAME. Wins over the recipe."),
-]
-Name = Annotated[str | None, typer.Option("--model", help="The timm name of the architecture.")]
-Calibration = Annotated[
-    str | None,
-    typer.Option(
-        help="Unlabelled images: a folder, .tar or .npz.", envvar="VITCOMPRESS_CALIBRATION"
-    ),
-]
-Evaluation = Annotated[
-    str | None,
-    typer.Option(
-        help="Labelled images: class folders, .tar or .npz.", envvar="VITCOMPRESS_EVALUATION"
-    ),
-]
-Classes = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder names, one a line in the model's order.", envvar="VITCOMPRESS_CLASSES"
-    ),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override the recipe: stages.NAME.key=value."),
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many images of each set.")]
-Threads = Annotated[
-    int,
-    typer.Option(min=1, help="onnxruntime threads for latency.", envvar="VITCOMPRESS_THREADS"),
-]
-Seed = Annotated[int, typer.Option(help="Of calibration and sampling.", envvar="VITCOMPRESS_SEED")]
-Device = Annotated[str, typer.Option(help="Where torch runs.", envvar="VITCOMPRESS_DEVICE")]
-Resume = Annotated[
-    bool, typer.Option("--resume/--fresh", help="Reuse calibration results of an earlier run.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
 
 
 def reported(command: Callable[P, R]) -> Callable[P, R]:
