@@ -28,6 +28,7 @@ from vitcompress.stages.quantize_layer import Choice, Style, gram, rounded, weig
 
 _STRENGTHS = (0.5, 0.75, 1.0)  # of folds: the fewer the values, the more a full one pays
 _JUDGED_ROWS = 512  # enough to tell candidates apart
+_FITTED_IMAGES = 8  # that the quantizers of attention are fitted to: each has every token and head
 
 
 class SimulatedAttention(Attention):
@@ -142,7 +143,7 @@ def simulation(
         rows = choice.fold.apply(found[name].rows)
         twin.bias.add_((layer(rows) - twin(narrow(rows))).mean(0))
         module.set_submodule(name, SimulatedLinear(twin, narrow))
-    module(next(context.calibration_batches("fitting attention")))
+    module(next(context.calibration_batches("fitting attention"))[:_FITTED_IMAGES])
     return module
 
 
