@@ -143,8 +143,13 @@ def simulation(
         rows = choice.fold.apply(found[name].rows)
         twin.bias.add_((layer(rows) - twin(narrow(rows))).mean(0))
         module.set_submodule(name, SimulatedLinear(twin, narrow))
-    module(next(context.calibration_batches("fitting attention"))[:_FITTED_IMAGES])
+    fit(module, context)
     return module
+
+
+def fit(module: nn.Module, context: Context) -> None:
+    """Let all attentions without quantizers find them."""
+    module(next(context.calibration_batches("fitting attention"))[:_FITTED_IMAGES])
 
 
 def _narrowed(
