@@ -3,8 +3,8 @@
     python tests/benchmarks/simulation.py MODEL --calibration DIR --evaluation DIR --classes FILE
 
 Prints a Markdown table: top-1, agreement with the float model and KL from it on the evaluation
-images, for each width and each quantizer after softmax. All linear layers are quantized, the head too; the patch embedding
-stays float. Simulation only: nothing here is exported.
+images, for each width and each quantizer after softmax. All linear layers are quantized, the head
+too; the patch embedding stays float. Simulation only: nothing here is exported.
 """
 
 import copy

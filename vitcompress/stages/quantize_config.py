@@ -45,7 +45,7 @@ class Simulation(BaseModel):
     exported.
 
     `softmax`: the quantizer of the weights of attention; `gelu`: that of the inputs of the second
-    layer of MLPs. All other inputs are quantized uniformly.
+    layer of MLPs. All other inputs are quantized uniformly. Ranges are fixed on calibration images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
