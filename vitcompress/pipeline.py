@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +26,7 @@ from vitcompress.measure.runtime import logits as onnx_logits
 from vitcompress.measure.runtime import session, time_in_turns
 from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.recipe import Recipe
+from vitcompress.report.figures import told
 from vitcompress.report.model import Artifact, Latency, Metrics, Report, StageReport
 from vitcompress.stages import STAGES
 from vitcompress.stages.context import Context
@@ -210,6 +211,8 @@ class _Run:
                 model, details = STAGES[type(config)].run(model, config, self.context)
                 seconds = time.monotonic() - started
                 warnings += details.pop("warnings", [])
+                if "simulated" in details:
+                    warnings.append(f"{config.name}: {self._simulated(details['simulated'])}")
                 is_last = config is self.recipe.stages[-1]
                 metrics = None if is_last else self._torch_metrics(model)
             stages.append(
@@ -293,6 +296,14 @@ class _Run:
             params=cost.parameters(model.module),
             macs=cost.macs(model),
         )
+
+    def _simulated(self, details: dict[str, Any]) -> str:
+        """Measure the module in `details`, which get its figures; these in words."""
+        module = details.pop("module")
+        runner = torch_runner(replace(self.dense, module=module), torch.device("cpu"))
+        figures = Metrics(**self._judge(runner).figures(self.judged_dense))
+        details["figures"] = figures.model_dump(exclude_none=True)
+        return f"{details['note']}; {told(figures)}"
 
     def _judge(self, runner: Any) -> Judged:
         unreadable = self.recipe.data.max_unreadable

@@ -72,3 +72,11 @@ def test_channels_that_are_always_zero_can_be_folded() -> None:
     for fold in candidates(torch.zeros(3), torch.zeros(3)):
         assert fold.scale.isfinite().all()
         assert (fold.scale > 0).all()
+
+
+def test_strengths_can_be_asked_for() -> None:
+    assert {fold.strength for fold in candidates(LOW, HIGH, (0.25, 1.0))} == {0.25, 1.0}
+    whole = next(fold for fold in candidates(LOW, HIGH, (1.0,)))
+    low, high = (end[:4] for end in ranges(whole))
+    assert torch.allclose(low, -high, atol=1e-5)  # at full strength all ranges are one
+    assert torch.allclose(high, high.mean().expand(4), rtol=1e-5)

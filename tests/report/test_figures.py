@@ -1,7 +1,7 @@
 import pytest
 
 from vitcompress.report import figures
-from vitcompress.report.model import GateResult, Report
+from vitcompress.report.model import GateResult, Metrics, Report
 
 
 def test_headline_tells_gain_and_loss(report: Report) -> None:
@@ -16,6 +16,12 @@ def test_headline_does_not_flatter(report: Report, empty: Report) -> None:
     told = figures.headline(report.model_copy(update={"final": worse}))
     assert told.startswith("2.00× larger and 2.00× slower; 98.6 % agreement")
     assert figures.headline(empty) == "Accuracy was not measured."
+
+
+def test_figures_are_told_on_one_line_without_those_not_measured() -> None:
+    measured = Metrics(images=500, top1=57.42, agreement=61.0, kl=0.5123)
+    told = "Top-1 57.4 %, Agreement 61.0 %, KL (nats) 0.51, Images 500"
+    assert figures.told(measured) == told
 
 
 @pytest.mark.parametrize("speedup", [0.998, 1.0, 1.004])

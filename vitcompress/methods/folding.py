@@ -6,7 +6,7 @@ the LayerNorm before and the weights after. Here the folding is partial and the 
 outlier channels are clipped, since a wide channel comes back as a wide weight column.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,7 +30,9 @@ def identity(channels: int) -> Fold:
     return Fold(torch.zeros(channels), torch.ones(channels), 0.0, 0.0)
 
 
-def candidates(low: Tensor, high: Tensor) -> Iterator[Fold]:
+def candidates(
+    low: Tensor, high: Tensor, strengths: Sequence[float] = (0.5, 0.75)
+) -> Iterator[Fold]:
     """Folds that bring channels with the ranges `low` … `high` [channels] nearer to one range.
 
     The scale is (range / mean range)^strength, ranges first limited to their own quantiles
@@ -41,6 +43,6 @@ def candidates(low: Tensor, high: Tensor) -> Iterator[Fold]:
     for clip in (0.0, 0.02):
         bounds = torch.quantile(half, torch.tensor([clip, 1 - clip]))
         limited = half.clamp(bounds[0], bounds[1])
-        for strength in (0.5, 0.75):
+        for strength in strengths:
             scale = (limited / limited.mean()) ** strength
             yield Fold(middle * strength, scale, strength, clip)

@@ -181,21 +181,22 @@ def whole_weight(
     return whole * spread(unpack_multipliers(multipliers, groups), group, in_features).T
 
 
-def activation_parameters(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale (float32) and zero point (0 … 255, float32) of the range [low, high] widened to hold 0.
+def activation_parameters(low: Tensor, high: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """Scale (float32) and zero point (a code, float32) of the range [low, high] widened to hold 0.
 
     The definition of ONNX's DynamicQuantizeLinear; an empty range has scale 1.
     """
+    levels = (1 << bits) - 1
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    scale = (high - low) / ACTIVATION_LEVELS
+    scale = (high - low) / levels
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    zero_point = torch.round((-low / scale).clamp(0, ACTIVATION_LEVELS))
+    zero_point = torch.round((-low / scale).clamp(0, levels))
     return scale, zero_point
 
 
-def quantize_activation(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+def quantize_activation(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8) -> Tensor:
     """Codes minus the zero point, as floats; halves round to even, as QuantizeLinear does."""
-    low, high = -zero_point, ACTIVATION_LEVELS - zero_point
+    low, high = -zero_point, (1 << bits) - 1 - zero_point
     return torch.clamp(torch.round(x / scale), low, high)
 
 

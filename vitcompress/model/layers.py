@@ -205,10 +205,14 @@ class Attention(nn.Module):
         if not isinstance(self.q_norm, nn.Identity):
             q = self.q_norm(q.unflatten(-1, (self.num_heads, -1))).flatten(2)
             k = self.k_norm(k.unflatten(-1, (self.num_heads, -1))).flatten(2)
-        y = self.norm(attend(q, k, v, self.num_heads, self.scale, bias))
+        y = self.norm(self.mixed(q, k, v, bias))
         if self.gate is not None:
             y = y * self.gate(x[:, :queries]).sigmoid()
         return self.proj(y), q, k
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """The values [B, N, h·e] as the heads mix them, [B, M, h·e]."""
+        return attend(q, k, v, self.num_heads, self.scale, bias)
 
 
 class Block(nn.Module):

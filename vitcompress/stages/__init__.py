@@ -12,10 +12,12 @@ from vitcompress.stages.pruning.config import PruneConfig
 class Stage(NamedTuple):
     """What can be done with a config.
 
-    `run`: (model, config, context) → the new model and details for the report. `plan`: (model,
-    config) → a model of the same shape, its tensors not computed, and details for the plan.
-    `sensitivity`: (model, config, context) → the rows of one table, flat, the first column naming
-    a layer or block: what each part of the model would cost; None for a stage without a choice.
+    `run`: (model, config, context) → the new model and details for the report; in them, `warnings`
+    are for the whole report, and a `module` under `simulated` is measured and not exported.
+    `plan`: (model, config) → a model of the same shape, its tensors not computed, and details for
+    the plan. `sensitivity`: (model, config, context) → the rows of one table, flat, the first
+    column naming a layer or block: what each part of the model would cost; None for a stage without
+    a choice.
     """
 
     run: Callable[..., Any]

@@ -29,6 +29,7 @@ from vitcompress.stages.quantize_bits import (
 from vitcompress.stages.quantize_config import BitBudget, choices
 from vitcompress.stages.quantize_config import QuantizeConfig as QuantizeConfig
 from vitcompress.stages.quantize_layer import cheapest, layer_error, ranged, roomy
+from vitcompress.stages.simulate import check, simulated
 
 
 def quantize(
@@ -36,8 +37,10 @@ def quantize(
 ) -> tuple[VitModel, dict[str, Any]]:
     """Return the model with quantized layers, and what was chosen for each.
 
-    Raises `InputError` for a pattern that matches no layer, and a budget that cannot be met.
+    Raises `InputError` for a pattern that matches no layer, a budget that cannot be met, and a
+    model whose attention cannot be simulated where `simulate` asks for it.
     """
+    check(model, config)
     known = prepare(model, config, context)
     names, floats, found, choices = list(known.floats), known.floats, known.found, known.choices
     if all(len(each) == 1 for each in known.allowed.values()):
@@ -89,6 +92,7 @@ def quantize(
             for name, row in zip(names, rows, strict=True)
         ],
         **_pictures(model, quantized, config, context),
+        **simulated(model, config, bits, known.found, context),
     }
 
 
@@ -114,6 +118,7 @@ def plan(model: VitModel, config: QuantizeConfig) -> tuple[VitModel, dict[str, A
     A budget of average bits or bytes is met as it would be if all layers counted alike; what a
     limit of KL allows is not known without images, and the widest choices stand for it.
     """
+    check(model, config)
     allowed = choices(model, config)[0]
     floats = linears_of(model.module, allowed)
     costs = {

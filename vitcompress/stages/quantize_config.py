@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from vitcompress.errors import InputError
+from vitcompress.methods.activations import Kind
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.layers import Activations
 from vitcompress.model.structure import linears, match
@@ -39,6 +40,21 @@ class BitBudget(BaseModel):
         return self
 
 
+class Simulation(BaseModel):
+    """Study inputs of `bits` bits, in layers and in the products of attention: measured, not
+    exported.
+
+    `softmax`: the quantizer of the weights of attention; `gelu`: that of the inputs of the second
+    layer of MLPs. All other inputs are quantized uniformly. Ranges are fixed on calibration images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bits: Annotated[int, Field(ge=2, le=8)]
+    softmax: Kind = "log_sqrt2"
+    gelu: Literal["uniform", "twin_uniform"] = "uniform"
+
+
 def _kind(value: object) -> str:
     return "budget" if isinstance(value, (dict, BitBudget)) else "width"
 
@@ -65,7 +81,8 @@ class QuantizeConfig(BaseModel):
     more, on a second 8-bit term of the inputs of layers of 8-bit weights, where that is worth most;
     beyond it, in costly ones the class token alone has a second term where that takes away most of
     their cost. `rest`: the type in which matrices that stay float (patch and position embeddings,
-    …) are stored; `int8` is for the weights among them, the others have float16 then.
+    …) are stored; `int8` is for the weights among them, the others have float16 then. `simulate`:
+    measure besides what inputs of fewer bits would cost; the model that is exported stays the same.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,6 +101,7 @@ class QuantizeConfig(BaseModel):
     fold: bool = True
     fine: Annotated[float, Field(ge=0, le=1)] = 0.05
     rest: Literal["float16", "float32", "int8"] = "float32"
+    simulate: Simulation | None = None
 
     @property
     def style(self) -> Style:

@@ -1,0 +1,82 @@
+"""Put the quantizers for study side by side: all weights, layer inputs and products of few bits.
+
+    python tests/benchmarks/simulation.py MODEL --calibration DIR --evaluation DIR --classes FILE
+
+Prints a Markdown table: top-1, agreement with the float model and KL from it on the evaluation
+images, for each width and each quantizer after softmax. All linear layers are quantized, the head
+too; the patch embedding stays float. Simulation only: nothing here is exported.
+"""
+
+import copy
+import logging
+import tempfile
+from pathlib import Path
+from typing import get_args
+
+import torch
+from common import arguments, context_of
+from torch import nn
+
+from vitcompress.console import console
+from vitcompress.data.images import open_images
+from vitcompress.evaluation import Judged, judge, torch_runner
+from vitcompress.methods.activations import Kind
+from vitcompress.model.architecture import VitModel, from_source
+from vitcompress.model.structure import linears
+from vitcompress.stages.calibrate import statistics
+from vitcompress.stages.context import Context
+from vitcompress.stages.quantize_config import QuantizeConfig, Simulation
+from vitcompress.stages.simulate import SimulatedAttention, fit, simulation
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 6])
+    parser.add_argument("--softmax", nargs="+", choices=get_args(Kind), default=get_args(Kind))
+    parser.add_argument("--gelu", choices=["uniform", "twin_uniform"], default="twin_uniform")
+    parser.add_argument("--cache", type=Path)
+    given = parser.parse_args()
+    logging.disable(logging.WARNING)
+    torch.set_grad_enabled(False)
+    model = from_source(given.model, None, {}, None, {})
+    cache = given.cache or Path(tempfile.mkdtemp())
+    context = context_of(model, given.calibration, given.images, cache)
+    images = open_images(given.evaluation, classes=given.classes, labelled=True, limit=given.limit)
+
+    def judged(module: nn.Module) -> Judged:
+        whole = VitModel(module, model.architecture, model.preprocess)
+        return judge(torch_runner(whole, torch.device("cpu")), images, model.preprocess, 0.01, "")
+
+    dense = judged(model.module)
+    names = list(linears(model.module))
+    found = statistics(model.module, model.fingerprint(), names, context)
+
+    def row(title: str, figures: Judged) -> None:
+        measured = figures.figures(dense)
+        cells = f"{measured['top1']:.1f} | {measured['agreement']:.1f} | {measured['kl']:.4f}"
+        console.print(f"| {title} | {cells} |", soft_wrap=True)
+
+    console.print("| | top-1 | agreement | KL |\n|---|---|---|---|")
+    row("float", dense)
+    for bits in given.bits:
+        config = QuantizeConfig(bits=bits)
+        study = Simulation(bits=bits, gelu=given.gelu)
+        widths = dict.fromkeys(names, bits)
+        base = simulation(model.module, config, study, widths, found, context)
+        for kind in given.softmax:
+            study = Simulation(bits=bits, gelu=given.gelu, softmax=kind)
+            row(f"W{bits}A{bits}, {kind}", judged(fitted_anew(base, study, context)))
+
+
+def fitted_anew(base: nn.Module, study: Simulation, context: Context) -> nn.Module:
+    """The same layers with other quantizers of attention."""
+    module = copy.deepcopy(base)
+    for each in module.modules():
+        if isinstance(each, SimulatedAttention):
+            each.study, each.quantizers = study, {}
+    fit(module, context)
+    return module
+
+
+if __name__ == "__main__":
+    main()

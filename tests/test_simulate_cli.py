@@ -1,0 +1,71 @@
+"""Simulated activations at the command line: the words that go with their figures."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vitcompress.cli import app
+
+RECIPE = """
+model: {checkpoint: "example:glyphs"}
+data: {calibration: "example:glyphs/calibration", evaluation: "example:glyphs/evaluation"}
+stages:
+  - {name: quant, type: quantize, rounding: nearest, fold: false, fine: 0}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_a_simulation_is_called_one_wherever_its_figures_are(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["run", str(recipe), "--out", str(out), "--limit", "33", "--json"]
+    arguments += ["--set", "stages.quant.simulate.bits=3", "--set", "export.safetensors=false"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    simulated = report["stages"][0]["details"]["simulated"]
+    figures = simulated["figures"]
+    assert set(figures) == {"images", "top1", "top5", "agreement", "kl"}
+    assert figures["images"] == 33
+    assert figures["kl"] > report["final"]["kl"]  # 3 bits instead of the 8 that are exported
+    words = (
+        "3-bit activations are simulation only, not exported; "
+        "the exported file has 8-bit activations"
+    )
+    assert simulated["note"] == words
+    warning = next(text for text in report["warnings"] if text.startswith(f"quant: {words}; "))
+    assert f"Agreement {figures['agreement']:.1f} %" in warning
+    assert words in " ".join(result.stderr.split())
+    for name in ("report.md", "report.html"):
+        text = (out / name).read_text()
+        assert text.count(words) == 2, name  # once at the top, once beside the figures
+    assert all("simulated" not in metrics for metrics in (report["final"], report["baseline"]))
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("stages.quant.simulate.bits=9", ("stages.quant.simulate.bits", "8")),
+        ("stages.quant.simulate={softmax: log2}", ("stages.quant.simulate", "bits")),
+        ("stages.quant.simulate={bits: 4, softmax: log10}", ("simulate.softmax", "log2")),
+        ("stages.quant.simulate={bits: 4, sofmax: log2}", ("simulate.sofmax", "softmax")),
+    ],
+)
+def test_a_wrong_study_ends_with_2(
+    setting: str, expected: tuple[str, ...], recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["run", str(recipe), "--out", str(out), "--set", setting]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2, result.stderr
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert all(word in line for word in expected), line
+    assert not out.exists()
