@@ -330,7 +330,10 @@ def test_interrupting_ends_with_130_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
 
 
-def test_a_layer_pattern_without_match_names_the_nearest(recipe: Path, tmp_path: Path) -> None:
+def test_a_layer_pattern_without_match_names_the_nearest_before_any_work(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitcompress.pipeline.export_onnx", lambda *_: pytest.fail("work was done"))
     setting = 'stages.quant.layers=["block.*"]'
     line = fails(2, "run", recipe, "--set", setting, "--limit", 16, "--out", tmp_path / "out")
     assert "stages.quant.layers" in line

@@ -70,15 +70,19 @@ def plan(recipe: Recipe) -> list[dict[str, Any]]:
     """
     model = load(recipe)
 
-    def row(name: str, details: dict[str, Any]) -> dict[str, Any]:
-        stored = folder.stored_bytes(model)
-        return {"stage": name, "macs": cost.macs(model), "bytes": stored, "details": details}
+    def row(name: str, left: VitModel, details: dict[str, Any]) -> dict[str, Any]:
+        stored = folder.stored_bytes(left)
+        return {"stage": name, "macs": cost.macs(left), "bytes": stored, "details": details}
 
-    rows = [row("dense", {"timm": model.architecture.timm})]
+    dense = row("dense", model, {"timm": model.architecture.timm})
+    return [dense, *(row(*planned) for planned in _planned(recipe, model))]
+
+
+def _planned(recipe: Recipe, model: VitModel) -> Iterator[tuple[str, VitModel, dict[str, Any]]]:
+    """By stage, its name, a model of the shape that it would leave, and its details."""
     for config in recipe.stages:
         model, details = STAGES[type(config)].plan(model, config)
-        rows.append(row(config.name, details))
-    return rows
+        yield config.name, model, details
 
 
 @torch.no_grad()
@@ -120,6 +124,8 @@ def run(recipe: Recipe, out: Path, options: Options) -> Report:
         dense = load(recipe)
         _say_model(dense)
         data = _open_data(recipe, dense, options)
+        for _ in _planned(recipe, dense):
+            pass  # what is wrong with a late stage is told before the first takes its time
         context = _context(recipe, dense, data, options)
         report = _Run(recipe, options, dense, data, context, target, Path(scratch)).carry_out()
         output.write_reports(target, report)
