@@ -15,8 +15,9 @@ from vitcompress.errors import InputError
 from vitcompress.methods import quantizer, sparsity
 from vitcompress.model import checkpoint, compact, naming
 from vitcompress.model.embedding import obstacle, resize_embedding
-from vitcompress.model.layers import Activations, Attention, Block, QuantizedLinear
+from vitcompress.model.layers import Activations, Attention, Block, GatedMlp, QuantizedLinear
 from vitcompress.model.merging import Merging, MergingBlocks
+from vitcompress.model.rotary import adopt_rotary
 from vitcompress.model.sizes import BlockSizes, blocks, resize
 
 SCALE = ".scale"
@@ -124,16 +125,27 @@ def from_source(
 
 
 def adopt(module: nn.Module) -> nn.Module:
-    """Put our attention and block in the place of timm's, switch to eval mode, drop gradients."""
+    """Put our modules in the place of timm's, switch to eval mode, drop gradients.
+
+    The model may come back as another module. Raises `InputError` as `adopt_rotary`.
+    """
     from timm.layers import Attention as TimmAttention
+    from timm.layers import GluMlp, SwiGLU
+    from timm.models.eva import Eva
     from timm.models.vision_transformer import Block as TimmBlock
 
+    module.eval()
     for name, child in list(module.named_modules()):
         if type(child) is TimmAttention:
             module.set_submodule(name, Attention(child))
+    if type(module) is Eva:
+        module = adopt_rotary(module)
     for name, child in list(module.named_modules()):
         if type(child) is TimmBlock and isinstance(child.attn, Attention):
             module.set_submodule(name, Block(child))
+    for name, child in list(module.named_modules()):
+        if type(child) in (GluMlp, SwiGLU):
+            module.set_submodule(name, GatedMlp(child))
     return module.eval().requires_grad_(False)
 
 
