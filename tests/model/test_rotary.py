@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from safetensors.torch import save_file
 from timm.layers import apply_rot_embed_cat, create_rope_embed
 from torch import Tensor, nn
 
@@ -16,7 +17,14 @@ from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check
 from vitcompress.methods import selection
-from vitcompress.model.architecture import Architecture, VitModel, adopt, build, stored_tensors
+from vitcompress.model.architecture import (
+    Architecture,
+    VitModel,
+    adopt,
+    build,
+    from_source,
+    stored_tensors,
+)
 from vitcompress.model.layers import Attention, Block, GatedMlp, Rotation
 from vitcompress.model.rotary import RotaryVit, frequencies
 
@@ -126,6 +134,17 @@ def test_the_export_turns_by_one_operator(
     assert not [op for op in found if op.startswith(("Scatter", "NonZero", "If", "Loop"))]
     # The tables are computed at load: they would take more room than the angles they come from.
     assert max(math.prod(t.dims) for t in graph.initializer if "rotation" in t.name) <= 3 * 32
+
+
+def test_images_of_another_size_are_refused(make_module: MakeModule, tmp_path: Path) -> None:
+    name, file = "vit_small_patch16_dinov3", tmp_path / "model.safetensors"
+    save_file(make_module(name).state_dict(), file)
+    sizes = {"img_size": 40, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
+    model = from_source(str(file), name, sizes, None, {})
+    assert model.preprocess.input_size == (40, 40)
+    assert model.module(torch.zeros(1, 3, 40, 40)).shape == (1, 10)
+    with pytest.raises(InputError, match=r"data.input_size: .* set model.options.img_size"):
+        from_source(str(file), name, sizes, None, {"input_size": 48})
 
 
 def test_queries_that_share_keys_stay_those_of_timm(

@@ -15,8 +15,11 @@ from vitcompress.measure import cost
 from vitcompress.model.architecture import Architecture, VitModel, build, stored_tensors
 from vitcompress.model.sizes import blocks, sizes_of
 from vitcompress.stages.context import Context
+from vitcompress.stages.merge import MergeConfig, merge
 from vitcompress.stages.prune import plan, prune
 from vitcompress.stages.pruning.config import PruneConfig
+from vitcompress.stages.quantize import quantize
+from vitcompress.stages.quantize_config import QuantizeConfig
 
 MakeVit = Callable[..., VitModel]
 
@@ -148,6 +151,12 @@ def test_normed_hidden_units_stay_but_heads_can_be_narrowed(
 
 @pytest.mark.parametrize("name", ["eva02_enormous_patch14_clip_224", "vit_base_patch16_sapiens2"])
 def test_other_blocks_are_refused(name: str, make_vit: MakeVit, context: Context) -> None:
-    options = {"num_kv_heads": 1} if "sapiens2" in name else {}
+    vit = make_vit(name, **({"num_kv_heads": 1} if "sapiens2" in name else {}))
     with pytest.raises(InputError, match="no plain float blocks"):
-        run(make_vit(name, **options), context)
+        run(vit, context)
+    with pytest.raises(InputError, match=r"no plain ViT.* cannot be merged"):
+        merge(vit, MergeConfig.model_validate({"method": "tome", "budget": {"macs": 0.8}}), context)
+    with pytest.raises(InputError, match="cls_only_tail needs a plain ViT"):
+        merge(vit, MergeConfig(), context)
+    quantized, _ = quantize(vit, QuantizeConfig(), context)
+    assert any(name.endswith("proj") for name in quantized.architecture.quantized)

@@ -11,7 +11,8 @@ appendix A; here with their CP variant for attention):
 - GELU and other elementwise functions: the identity rule, f(x) = x · const;
 - attention: the probabilities are constants, relevance flows through the values; so are sigmoid
   gates;
-- other products of two things that depend on the input: half to each factor (the uniform rule of AttnLRP).
+- other products of two things that depend on the input: half to each factor (the uniform
+  rule of AttnLRP).
 
 Since the whole model is then linear in its input and its biases, the relevance of these leaves adds
 up to the explained output exactly.

@@ -103,7 +103,8 @@ def from_source(
     """Read a checkpoint (a path, `timm:NAME` or `example:glyphs`) as a dense model.
 
     `preprocess` holds what the recipe overrides; the rest follows timm's configuration.
-    Raises `InputError` for whatever is wrong with the checkpoint.
+    Raises `InputError` for whatever is wrong with the checkpoint, and for images of another size
+    than the model takes.
     """
     if source.startswith("timm:"):
         module, spec = checkpoint.pretrained_model(source.removeprefix("timm:"))
@@ -117,11 +118,19 @@ def from_source(
         state = checkpoint.read_state_dict(Path(source))
         module, spec = checkpoint.load_model(state, name, options, num_classes, source=source)
     facts = checkpoint.pretrained_cfg(spec)
-    return VitModel(
+    model = VitModel(
         module=adopt(module),
         architecture=Architecture(timm=spec.timm, options=spec.options),
         preprocess=Preprocess.from_timm(facts, **preprocess),
     )
+    patches: Any = getattr(model.module, "patch_embed", None)
+    size = tuple(getattr(patches, "img_size", None) or ())
+    if getattr(patches, "strict_img_size", False) and size != model.preprocess.input_size:
+        raise InputError(
+            f"data.input_size: {model.preprocess.input_size} is not what {spec.timm} takes, {size};"
+            " set model.options.img_size instead"
+        )
+    return model
 
 
 def adopt(module: nn.Module) -> nn.Module:
