@@ -19,6 +19,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "DeiT, distilled": ("deit_tiny_distilled_patch16_224", {}),
     "registers, LayerScale": ("vit_tiny_patch16_224", {"init_values": 0.5, "reg_tokens": 2}),
     "average pooling": ("vit_tiny_patch16_224", {"global_pool": "avg", "class_token": False}),
+    "rotary": ("vit_small_patch16_rope_mixed_224", {}),
+    "rotary, gated MLP": ("eva02_base_patch14_224", {"global_pool": "token"}),
 }
 # What adds to the activations; all other parameters multiply them.
 ADDED = ("bias", "cls_token", "pos_embed", "reg_token", "dist_token")
@@ -111,6 +113,17 @@ def test_a_layer_norm_shares_with_its_bias() -> None:
     y.backward(given)
     outgoing = (y.detach() * given).sum()
     assert (relevance.of(x).sum() + relevance.of(norm.bias).sum()) == pytest.approx(outgoing.item())
+
+
+@pytest.mark.parametrize("multiply", [torch.mul, Tensor.mul, lambda x, y: x * y])
+def test_factors_share_alike(multiply: Callable[[Tensor, Tensor], Tensor]) -> None:
+    x, y = (torch.randn(5, requires_grad=True) for _ in range(2))
+    with relevance.Propagation():
+        z, scaled = multiply(x, y), multiply(x, torch.full((5,), 3.0))
+    (z + scaled).sum().backward()
+    assert torch.equal(z, x * y)
+    assert torch.allclose(relevance.of(y), z / 2)
+    assert torch.allclose(relevance.of(x), z / 2 + scaled)
 
 
 def test_attention_gives_relevance_to_values_alone() -> None:

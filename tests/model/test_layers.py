@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 from timm.layers import Attention as TimmAttention
-from timm.layers import RmsNorm
+from timm.layers import GluMlp, RmsNorm, SwiGLU
 from torch import Tensor, nn
 
 from vitcompress.methods import quantizer
 from vitcompress.model import layers
 from vitcompress.model.architecture import VitModel, set_tail
-from vitcompress.model.layers import Attention, QuantizedLinear
+from vitcompress.model.layers import Attention, GatedMlp, QuantizedLinear
 
 MakeModule = Callable[..., nn.Module]
 MakeVit = Callable[..., VitModel]
@@ -64,6 +64,19 @@ def test_queries_are_the_first_rows(options: dict[str, Any], count: int, x: Tens
     few = ours(x, queries=count)
     assert few.shape == (3, count, 64)
     assert torch.allclose(few, ours(x)[:, :count], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["packed", "packed, gate last", "apart"])
+def test_a_gated_mlp_is_that_of_timm(kind: str, bias: bool, x: Tensor) -> None:
+    theirs = SwiGLU(64, 24, bias=bias, norm_layer=nn.LayerNorm).eval()
+    if kind != "apart":
+        theirs = GluMlp(64, 48, gate_last="last" in kind, act_layer=nn.SiLU, bias=bias).eval()
+    for parameter in theirs.parameters():
+        parameter.data.normal_(generator=torch.Generator().manual_seed(len(parameter)))
+    ours = GatedMlp(theirs)
+    assert torch.allclose(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+    assert ours.fc1.out_features == 48
 
 
 @pytest.mark.parametrize("few", [None, 2])

@@ -17,8 +17,9 @@ from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check
 from vitcompress.measure.cost import dense_macs, macs
 from vitcompress.measure.tokens import schedule_macs
+from vitcompress.methods.selection import rows
 from vitcompress.model.architecture import VitModel, merging_blocks, set_merging, set_tail
-from vitcompress.model.merging import Merging, Method, token_maps
+from vitcompress.model.merging import Merging, Method, State, token_maps
 
 MakeVit = Callable[..., VitModel]
 METHODS = get_args(Method)
@@ -30,6 +31,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "attention pooling": {"global_pool": "map", "class_token": False},
     "layer scale": {"init_values": 0.5},
     "qk norm": {"qk_norm": True},
+    "rotary": {"name": "vit_small_patch16_dinov3", "global_pool": "token"},
+    "rotary mean": {"name": "vit_medium_patch16_rope_reg1_gap_256"},
+    "rotary mixed": {"name": "vit_small_patch16_rope_mixed_224"},
 }
 
 
@@ -102,11 +106,12 @@ def test_pooling_counts_a_token_as_often_as_its_patches(
     model = make_vit(global_pool=pool, class_token=False)
     blocks = merging_blocks(model.module, Merging(method="tome", kept=(16, 10)))
     x = model.module.patch_embed(pixels) + model.module.pos_embed
-    state: Any = (x, None, None)
+    state = State(x)
     for number in range(2):
-        state = blocks.advance(number, *state)
-    tokens, sizes, _ = state
-    restored = blocks.restored(*state)
+        state = blocks.advance(number, state)
+    tokens, sizes = state.x, state.sizes
+    assert sizes is not None
+    restored = blocks.restored(state)
     assert restored.shape[1] == 16
     weighted = (tokens * sizes).sum(1) / sizes.sum(1)
     assert torch.allclose(restored.mean(1), weighted, atol=1e-6)
@@ -127,6 +132,26 @@ def test_token_maps_follow_each_patch(
     for patch in range(16):  # once together, always together
         together = maps[0][0] == maps[0][0, patch]
         assert len(maps[2][0][together].unique()) == 1
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "vit_small_patch16_rope_mixed_224"])
+def test_tokens_keep_their_positions(name: str, make_vit: MakeVit, pixels: Tensor) -> None:
+    """To drop a token is to hide its key, where all others stay in their places."""
+    vit: Any = make_vit(name, depth=3, global_pool="token").module
+    prefix, seen = vit.num_prefix_tokens, []
+    handle = vit.blocks.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    vit(pixels)
+    handle.remove()
+    kept = tuple(prefix + count for count in (12, 9, 9))
+    merging = Merging(method="diffrate", kept=kept, dropped=(4, 3, 0), proportional=False)
+    blocks = merging_blocks(vit, merging)
+    state, whole = State(seen[0]), seen[0]
+    bias: Tensor | None = None
+    for number, block in enumerate(vit.blocks):
+        state, whole = blocks.advance(number, state), block.fed(block.attended(whole, bias)[0])
+        assert state.origins is not None
+        bias = torch.full(whole.shape[:2], -torch.inf).scatter(1, state.origins[..., 0], 0.0)
+        assert torch.allclose(state.x, rows(whole, state.origins), atol=1e-5)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -160,6 +185,8 @@ def test_a_model_read_again_gives_the_same_logits(
 EXPORTED = [(method, "class token") for method in METHODS] + [
     ("fisher", "mean"),
     ("fisher", "distilled"),
+    ("tome", "rotary"),
+    ("fisher", "rotary mean"),
 ]
 
 

@@ -31,6 +31,17 @@ def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any = Non
     return output
 
 
+def _rotation(x: Any, cos: Any, sin: Any, places: Any = None) -> Any:
+    if places is None:
+        count = int(x.shape[1])
+        shape = op.Concat(op.Shape(x, start=0, end=1), _ints(count), axis=0)
+        at = op.Expand(_ints(*range(count)), shape)
+    else:
+        at = op.Squeeze(places, _ints(-1))
+    # As one head: in neighbouring pairs, each of any head has its own column of the tables.
+    return op.RotaryEmbedding(x, cos, sin, at, interleaved=1, num_heads=1)
+
+
 def _descending(scores: Any) -> Any:
     _, order = op.TopK(scores, op.Constant(value_ints=[int(scores.shape[1])]), axis=1)
     return order
@@ -178,6 +189,7 @@ def _expanded(
 
 TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.vitcompress.attention.default: _attention,
+    torch.ops.vitcompress.rotation.default: _rotation,
     torch.ops.vitcompress.quantized_linear.default: _quantized_linear,
     torch.ops.vitcompress.descending.default: _descending,
     torch.ops.vitcompress.rows.default: _rows,

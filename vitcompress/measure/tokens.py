@@ -14,7 +14,7 @@ from vitcompress.methods.tokens import choice_macs, combine_macs
 from vitcompress.model.architecture import VitModel, set_merging
 from vitcompress.model.layers import Block, QuantizedLinear
 from vitcompress.model.merging import Merging
-from vitcompress.model.sizes import AttentionSizes, sizes_of
+from vitcompress.model.sizes import AttentionSizes, gates, sizes_of
 
 _TIMED = (0.25, 0.5, 0.75, 1.0)  # shares of the tokens at which branches are timed
 
@@ -73,9 +73,10 @@ def schedule_latency(model: VitModel, merging: Merging, table: LatencyTable) -> 
 
     def branches(number: int, entering: int, kept: int) -> float:
         block, sizes = blocks[number], sizes_of(blocks[number])
-        through = timed(sizes.hidden, None, kept)
+        hidden = sizes.hidden and (2 + gates(block)) * sizes.hidden // 2  # of equal work
+        through = timed(hidden, None, kept)
         if block.tokens is not None:
-            through = table.branch(width, block.tokens, block.tokens, sizes.hidden)
+            through = table.branch(width, block.tokens, block.tokens, hidden)
         return timed(sizes.attention, block.tokens, entering) + through
 
     plain = Cost(branches, 0, tokens)

@@ -9,7 +9,10 @@ appendix A; here with their CP variant for attention):
 - residual sum: each summand in proportion to its value;
 - LayerNorm: the standard deviation is a constant, (x − mean) and the bias share the relevance;
 - GELU and other elementwise functions: the identity rule, f(x) = x · const;
-- attention: the probabilities are constants, relevance flows through the values; so are gates.
+- attention: the probabilities are constants, relevance flows through the values; so are sigmoid
+  gates;
+- other products of two things that depend on the input: half to each factor (the uniform
+  rule of AttnLRP).
 
 Since the whole model is then linear in its input and its biases, the relevance of these leaves adds
 up to the explained output exactly.
@@ -59,6 +62,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor
     return result
 
 
+def product(one: Any, other: Any) -> Any:
+    """one · other, of which either factor gets half the relevance where both can get any."""
+    if not all(isinstance(factor, Tensor) and factor.requires_grad for factor in (one, other)):
+        return one * other
+    return (one * other.detach() + one.detach() * other) / 2
+
+
 def constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`function` as a constant."""
 
@@ -72,6 +82,7 @@ RULES: Mapping[Callable[..., Any], Callable[..., Any]] = {
     F.layer_norm: layer_norm,
     F.scaled_dot_product_attention: attend,
     **{f: constant(f) for f in (F.softmax, torch.softmax, Tensor.softmax)},
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__), product),
     **{f: constant(f) for f in (torch.sigmoid, Tensor.sigmoid)},
     **{f: elementwise(f) for f in (F.gelu, F.silu, F.relu, F.leaky_relu, F.hardswish)},
     **{f: elementwise(f) for f in (torch.relu, torch.tanh, Tensor.tanh)},

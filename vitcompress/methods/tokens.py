@@ -78,12 +78,21 @@ def places(choice: Choice, prefix: int = 0) -> Tensor:
     batch, kept = choice.kept.shape[0], choice.kept.shape[1]
     stay = torch.arange(kept, device=choice.kept.device)[:, None].expand(batch, -1, -1)
     order = torch.cat([choice.kept, choice.gone], 1)
-    now = rows(torch.cat([stay, choice.target[..., None]], 1), inverse(order))
+    return _after(prefix, rows(torch.cat([stay, choice.target[..., None]], 1), inverse(order)))
+
+
+def origins(choice: Choice, prefix: int = 0) -> Tensor:
+    """Which of p + n tokens each is after `combine`, the first p staying: int64 [B, p + k, 1]."""
+    return _after(prefix, choice.kept)
+
+
+def _after(prefix: int, index: Tensor) -> Tensor:
+    """`index` [B, n, 1] of patches as one of all tokens, of which the first `prefix` stay."""
     if not prefix:
-        return now
+        return index
     # By arithmetic, as onnxruntime does not see the shape of an expansion to the batch.
-    first = now[:, :1] * 0 + torch.arange(prefix, device=now.device)[:, None]
-    return torch.cat([first, now + prefix], 1)
+    first = index[:, :1] * 0 + torch.arange(prefix, device=index.device)[:, None]
+    return torch.cat([first, index + prefix], 1)
 
 
 def attention_paid(

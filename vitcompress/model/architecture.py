@@ -15,8 +15,9 @@ from vitcompress.errors import InputError
 from vitcompress.methods import quantizer, sparsity
 from vitcompress.model import checkpoint, compact, naming
 from vitcompress.model.embedding import obstacle, resize_embedding
-from vitcompress.model.layers import Activations, Attention, Block, QuantizedLinear
+from vitcompress.model.layers import Activations, Attention, Block, GatedMlp, QuantizedLinear
 from vitcompress.model.merging import Merging, MergingBlocks
+from vitcompress.model.rotary import adopt_rotary
 from vitcompress.model.sizes import BlockSizes, blocks, resize
 
 SCALE = ".scale"
@@ -102,7 +103,8 @@ def from_source(
     """Read a checkpoint (a path, `timm:NAME` or `example:glyphs`) as a dense model.
 
     `preprocess` holds what the recipe overrides; the rest follows timm's configuration.
-    Raises `InputError` for whatever is wrong with the checkpoint.
+    Raises `InputError` for whatever is wrong with the checkpoint, and for images of another size
+    than the model takes.
     """
     if source.startswith("timm:"):
         module, spec = checkpoint.pretrained_model(source.removeprefix("timm:"))
@@ -116,24 +118,43 @@ def from_source(
         state = checkpoint.read_state_dict(Path(source))
         module, spec = checkpoint.load_model(state, name, options, num_classes, source=source)
     facts = checkpoint.pretrained_cfg(spec)
-    return VitModel(
+    model = VitModel(
         module=adopt(module),
         architecture=Architecture(timm=spec.timm, options=spec.options),
         preprocess=Preprocess.from_timm(facts, **preprocess),
     )
+    patches: Any = getattr(model.module, "patch_embed", None)
+    size = tuple(getattr(patches, "img_size", None) or ())
+    if getattr(patches, "strict_img_size", False) and size != model.preprocess.input_size:
+        raise InputError(
+            f"data.input_size: {model.preprocess.input_size} is not what {spec.timm} takes, {size};"
+            " set model.options.img_size instead"
+        )
+    return model
 
 
 def adopt(module: nn.Module) -> nn.Module:
-    """Put our attention and block in the place of timm's, switch to eval mode, drop gradients."""
+    """Put our modules in the place of timm's, switch to eval mode, drop gradients.
+
+    The model may come back as another module. Raises `InputError` as `adopt_rotary`.
+    """
     from timm.layers import Attention as TimmAttention
+    from timm.layers import GluMlp, SwiGLU
+    from timm.models.eva import Eva
     from timm.models.vision_transformer import Block as TimmBlock
 
+    module.eval()
     for name, child in list(module.named_modules()):
         if type(child) is TimmAttention:
             module.set_submodule(name, Attention(child))
+    if type(module) is Eva:
+        module = adopt_rotary(module)
     for name, child in list(module.named_modules()):
         if type(child) is TimmBlock and isinstance(child.attn, Attention):
             module.set_submodule(name, Block(child))
+    for name, child in list(module.named_modules()):
+        if type(child) in (GluMlp, SwiGLU):
+            module.set_submodule(name, GatedMlp(child))
     return module.eval().requires_grad_(False)
 
 

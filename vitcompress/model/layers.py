@@ -168,21 +168,72 @@ class QuantizedLinear(nn.Module):
         return linear
 
 
+def rotated(x: Tensor, cos: Tensor, sin: Tensor, places: Tensor | None = None) -> Tensor:
+    """Turn the pairs of neighbouring features of x [B, M, 2·c] by angles [positions, c].
+
+    `places` [B, M, 1] (int64): the position of each token; None: the first M, in order.
+    """
+    if torch.compiler.is_exporting():
+        return cast(Tensor, rotation(x, cos, sin, places))
+    at = slice(x.shape[1]) if places is None else places[..., 0]
+    cos, sin = cos[at], sin[at]
+    one, other = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([one * cos - other * sin, other * cos + one * sin], -1).flatten(-2)
+
+
+@torch.library.custom_op("vitcompress::rotation", mutates_args=())
+def rotation(x: Tensor, cos: Tensor, sin: Tensor, places: Tensor | None = None) -> Tensor:
+    """`rotated` as one node of an exported graph."""
+    return rotated(x, cos, sin, places)
+
+
+@rotation.register_fake
+def _(x: Tensor, cos: Tensor, sin: Tensor, places: Tensor | None = None) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Rotation(nn.Module):
+    """A rotary position embedding: pairs of neighbouring features of queries and keys are turned.
+
+    The angle of pair c of head h is linear in where a patch lies on the grid, `frequencies`
+    [3, heads, pairs] being its constant, its change from row to row, and from column to column.
+    Whatever narrows heads takes columns of it, so that a narrow model is described by this tensor.
+    The first `prefix` tokens are not turned.
+    """
+
+    frequencies: Tensor
+    grid: Tensor
+
+    def __init__(self, frequencies: Tensor, grid: tuple[int, int], prefix: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", frequencies)
+        rows, columns = (torch.arange(float(size)) for size in grid)
+        patches = torch.cartesian_prod(torch.ones(1), rows, columns)
+        whole = torch.cat([torch.zeros(prefix, 3), patches]).to(frequencies.device)
+        self.register_buffer("grid", whole, persistent=False)
+
+    def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+        """Turn x [B, M, h·d] of the first M tokens, or of those at `places` [B, M, 1]."""
+        angles = (self.grid[..., None] * self.frequencies.flatten(1)).sum(1)
+        return rotated(x, angles.cos(), angles.sin(), places)
+
+
 class Attention(nn.Module):
     """timm's self-attention, computing the same with one attention operator.
 
     `queries` limits the rows that are computed to the first tokens; keys and values are all used.
     `widths` are the features of queries, keys and values in `qkv`; the scale is that of the dense
-    model whatever they are.
+    model whatever they are. `rotation` turns queries and keys by where their patches lie.
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, rotation: Rotation | None = None) -> None:
         super().__init__()
         self.num_heads: int = source.num_heads
         self.scale: float = source.scale
-        self.qkv = source.qkv
+        self.qkv = _one_projection(source)
         self.widths: tuple[int, int, int] = (self.qkv.out_features // 3,) * 3
         self.q_norm, self.k_norm = source.q_norm, source.k_norm
+        self.rotation = rotation
         self.norm = source.norm
         self.gate = getattr(source, "gate", None)
         self.proj = source.proj
@@ -193,18 +244,21 @@ class Attention(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         queries: int | None = None,
+        rope: None = None,
     ) -> Tensor:
         return self.attended(x, queries)[0]
 
     def attended(
-        self, x: Tensor, queries: int | None = None, bias: Tensor | None = None
+        self,
+        x: Tensor,
+        queries: int | None = None,
+        bias: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The output, and the queries and keys [B, tokens, h·d]; `bias` [B, N] as in `attend`."""
+        """The output, and the queries and keys [B, tokens, h·d]; `bias` [B, N] as in `attend`,
+        `places` [B, N, 1] as in `Rotation`."""
         q, k, v = self.qkv(x).split(self.widths, dim=-1)
-        q = q[:, :queries]
-        if not isinstance(self.q_norm, nn.Identity):
-            q = self.q_norm(q.unflatten(-1, (self.num_heads, -1))).flatten(2)
-            k = self.k_norm(k.unflatten(-1, (self.num_heads, -1))).flatten(2)
+        q, k = self.prepared(q[:, :queries], k, places)
         y = self.norm(self.mixed(q, k, v, bias))
         if self.gate is not None:
             y = y * self.gate(x[:, :queries]).sigmoid()
@@ -213,6 +267,63 @@ class Attention(nn.Module):
     def mixed(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """The values [B, N, h·e] as the heads mix them, [B, M, h·e]."""
         return attend(q, k, v, self.num_heads, self.scale, bias)
+
+    def prepared(self, q: Tensor, k: Tensor, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Queries [B, M, h·d] of the first tokens and keys [B, N, h·d], normed and turned."""
+        if not isinstance(self.q_norm, nn.Identity):
+            q = self.q_norm(q.unflatten(-1, (self.num_heads, -1))).flatten(2)
+            k = self.k_norm(k.unflatten(-1, (self.num_heads, -1))).flatten(2)
+        if self.rotation is not None:
+            few = None if places is None else places[:, : q.shape[1]]
+            q, k = self.rotation(q, few), self.rotation(k, places)
+        return q, k
+
+
+def _one_projection(source: Any) -> Any:
+    """One Linear for queries, keys and values, which some of timm's attentions keep apart."""
+    if source.qkv is not None and getattr(source, "q_bias", None) is None:
+        return source.qkv
+    if source.qkv is not None:
+        weight, biases = source.qkv.weight, [source.q_bias, source.k_bias, source.v_bias]
+    else:
+        parts = (source.q_proj, source.k_proj, source.v_proj)
+        weight, biases = torch.cat([p.weight for p in parts]), [p.bias for p in parts]
+    return _linear(weight, biases)
+
+
+def _linear(weight: Tensor, biases: list[Tensor | None]) -> nn.Linear:
+    """A Linear of `weight` [out, in] and its bias in equal parts, zero where there is none."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], any(b is not None for b in biases))
+    made.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if made.bias is not None:
+        zero = weight.new_zeros(len(weight) // len(biases))
+        bias = torch.cat([zero if b is None else b.detach() for b in biases])
+        made.bias = nn.Parameter(bias, requires_grad=False)
+    return made
+
+
+class GatedMlp(nn.Module):
+    """timm's MLPs whose hidden units are gated, fc1 giving the gates, then the values."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        if hasattr(source, "fc1_g"):
+            gate, value = source.fc1_g, source.fc1_x
+            self.fc1 = _linear(torch.cat([gate.weight, value.weight]), [gate.bias, value.bias])
+        elif source.gate_last:
+            weight, bias = source.fc1.weight, source.fc1.bias
+            self.fc1 = _linear(
+                weight.roll(len(weight) // 2, 0),
+                [None] if bias is None else [bias.roll(len(bias) // 2)],
+            )
+        else:
+            self.fc1 = source.fc1
+        self.act, self.norm, self.fc2 = source.act, source.norm, source.fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, -1)
+        y: Tensor = self.fc2(self.norm(self.act(gate) * value))
+        return y
 
 
 class Block(nn.Module):
@@ -224,19 +335,40 @@ class Block(nn.Module):
     def __init__(self, source: Any) -> None:
         super().__init__()
         self.tokens: int | None = None
-        self.norm1, self.attn, self.ls1 = source.norm1, source.attn, source.ls1
-        self.norm2, self.mlp, self.ls2 = source.norm2, source.mlp, source.ls2
+        self.norm1, self.attn, self.ls1 = source.norm1, source.attn, _scale(source, 1)
+        self.norm2, self.mlp, self.ls2 = source.norm2, source.mlp, _scale(source, 2)
 
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
         return self.fed(x[:, : self.tokens] if self.attn is None else self.attended(x)[0])
 
-    def attended(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def attended(
+        self, x: Tensor, bias: Tensor | None = None, places: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The first half: tokens after attention, and its queries and keys."""
-        y, q, k = self.attn.attended(self.norm1(x), self.tokens, bias)
+        y, q, k = self.attn.attended(self.norm1(x), self.tokens, bias, places)
         return x[:, : self.tokens] + self.ls1(y), q, k
 
     def fed(self, x: Tensor) -> Tensor:
         """The second half: tokens after the MLP."""
         return x if self.mlp is None else x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class LayerScale(nn.Module):
+    """A factor for each channel of what a branch adds to the stream."""
+
+    def __init__(self, gamma: nn.Parameter) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+def _scale(source: Any, number: int) -> Any:
+    """What scales a branch of a block of timm, which is a module or a bare parameter."""
+    if hasattr(source, f"ls{number}"):
+        return getattr(source, f"ls{number}")
+    gamma = getattr(source, f"gamma_{number}")
+    return nn.Identity() if gamma is None else LayerScale(gamma)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,10 +46,18 @@ class Merging(BaseModel):
         return self.kept[block] < (self.kept[block - 1] if block else tokens)
 
 
-State = tuple[Tensor, Tensor | None, Tensor | None]
-"""Between blocks: tokens [B, p + n, C]; the sizes of patch tokens [B, n, 1], None as long as all
-are 1; and the place of each of the tokens that came in [B, p + N, 1], None where it is not asked
-for or nothing merged."""
+class State(NamedTuple):
+    """Between blocks: `x` [B, p + n, C], the tokens.
+
+    `sizes` of patch tokens [B, n, 1], None as long as all are 1. `places` of the tokens that came
+    in [B, p + N, 1], None where they are not asked for or nothing merged. `origins` [B, p + n, 1]:
+    which of the tokens that came in each was, whose position it keeps; None likewise.
+    """
+
+    x: Tensor
+    sizes: Tensor | None = None
+    places: Tensor | None = None
+    origins: Tensor | None = None
 
 
 class MergingBlocks(nn.Sequential):
@@ -76,18 +84,19 @@ class MergingBlocks(nn.Sequential):
             self.register_buffer(name, readers[name])
 
     def forward(self, x: Tensor) -> Tensor:
-        state: State = (x, None, None)
+        state = State(x)
         for number in range(len(self)):
-            state = self.advance(number, *state)
-        return self.restored(*state)
+            state = self.advance(number, state)
+        return self.restored(state)
 
-    def advance(self, number: int, x: Tensor, sizes: Tensor | None, places: Tensor | None) -> State:
+    def advance(self, number: int, state: State) -> State:
         """The state after block `number`, from that before it."""
         block, keep = cast(Block, self[number]), self.merging.kept[number]
+        x, sizes, places, origins = state
         bias = None
         if sizes is not None and self.merging.proportional:
             bias = F.pad(sizes.squeeze(-1).log(), (self.prefix, 0))
-        x, q, k = block.attended(x, bias)
+        x, q, k = block.attended(x, bias, origins)
         if keep < x.shape[1]:
             prefix, patches = x.split([self.prefix, x.shape[1] - self.prefix], 1)
             sizes = torch.ones_like(patches[..., :1]) if sizes is None else sizes
@@ -95,9 +104,12 @@ class MergingBlocks(nn.Sequential):
             if self.restore:
                 now = tokens.places(choice, self.prefix)
                 places = now if places is None else rows(now, places)
+            if any(cast(Block, later).attn.rotation is not None for later in self):
+                left = tokens.origins(choice, self.prefix)
+                origins = left if origins is None else rows(origins, left)
             patches, sizes = tokens.combine(patches, sizes, choice)
             x = torch.cat([prefix, patches], 1) if self.prefix else patches
-        return block.fed(x), sizes, places
+        return State(block.fed(x), sizes, places, origins)
 
     def trail(self, x: Tensor) -> list[Tensor]:
         """Where each of the tokens that come in is after each block: int64 [B, p + N, 1] each."""
@@ -105,15 +117,15 @@ class MergingBlocks(nn.Sequential):
         twin.fill(dict(self.named_buffers(recurse=False)))
         unmoved = torch.arange(x.shape[1], device=x.device)[:, None].expand(len(x), -1, -1)
         found: list[Tensor] = []
-        state: State = (x, None, None)
+        state = State(x)
         for number in range(len(self)):
-            state = twin.advance(number, *state)
-            found.append(unmoved if state[2] is None else state[2])
+            state = twin.advance(number, state)
+            found.append(unmoved if state.places is None else state.places)
         return found
 
-    def restored(self, x: Tensor, sizes: Tensor | None, places: Tensor | None) -> Tensor:
+    def restored(self, state: State) -> Tensor:
         """What the rest of the model reads of the state after the last block."""
-        return x if places is None else rows(x, places)
+        return state.x if state.places is None else rows(state.x, state.places)
 
     def _choice(
         self, number: int, x: Tensor, q: Tensor, k: Tensor, bias: Tensor | None, sizes: Tensor

@@ -6,7 +6,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from vitcompress.model.layers import Attention, Block
+from vitcompress.model.layers import Attention, Block, GatedMlp
 
 _Size = Annotated[int, Field(ge=1)]
 
@@ -40,7 +40,7 @@ def blocks(module: nn.Module) -> list[Block]:
     found = getattr(module, "blocks", None)
     if not isinstance(found, nn.Sequential):
         return []
-    plain = [block for block in found if isinstance(block, Block) and _has_plain_mlp(block)]
+    plain = [block for block in found if isinstance(block, Block) and _has_known_mlp(block)]
     return plain if len(plain) == len(found) else []
 
 
@@ -51,7 +51,13 @@ def sizes_of(block: Block) -> BlockSizes:
         heads, (_, query_key, value) = attention.num_heads, attention.widths
         found = AttentionSizes(heads=heads, query_key=query_key // heads, value=value // heads)
     mlp = cast(Any, block.mlp)
-    return BlockSizes(attention=found, hidden=None if mlp is None else int(mlp.fc1.out_features))
+    return BlockSizes(attention=found, hidden=None if mlp is None else int(mlp.fc2.in_features))
+
+
+def gates(block: Block) -> int:
+    """How many outputs of fc1 each hidden unit is made of, besides its value: 1 where it is gated,
+    else 0."""
+    return int(isinstance(block.mlp, GatedMlp))
 
 
 def resize(block: Block, sizes: BlockSizes) -> None:
@@ -69,6 +75,9 @@ def resize(block: Block, sizes: BlockSizes) -> None:
                         resize_norm(norm, sizes.attention.query_key)
             attention.num_heads = sizes.attention.heads
             attention.widths = sizes.attention.widths
+            if attention.rotation is not None:
+                pairs = sizes.attention.query_key // 2
+                attention.rotation.frequencies = torch.zeros(3, attention.num_heads, pairs)
             attention.qkv = _like(attention.qkv, width, sum(attention.widths))
             attention.proj = _like(attention.proj, attention.widths[2], width)
     if sizes.hidden != now.hidden:
@@ -76,7 +85,7 @@ def resize(block: Block, sizes: BlockSizes) -> None:
             block.norm2 = block.mlp = block.ls2 = None
         else:
             mlp = cast(Any, block.mlp)
-            mlp.fc1 = _like(mlp.fc1, mlp.fc1.in_features, sizes.hidden)
+            mlp.fc1 = _like(mlp.fc1, mlp.fc1.in_features, (1 + gates(block)) * sizes.hidden)
             mlp.fc2 = _like(mlp.fc2, sizes.hidden, mlp.fc2.out_features)
 
 
@@ -108,13 +117,12 @@ def _like(linear: nn.Linear, inputs: int, outputs: int) -> nn.Linear:
     return made.requires_grad_(False)
 
 
-def _has_plain_mlp(block: Block) -> bool:
+def _has_known_mlp(block: Block) -> bool:
     mlp: Any = block.mlp
     return mlp is None or (
         isinstance(getattr(mlp, "fc1", None), nn.Linear)
         and isinstance(getattr(mlp, "fc2", None), nn.Linear)
-        and type(mlp).__name__ == "Mlp"
-        and isinstance(mlp.norm, nn.Identity)
+        and type(mlp).__name__ in ("Mlp", "GatedMlp")
     )
 
 

@@ -75,7 +75,7 @@ def input_fold(module: nn.Module, name: str) -> Callable[[Tensor, Tensor], None]
     plain = attention.gate is None
     if kind == "qkv" and plain:
         return _norm_fold(block.norm1, layer)
-    if kind == "fc1" and type(block.mlp).__name__ == "Mlp":
+    if kind == "fc1" and type(block.mlp).__name__ in ("Mlp", "GatedMlp"):
         return _norm_fold(block.norm2, layer)
     if kind == "proj" and plain and isinstance(attention.norm, nn.Identity):
         return _value_fold(attention.qkv, layer)

@@ -27,6 +27,7 @@ from vitcompress.console import track
 from vitcompress.methods import schedule as schedules
 from vitcompress.methods.readers import ReaderStatistics, normalised
 from vitcompress.model.architecture import merging_blocks
+from vitcompress.model.merging import State
 from vitcompress.stages.context import BATCH, Context
 from vitcompress.stages.merge_task import Schedule, Task
 
@@ -51,7 +52,7 @@ class _Images:
 
     def __post_init__(self) -> None:
         self.incumbent: Schedule = ()
-        self.states: list[list[Any]] = [[(x, None, None)] for x in self.start]
+        self.states = [[State(x)] for x in self.start]
 
     def distances(
         self, kept: Schedule, rival: Tensor | None = None, keep_states: bool = False
@@ -71,8 +72,8 @@ class _Images:
         for batch, dense in enumerate(self.dense):
             states = self.states[batch][: min(same + 1, len(kept))]
             for number in range(len(states) - 1, len(kept)):
-                states.append(blocks.advance(number, *states[-1]))
-            logits = vit.forward_head(vit.norm(blocks.restored(*states[-1])))
+                states.append(blocks.advance(number, states[-1]))
+            logits = vit.forward_head(vit.norm(blocks.restored(states[-1])))
             kl = F.kl_div(logits.log_softmax(-1), dense, reduction="none", log_target=True).sum(-1)
             found.append(kl.clamp_min(0).sqrt())
             if keep_states:

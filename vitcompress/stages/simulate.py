@@ -35,7 +35,7 @@ class SimulatedAttention(Attention):
     """Attention whose products have inputs of few bits, fitted to the first batch it sees."""
 
     def __init__(self, source: Attention, study: Simulation) -> None:
-        super().__init__(source)
+        super().__init__(source, source.rotation)
         self.widths = source.widths
         self.study = study
         self.quantizers: dict[str, Quantizer] = {}

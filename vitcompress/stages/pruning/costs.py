@@ -11,7 +11,7 @@ from vitcompress.measure import cost
 from vitcompress.measure.branches import LatencyTable
 from vitcompress.model.architecture import VitModel, unfilled
 from vitcompress.model.embedding import embedding_width
-from vitcompress.model.sizes import AttentionSizes, BlockSizes, blocks, sizes_of
+from vitcompress.model.sizes import AttentionSizes, BlockSizes, blocks, gates, sizes_of
 from vitcompress.stages.pruning.config import Unit
 from vitcompress.stages.pruning.statistics import Branch
 
@@ -56,7 +56,7 @@ def meter(model: VitModel, unit: Unit, cache: Path, resume: bool) -> Meter:
                     _width(model),
                     seen[branch[0]].entering,
                     seen[branch[0]].leaving,
-                    _part(branch, sizes),
+                    _timed(model, branch, sizes),
                     dense_width,
                 )
             )
@@ -117,6 +117,17 @@ def _part(branch: Branch, sizes: BlockSizes) -> AttentionSizes | int | None:
     return sizes.attention if branch[1] == "attn" else sizes.hidden
 
 
+def _timed(model: VitModel, branch: Branch, sizes: BlockSizes) -> AttentionSizes | int | None:
+    """What is timed for a branch: where hidden units are gated, a plain MLP of as much work."""
+    part = _part(branch, sizes)
+    return _matrices(model, branch) * part // 2 if isinstance(part, int) else part
+
+
+def _matrices(model: VitModel, branch: Branch) -> int:
+    """How many matrices of [hidden, width] an MLP has."""
+    return 2 + gates(blocks(model.module)[branch[0]])
+
+
 def _width(model: VitModel) -> int:
     return embedding_width(model.module)
 
@@ -126,7 +137,7 @@ def _macs(model: VitModel, at: Tokens, branch: Branch, sizes: BlockSizes) -> flo
     if part is None:
         return 0
     if isinstance(part, int):
-        return 2 * at.leaving * width * part
+        return _matrices(model, branch) * at.leaving * width * part
     linear = at.entering * sum(part.widths) + at.leaving * part.widths[2]
     return linear * width + at.leaving * at.entering * sum(part.widths[1:])
 
@@ -136,5 +147,6 @@ def _parameters(model: VitModel, branch: Branch, sizes: BlockSizes) -> float:
     if part is None:
         return 0
     if isinstance(part, int):
-        return part * (2 * width + 1) + width + 2 * width
+        matrices = _matrices(model, branch)
+        return part * (matrices * width + matrices - 1) + width + 2 * width
     return sum(part.widths) * (width + 1) + (part.widths[2] + 1) * width + 2 * width

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vitcompress.methods.compensation import Fit, joined, projected
 from vitcompress.model.layers import Attention, Block
-from vitcompress.model.sizes import BlockSizes, attention_weights, fill, resize, sizes_of
+from vitcompress.model.sizes import BlockSizes, attention_weights, fill, gates, resize, sizes_of
 from vitcompress.stages.pruning.config import Kind
-from vitcompress.stages.pruning.normed import fill_norms, is_normed
+from vitcompress.stages.pruning.selected import fill_norms, is_normed
 from vitcompress.stages.pruning.statistics import last_layer
 from vitcompress.stages.pruning.structures import Axis
 
@@ -92,6 +92,9 @@ def narrowed(
         target = cast(Attention, made.attn).qkv
         weight = torch.cat([q[rows], k[rows], v[values]])
         fill(target, weight, None if target.bias is None else bias)
+        if attention.rotation is not None:
+            turns = cast(Any, made.attn).rotation.frequencies
+            turns.copy_(attention.rotation.frequencies.flatten(1)[:, rows[::2] // 2].view_as(turns))
         if is_normed(attention) and sizes.attention.query_key != full.attention.query_key:
             axis = next(axis for axis in axes if axis.kind == "query_key")
             dimensions = axis.kept(choice["query_key"])[0]
@@ -101,7 +104,9 @@ def narrowed(
     if sizes.hidden is not None and sizes.hidden != full.hidden:
         rows = _kept(axes, choice)["hidden"][0]
         first, target = cast(Any, block.mlp).fc1, cast(Any, made.mlp).fc1
-        fill(target, first.weight[rows], None if first.bias is None else first.bias[rows])
+        parts = torch.arange(1 + gates(block))[:, None] * cast(int, full.hidden)
+        outputs = (parts + rows).flatten()
+        fill(target, first.weight[outputs], None if first.bias is None else first.bias[outputs])
         fill_last("mlp", rows)
     return made
 

@@ -17,7 +17,7 @@ from vitcompress.methods.saliency import fisher_readout
 from vitcompress.methods.subspace import NormedHeads
 from vitcompress.model.layers import Attention, Block
 from vitcompress.model.sizes import blocks
-from vitcompress.stages.pruning import normed
+from vitcompress.stages.pruning import selected
 
 Branch = tuple[int, str]
 """The number of a block and `attn` or `mlp`."""
@@ -224,10 +224,13 @@ def _query_key(attention: Attention, qkv: Tensor, weights: Tensor) -> QueryKey:
     An error of a logit matters as far as its key is attended to, and only against the mean over
     keys: keys are centred, within their image and head, by their weighted mean.
     """
+
+    def by_head(*parts: Tensor) -> list[Tensor]:
+        return [t.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for t in parts]
+
     q, k, _ = qkv.split(attention.widths, -1)
-    q, k = (t.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for t in (q, k))
-    before = q, k
-    q, k = attention.q_norm(q), attention.k_norm(k)
+    before = by_head(q, k)
+    q, k = by_head(*attention.prepared(q, k))
     q = q * weights.sqrt()[:, None]
     shares = (q @ k.transpose(-1, -2) * attention.scale / weights.sqrt()[:, None]).softmax(-1)
     received = (weights / weights.sum() @ shares)[..., None]
@@ -237,6 +240,6 @@ def _query_key(attention: Attention, qkv: Tensor, weights: Tensor) -> QueryKey:
         return (t.transpose(-1, -2) @ t).sum(0).double().cpu()
 
     found = None
-    if normed.is_normed(attention) and normed.selectable(attention):
-        found = normed.moments(attention, *before, weights, received)
+    if selected.is_normed(attention) and selected.selectable(attention):
+        found = selected.moments(attention, before[0], before[1], weights, received)
     return QueryKey(gram(q), gram(k), found)

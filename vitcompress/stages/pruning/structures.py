@@ -1,6 +1,6 @@
 """The structures that can be narrowed, the bases they are seen in, and what each unit is worth."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -14,9 +14,14 @@ from vitcompress.methods.compensation import Fit, covariance
 from vitcompress.methods.elimination import eliminate
 from vitcompress.methods.subspace import NormedHeads, query_key_basis, value_basis
 from vitcompress.model.layers import Attention, Block
-from vitcompress.model.sizes import attention_weights, blocks, fill, sizes_of
+from vitcompress.model.sizes import attention_weights, blocks, fill, gates, sizes_of
 from vitcompress.stages.pruning.config import Kind, PruneConfig
-from vitcompress.stages.pruning.normed import is_normed, selectable
+from vitcompress.stages.pruning.selected import (
+    is_normed,
+    is_selected,
+    selectable,
+    tied_worth,
+)
 from vitcompress.stages.pruning.statistics import (
     Branch,
     Importance,
@@ -64,6 +69,8 @@ def supported(block: Block, kind: Kind) -> bool:
     part = "mlp" if kind in ("hidden", "mlp") else "attn"
     if getattr(block, part) is None or last_layer(block, part).bias is None:
         return False
+    if kind == "hidden":
+        return isinstance(cast(Any, block.mlp).norm, nn.Identity)
     if attention is None or part == "mlp":
         return True
     plain = not is_normed(attention) or selectable(attention)
@@ -81,6 +88,8 @@ def sizes_to_try(block: Block, kind: Kind, multiple: int, floor: float) -> list[
     sizes = sizes_of(block)
     size = int(cast(int, sizes.hidden if kind == "hidden" else getattr(sizes.attention, kind)))
     step = 1 if kind == "heads" else multiple
+    if kind == "query_key" and block.attn.rotation is not None:
+        step += step % 2  # whole pairs
     least = max(step, int(np.ceil(floor * size / step - 1e-9)) * step)
     return [size, *range((size - 1) // step * step, least - 1, -step)]
 
@@ -117,7 +126,7 @@ def rotate(
         attention = cast(Attention | None, block.attn)
         if attention is None:
             continue
-        if "query_key" in kinds and supported(block, "query_key") and not is_normed(attention):
+        if "query_key" in kinds and supported(block, "query_key") and not is_selected(attention):
             moments.query_key[number] = _rotate_query_key(attention, moments.query_key[number])
         if "value" in kinds and supported(block, "value"):
             branch = number, "attn"
@@ -192,8 +201,8 @@ def worths(
         attention = blocks(module)[number].attn
         groups = 1 if kind == "hidden" or attention is None else attention.num_heads
         units = units.view(groups, -1)
-        if kind == "query_key" and attention is not None and is_normed(attention):
-            units = units.mean(0, keepdim=True).expand_as(units)  # all heads keep the same
+        if kind == "query_key" and attention is not None:
+            units = tied_worth(attention, units)
         found[number, kind] = units
         if kind == "value":
             found[number, "heads"] = found[number, kind].sum(1)[None]
@@ -208,7 +217,7 @@ def _tied_weights(block: Block) -> dict[Kind, list[Tensor]]:
         found["query_key"], found["value"] = [q, k], [v, block.attn.proj.weight.T]
     if block.mlp is not None:
         mlp = cast(Any, block.mlp)
-        found["hidden"] = [mlp.fc1.weight, mlp.fc2.weight.T]
+        found["hidden"] = [*mlp.fc1.weight.chunk(1 + gates(block)), mlp.fc2.weight.T]
     return found
 
 
@@ -242,18 +251,14 @@ def _gradient_sums(
         # The hook must not hold what holds the hook: that would keep the whole pass in memory.
         value.register_hook(partial(add, (number, kind), value.detach()))
 
-    def see_qkv(number: int, attention: Attention) -> Callable[..., None]:
+    def see_parts(number: int, widths: Sequence[int], kinds: Sequence[Kind]) -> Callable[..., None]:
         def after(_: nn.Module, __: Any, output: Tensor) -> None:
             values = output.detach()
 
             def seen(gradient: Tensor) -> None:
-                pairs = zip(
-                    values.split(attention.widths, -1),
-                    gradient.split(attention.widths, -1),
-                    strict=True,
-                )
-                for kind, pair in zip(("query_key", "query_key", "value"), pairs, strict=True):
-                    add((number, cast(Kind, kind)), *pair)
+                parts = (t.split(list(widths), -1) for t in (values, gradient))
+                for kind, *pair in zip(kinds, *parts, strict=True):
+                    add((number, kind), *pair)
 
             output.register_hook(seen)
 
@@ -262,7 +267,8 @@ def _gradient_sums(
     handles = []
     for number, block in enumerate(blocks(module)):
         if block.attn is not None:
-            handles.append(block.attn.qkv.register_forward_hook(see_qkv(number, block.attn)))
+            seen = see_parts(number, block.attn.widths, ("query_key", "query_key", "value"))
+            handles.append(block.attn.qkv.register_forward_hook(seen))
             handles.append(
                 block.attn.proj.register_forward_pre_hook(
                     lambda _, args, number=number: see(number, "value", args[0])
@@ -270,11 +276,9 @@ def _gradient_sums(
             )
         if block.mlp is not None:
             mlp = cast(Any, block.mlp)
-            handles.append(
-                mlp.fc1.register_forward_hook(
-                    lambda _, __, output, number=number: see(number, "hidden", output)
-                )
-            )
+            count = 1 + gates(block)
+            seen = see_parts(number, [mlp.fc2.in_features] * count, ["hidden"] * count)
+            handles.append(mlp.fc1.register_forward_hook(seen))
             handles.append(
                 mlp.fc2.register_forward_pre_hook(
                     lambda _, args, number=number: see(number, "hidden", args[0])
@@ -283,8 +287,8 @@ def _gradient_sums(
     totals: dict[tuple[int, Kind], list[Tensor]] = {}
     with hooked(handles):
         for _ in backward_passes(module, batches, seed):
-            for key, parts in sums.items():  # those of one batch: all parameters of a unit
-                totals.setdefault(key, []).append(torch.stack(parts).sum(0))
+            for key, tied in sums.items():  # those of one batch: all parameters of a unit
+                totals.setdefault(key, []).append(torch.stack(tied).sum(0))
             sums.clear()
     return {key: torch.cat(parts) for key, parts in totals.items()}
 

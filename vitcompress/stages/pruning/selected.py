@@ -1,7 +1,8 @@
-"""Heads whose queries and keys are normed: their dimensions are selected, not turned.
+"""Heads whose query-key dimensions are selected, not turned to another basis.
 
-The weights of such a norm belong to dimensions, and all heads of a block share them: so all heads
-keep the same dimensions.
+Where queries and keys are normed, the weights of the norm belong to dimensions, and all heads of a
+block share them: so all heads keep the same dimensions. Where they are turned by their positions,
+only what commutes with these turns is free: pairs of dimensions stay or go, in each head its own.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,22 @@ def is_normed(attention: Attention) -> bool:
     return not isinstance(attention.q_norm, nn.Identity)
 
 
+def is_selected(attention: Attention) -> bool:
+    return is_normed(attention) or attention.rotation is not None
+
+
+def tied_worth(attention: Attention, worth: Tensor) -> Tensor:
+    """The `worth` of query-key dimensions [heads, d] where those that stay or go together share it.
+
+    Pairs then lie side by side in any stable order by worth.
+    """
+    if attention.rotation is not None:
+        worth = worth.unflatten(1, (-1, 2)).mean(2).repeat_interleave(2, 1)
+    if is_normed(attention):
+        worth = worth.mean(0, keepdim=True).expand_as(worth)
+    return worth
+
+
 def selectable(attention: Attention) -> bool:
     """Whether the norms are of a kind that is known, with weights to adapt."""
     from timm.layers import RmsNorm
@@ -33,7 +50,8 @@ def selectable(attention: Attention) -> bool:
 def moments(
     attention: Attention, q: Tensor, k: Tensor, weights: Tensor, received: Tensor
 ) -> NormedHeads:
-    """Moments of queries and keys [B, heads, N, d] as their norms make them, before weights.
+    """Moments of queries and keys [B, heads, N, d] as their norms make them, before weights and
+    before they are turned by their positions, which is not looked at.
 
     Queries count by `weights` [N], keys by the attention `received` [B, heads, N, 1].
     """

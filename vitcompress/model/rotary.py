@@ -1,0 +1,144 @@
+"""The rotary family of timm (class Eva: EVA-02, RoPE ViT, PE, DINOv3) as plain ViTs.
+
+Its blocks become one sequence that needs nothing but the tokens, as those of other ViTs are.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vitcompress.errors import InputError
+from vitcompress.model.layers import Attention, Block, Rotation
+
+_NUMBERS = ("num_classes", "num_features", "embed_dim", "num_prefix_tokens")
+_SETTINGS = ("global_pool", "no_embed_class")
+_TOKENS = ("cls_token", "reg_token", "pos_embed")
+_MODULES = ("patch_embed", "norm_pre", "norm", "attn_pool", "fc_norm", "head")
+_TOLERANCE = 1e-4  # of sine and cosine
+
+
+class RotaryVit(nn.Module):
+    """timm's Eva for images of one size, computing the same.
+
+    Each attention holds its own rotation. Attributes have the names of timm's other ViTs.
+    """
+
+    def __init__(self, source: Any, blocks: nn.Sequential) -> None:
+        super().__init__()
+        for name in (*_NUMBERS, *_SETTINGS, *_TOKENS, *_MODULES):
+            setattr(self, name, getattr(source, name))
+        self.blocks = blocks
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        vit = cast(Any, self)
+        x = vit.patch_embed(pixels)
+        first = [
+            t.expand(x.shape[0], -1, -1) for t in (vit.cls_token, vit.reg_token) if t is not None
+        ]
+        if vit.pos_embed is not None and vit.no_embed_class:
+            x = x + vit.pos_embed
+        if first:
+            x = torch.cat([*first, x], 1)
+        if vit.pos_embed is not None and not vit.no_embed_class:
+            x = x + vit.pos_embed
+        return self.forward_head(vit.norm(self.blocks(vit.norm_pre(x))))
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Normed tokens [B, p + N, C] → logits [B, classes]."""
+        from timm.layers import global_pool_nlc
+
+        vit = cast(Any, self)
+        if vit.attn_pool is None:
+            x = global_pool_nlc(x, vit.global_pool, vit.num_prefix_tokens)
+        else:
+            x = vit.attn_pool(x)
+        return cast(Tensor, vit.head(vit.fc_norm(x)))
+
+
+def adopt_rotary(source: Any) -> nn.Module:
+    """`source`, an Eva of timm in eval mode, with our modules; itself where they cannot do its work
+    (queries that share keys).
+
+    Raises `InputError` for a rotary embedding whose angles are not linear in row and column.
+    """
+    from timm.models.eva import EvaBlock
+
+    if any(getattr(block.attn, "num_kv_groups", 1) > 1 for block in source.blocks):
+        return cast(nn.Module, source)
+    # What timm may take at any size is compressed for one.
+    source.patch_embed.strict_img_size = source.patch_embed.flatten = True
+    grid, depth = source.patch_embed.grid_size, len(source.blocks)
+    tables: Any = [None] * depth
+    if source.rope is not None:
+        table = source.rope.get_embed(shape=list(grid))  # [N, 2·d], or [depth, heads, N, 2·d]
+        tables = table if source.rope_mixed else [table] * depth
+    blocks = []
+    for block, table in zip(source.blocks, tables, strict=True):
+        rotation = None
+        if table is not None:
+            found = frequencies(table, grid, block.attn.rotate_half)
+            if found.ndim == 2:  # all heads turn alike
+                found = found[:, None].expand(-1, block.attn.num_heads, -1)
+            rotation = Rotation(found.contiguous(), grid, source.num_prefix_tokens)
+        attention = Attention(block.attn, rotation)
+        if rotation is not None and block.attn.rotate_half:
+            _pair_neighbours(attention)
+        block.attn = attention
+        blocks.append(Block(block) if type(block) is EvaBlock else block)
+    return RotaryVit(source, nn.Sequential(*blocks))
+
+
+def frequencies(table: Tensor, grid: tuple[int, int], halves: bool) -> Tensor:
+    """The constants and steps of the angles whose sines and cosines are in a table of timm.
+
+    Steps are only known, and only matter, up to whole turns: rows and columns are whole numbers.
+
+    Args:
+        table: [..., rows · columns, 2·d], all sines and then all cosines; both values of a pair
+            have the same.
+        grid: rows and columns.
+        halves: whether a pair lies d/2 apart, else side by side.
+
+    Returns:
+        float32 [3, ..., d/2]: at the origin, from row to row, and from column to column.
+
+    Raises `InputError` where angles are not linear in row and column.
+    """
+    size = table.shape[-1] // 2
+    one_of_each = slice(size // 2) if halves else slice(None, None, 2)
+    sin, cos = (part[..., one_of_each].double() for part in table.detach().split(size, -1))
+    turn = torch.complex(cos, sin).unflatten(-2, grid)  # [..., rows, columns, d/2]
+    steps = [
+        (
+            turn.narrow(axis, 1, turn.shape[axis] - 1)
+            * turn.narrow(axis, 0, turn.shape[axis] - 1).conj()
+        )
+        .sum((-3, -2))
+        .angle()
+        for axis in (-3, -2)
+    ]
+    rows, columns = (torch.arange(count, dtype=torch.float64)[:, None] for count in grid)
+    along = rows[:, None] * steps[0][..., None, None, :] + columns * steps[1][..., None, None, :]
+    start = (turn * torch.polar(torch.ones_like(along), -along)).sum((-3, -2)).angle()
+    angles = start[..., None, None, :] + along
+    if (torch.polar(torch.ones_like(angles), angles) - turn).abs().max() > _TOLERANCE:
+        raise InputError("its rotary embedding is not linear in row and column, and not supported")
+    return torch.stack([start, *steps]).float()
+
+
+def _pair_neighbours(attention: Attention) -> None:
+    """Reorder the features of queries and keys so that halves of pairs come to lie side by side."""
+    heads, size = attention.num_heads, attention.widths[0] // attention.num_heads
+    within = torch.arange(size).view(2, -1).T.flatten()
+    order = (within + size * torch.arange(2 * heads)[:, None]).flatten()
+    order = torch.cat([order, torch.arange(len(order), sum(attention.widths))])
+    for owner, index in (
+        (attention.qkv, order),
+        (attention.q_norm, within),
+        (attention.k_norm, within),
+    ):
+        for name in ("weight", "bias"):
+            value = getattr(owner, name, None)
+            if value is not None:
+                setattr(owner, name, nn.Parameter(value.detach()[index], requires_grad=False))
