@@ -13,6 +13,7 @@ from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check
 from vitcompress.measure import cost
 from vitcompress.model.architecture import Architecture, VitModel, build, stored_tensors
+from vitcompress.model.embedding import embedding_width
 from vitcompress.model.sizes import blocks, sizes_of
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge import MergeConfig, merge
@@ -147,6 +148,16 @@ def test_normed_hidden_units_stay_but_heads_can_be_narrowed(
     assert cost.macs(model) <= 0.95 * cost.macs(vit)
     with pytest.raises(InputError, match="hidden cannot be narrowed"):
         run(vit, context, structures=["hidden"])
+
+
+def test_the_stream_can_be_narrowed(make_vit: MakeVit, context: Context, pixels: Tensor) -> None:
+    vit = make_vit("vit_small_patch16_rope_224")
+    model = run(vit, context, structures=["embedding", "hidden"], budget={"macs": 0.8})
+    assert embedding_width(model.module) < 64
+    assert cost.macs(model) <= 0.8 * cost.macs(vit)
+    again = build(Architecture.model_validate_json(model.architecture.model_dump_json()))
+    again.load_state_dict(stored_tensors(model))
+    assert torch.equal(again(pixels), model.module(pixels))
 
 
 @pytest.mark.parametrize("name", ["eva02_enormous_patch14_clip_224", "vit_base_patch16_sapiens2"])

@@ -223,7 +223,8 @@ class Attention(nn.Module):
 
     `queries` limits the rows that are computed to the first tokens; keys and values are all used.
     `widths` are the features of queries, keys and values in `qkv`; the scale is that of the dense
-    model whatever they are. `rotation` turns queries and keys by where their patches lie.
+    model whatever they are. `rotation` turns queries and keys by where their patches lie, in place
+    of the `rope` that timm's blocks may hand over.
     """
 
     def __init__(self, source: Any, rotation: Rotation | None = None) -> None:
@@ -244,7 +245,7 @@ class Attention(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         queries: int | None = None,
-        rope: None = None,
+        rope: Tensor | None = None,
     ) -> Tensor:
         return self.attended(x, queries)[0]
 

@@ -109,21 +109,18 @@ def frequencies(table: Tensor, grid: tuple[int, int], halves: bool) -> Tensor:
     one_of_each = slice(size // 2) if halves else slice(None, None, 2)
     sin, cos = (part[..., one_of_each].double() for part in table.detach().split(size, -1))
     turn = torch.complex(cos, sin).unflatten(-2, grid)  # [..., rows, columns, d/2]
-    steps = [
-        (
-            turn.narrow(axis, 1, turn.shape[axis] - 1)
-            * turn.narrow(axis, 0, turn.shape[axis] - 1).conj()
-        )
-        .sum((-3, -2))
-        .angle()
-        for axis in (-3, -2)
-    ]
+    down = turn[..., 1:, :, :] * turn[..., :-1, :, :].conj()
+    right = turn[..., 1:, :] * turn[..., :-1, :].conj()
+    steps = [step.sum((-3, -2)).angle() for step in (down, right)]
     rows, columns = (torch.arange(count, dtype=torch.float64)[:, None] for count in grid)
     along = rows[:, None] * steps[0][..., None, None, :] + columns * steps[1][..., None, None, :]
     start = (turn * torch.polar(torch.ones_like(along), -along)).sum((-3, -2)).angle()
     angles = start[..., None, None, :] + along
     if (torch.polar(torch.ones_like(angles), angles) - turn).abs().max() > _TOLERANCE:
-        raise InputError("its rotary embedding is not linear in row and column, and not supported")
+        raise InputError(
+            "the model's rotary embedding turns by angles that are not linear in row and column,"
+            " which is not supported: give another model"
+        )
     return torch.stack([start, *steps]).float()
 
 

@@ -55,8 +55,7 @@ def sizes_of(block: Block) -> BlockSizes:
 
 
 def gates(block: Block) -> int:
-    """How many outputs of fc1 each hidden unit is made of, besides its value: 1 where it is gated,
-    else 0."""
+    """How many gates a hidden unit of the MLP has, each one more output of fc1: 1 or none."""
     return int(isinstance(block.mlp, GatedMlp))
 
 
