@@ -48,7 +48,7 @@ def quantize(
         bits, rows = chosen_bits(model, config, context, known)
     layers: dict[str, QuantizedLinear] = {}
     costs: dict[str, float] = {}  # of layers of 8-bit weights: in others the weights cost most
-    later = {}  # rounded when all before them are
+    later: dict[str, int] = {}  # rounded when all before them are
     if config.sequential and config.rounding != "nearest":
         later = {n: bits[n] for n in sequence(known.module) if bits.get(n, 8) < 8}
     at_once = [name for name in names if name not in later]

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from vitcompress.console import track
 from vitcompress.methods import quantizer
-from vitcompress.methods.compensation import Moments, covariance, joined, refit, with_constant
+from vitcompress.methods.compensation import Moments, covariance, with_constant
+from vitcompress.methods.sparsity import reconstructed
 from vitcompress.model.layers import Block, QuantizedLinear
 from vitcompress.model.merging import MergingBlocks
 from vitcompress.model.sizes import blocks
@@ -71,7 +72,7 @@ def round_in_sequence(
     twin, done = copy.deepcopy(known.module), dict[str, QuantizedLinear]()
     pairs = list(zip(blocks(known.module), blocks(twin), strict=True))
     for name, layer in others.items():
-        twin.set_submodule(name, layer)
+        twin.set_submodule(name, copy.deepcopy(layer).to(context.device))
     with TemporaryFile() as one, TemporaryFile() as other:
         streams = Stream(one), Stream(other)
         for pixels in context.calibration_batches("reading images"):
@@ -101,13 +102,15 @@ def fitted(
     `found`: moments of its inputs, with a constant, and of the outputs that it should have.
     """
     tokens = float(found.gram[-1, -1])
-    weight = linear.weight.cpu()
-    bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.cpu()
-    damping = _DAMPING + weight.shape[1] / tokens
-    wanted = refit(found, joined(weight, bias), damping)[:-1].T.to(weight.dtype)
-    wanted = wanted * (weight != 0)  # zeros of a sparse layer stay
-    layer = coded(wanted, covariance(found.gram), tokens, style, bits)
     inputs, outputs = found.gram[-1, :-1] / tokens, found.cross[-1] / tokens
+    spread = covariance(found.gram)
+    cross = found.cross[:-1].T / tokens - torch.outer(outputs, inputs)
+    weight = linear.weight.cpu()
+    level = (_DAMPING + weight.shape[1] / tokens) * spread.diagonal().mean().clamp_min(1e-30)
+    hessian = spread + level * torch.eye(len(spread), dtype=spread.dtype)
+    # Ridge towards the weights as they are, and zeros of a sparse layer stay.
+    wanted = reconstructed(weight, hessian, cross + level * weight, weight != 0).to(weight.dtype)
+    layer = coded(wanted, spread, tokens, style, bits)
     layer.bias = (outputs - layer.dequantized().weight.double() @ inputs).float()
     return with_range(layer, choice)
 
@@ -148,7 +151,7 @@ def _as_codes(x: Tensor, choice: Choice, style: Style) -> Tensor:
     """`x` as the integer kernel sees it, where its range is fixed."""
     if style.activations == "dynamic":
         return x
-    scale, zero_point = quantizer.activation_parameters(choice.low, choice.high)
+    scale, zero_point = quantizer.activation_parameters(choice.low.to(x), choice.high.to(x))
     return quantizer.quantize_activation(x, scale, zero_point) * scale
 
 
