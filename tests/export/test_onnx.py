@@ -43,7 +43,7 @@ QUANTIZED = {
     "blocks.1.mlp.fc2": QuantizedLayer(bits=8, activations="static", terms=2, fine_tokens=1),
     "head": QuantizedLayer(bits=8, activations="static"),
 }
-HALF, CODED = ("pos_embed", "cls_token"), ("patch_embed.proj.weight",)
+HALF, CODED = ("pos_embed", "cls_token", "blocks.0.mlp.fc1.scale"), ("patch_embed.proj.weight",)
 
 
 def quantized_twin(linear: nn.Linear, layer: QuantizedLayer, x: Tensor) -> QuantizedLinear:
@@ -70,8 +70,8 @@ def quantize_by_hand(vit: VitModel, pixels: Tensor) -> VitModel:
         handle.remove()
         vit.module.set_submodule(name, quantized_twin(linear, layer, seen[0]))
     for name in HALF:
-        parameter = vit.module.get_parameter(name)
-        parameter.copy_(parameter.half())
+        tensor = vit.module.state_dict()[name]
+        tensor.copy_(tensor.half())
     for name in CODED:
         codes, scale = quantizer.byte_codes(vit.module.get_parameter(name))
         vit.module.get_parameter(name).copy_(codes * scale)

@@ -250,3 +250,10 @@ def test_byte_codes_of_what_they_stand_for_are_the_same(
     assert torch.equal(its, scale)
     assert (codes.flatten(1)[1:].abs().amax(1) == 127).all()
     assert ((codes * scale - tensor).abs() <= 0.501 * scale).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"), [(1.0, True), (-6.2e-5, True), (6e-5, False), (1e5, False), (0.0, False)]
+)
+def test_scales_fit_in_half_as_normal_numbers_only(value: float, fits: bool) -> None:
+    assert quantizer.fits_half(torch.tensor([0.5, value])) == fits

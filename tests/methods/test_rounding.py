@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vitcompress.methods import quantizer
 from vitcompress.methods.quantizer import round_weight, weight_range
-from vitcompress.methods.rounding import descend, gptq, output_error
+from vitcompress.methods.rounding import descend, gptq, output_error, refitted
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -131,3 +131,30 @@ def test_weights_that_are_zero_stay_zero(bits: int) -> None:
     assert (descend(weight, step, gram, codes, bits)[absent] == 0).all()
     nearest = round_weight(weight, step, bits)
     assert loss(codes, weight, step, gram) < loss(nearest, weight, step, gram)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("group", [None, 16])
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+def test_refitted_steps_leave_the_least_damped_error(
+    bits: int, group: int | None, damping: float
+) -> None:
+    weight, gram = randn(24, 70), correlated(70)
+    step = weight_step(weight, bits, group)
+    codes = gptq(weight, step, gram, bits, damping)
+    factor = refitted(weight, step, gram, codes, damping)[:, None]
+    damped = gram + damping * gram.diagonal().mean() * torch.eye(70, dtype=torch.float64)
+    best = output_error(weight, step * factor, codes, damped)
+    assert best.sum() < 0.999 * output_error(weight, step, codes, damped).sum()
+    for other in (1 / factor, 0.99, 1.01):  # 1 / factor: the step as it was
+        assert (best <= output_error(weight, step * factor * other, codes, damped) + 1e-9).all()
+
+
+def test_a_row_that_cannot_be_refitted_keeps_its_step() -> None:
+    weight, gram = randn(3, 20), correlated(20)
+    step = weight_step(weight, 4)
+    codes = round_weight(weight, step, 4)
+    codes[0], codes[1] = 0, -codes[1]
+    factor = refitted(weight, step, gram, codes, 0.01)
+    assert factor[:2].tolist() == [1, 1]
+    assert factor[2] > 0.5

@@ -110,6 +110,33 @@ def test_a_limit_of_kl_gives_the_smallest_model_that_holds_it(
         run(vit, context, bits={"max_kl": 1e-9})
 
 
+@pytest.mark.parametrize("bits", [4, 5, 6])
+def test_what_is_stored_is_as_large_as_its_bits_and_floats(
+    bits: int, make_vit: MakeVit, context: Context
+) -> None:
+    vit = make_vit(embed_dim=192, num_heads=3)  # the layers of deit_tiny
+    model, _ = run(vit, context, bits=bits, rounding="nearest", activations="static")
+    weights = {f"{n}.weight": vit.module.get_submodule(n).weight.numel() for n in BLOCKS}
+    floats = sum(p.nbytes for n, p in vit.module.named_parameters() if n not in weights)
+    stored = sum(t.nbytes for t in stored_tensors(model).values())
+    assert stored < 1.05 * (floats + sum(weights.values()) * bits / 8)
+
+
+def test_scales_of_few_bits_are_stored_in_half(vit: VitModel, context: Context) -> None:
+    small = vit.module.blocks[1].mlp.fc1
+    small.weight[5] *= 1e-6  # beneath what float16 holds as normal numbers
+    options = {"pin": {"*.fc2": 8}, "rounding": "descent", "sequential": False}
+    model, _ = run(vit, context, bits=4, **options)
+    stored = stored_tensors(model)
+    for name in BLOCKS:
+        kept = name == "blocks.1.mlp.fc1" or name.endswith("fc2")
+        scale = stored[f"{name}.scale"]
+        assert scale.dtype == (torch.float32 if kept else torch.float16)
+        assert torch.equal(scale.float(), model.module.get_submodule(name).scale)
+    change = model.module.blocks[1].mlp.fc1.dequantized().weight[5] - small.weight[5]
+    assert 0 < change.norm() < 0.2 * small.weight[5].norm()
+
+
 def test_floors_and_pins_hold(vit: VitModel, context: Context, pixels: Tensor) -> None:
     model, _ = run(
         vit,

@@ -128,6 +128,13 @@ def spread(multipliers: Tensor, group: int, in_features: int) -> Tensor:
     return multipliers.float().repeat_interleave(group, 0)[:in_features]
 
 
+def fits_half(scale: Tensor) -> bool:
+    """Whether float16 holds all of `scale` as normal numbers; not every runtime keeps others."""
+    half = scale.half()
+    normal = half.abs() >= torch.finfo(torch.float16).smallest_normal
+    return bool((normal & half.isfinite()).all())
+
+
 def byte_codes(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """Codes int8 [n, ...] of −127 … 127 and scale float32 [n, 1, ...] of each first index.
 

@@ -89,6 +89,19 @@ def descend(
     return codes
 
 
+def refitted(weight: Tensor, step: Tensor, gram: Tensor, codes: Tensor, damping: float) -> Tensor:
+    """The factor [out] on the steps of each row that makes its damped error least, given `codes`.
+
+    Least squares in one unknown: ⟨w, q∘step⟩ / ⟨q∘step, q∘step⟩ with the Gram matrix as the inner
+    product; 1 for a row of zeros, and where the codes point away from the weights. Arguments as
+    of `gptq`.
+    """
+    rounded = (codes * step).double()
+    pull = rounded @ _damped(gram, damping)
+    inner, norm = (pull * weight).sum(1), (pull * rounded).sum(1)
+    return torch.where(inner > 0, inner / norm, 1.0).to(weight.dtype)
+
+
 def output_error(weight: Tensor, step: Tensor, codes: Tensor, gram: Tensor) -> Tensor:
     """‖(w − q∘step)X‖² of each row, [out], up to the factor of `gram`."""
     change = (weight - codes * step).double()

@@ -29,6 +29,7 @@ from vitcompress.stages.quantize_bits import (
 from vitcompress.stages.quantize_config import BitBudget, choices
 from vitcompress.stages.quantize_config import QuantizeConfig as QuantizeConfig
 from vitcompress.stages.quantize_layer import cheapest, layer_error, ranged, roomy
+from vitcompress.stages.quantize_sequence import round_in_sequence, sequence
 from vitcompress.stages.simulate import check, simulated
 
 
@@ -50,7 +51,11 @@ def quantize(
         bits, rows = chosen_bits(model, config, context, known)
     layers: dict[str, QuantizedLinear] = {}
     costs: dict[str, float] = {}  # of layers of 8-bit weights: in others the weights cost most
-    for name in track(names, "rounding weights", len(names)):
+    later: dict[str, int] = {}  # rounded when all before them are
+    if config.sequential and config.rounding != "nearest":
+        later = {n: bits[n] for n in sequence(known.module) if bits.get(n, 8) < 8}
+    at_once = [name for name in names if name not in later]
+    for name in track(at_once, "rounding weights", len(at_once)):
         if bits[name] < 8:
             layers[name] = known.rounded(name, config.style, bits[name])
         else:
@@ -66,12 +71,16 @@ def quantize(
         finer = ranged(layers[name], floats[name], choices[name], found[name], 2, tokens)
         if known.cost({name: finer}) < costs[name] / 2:
             layers[name] = finer
+    if later:
+        layers |= round_in_sequence(known, later, layers, config.style, context)
+        layers = {name: layers[name] for name in names}
     quantized = describe(model, known.module, layers, config)
     return quantized, {
         "average_bits": _average(bits, floats),
         **({"score": config.score} if isinstance(config.bits, BitBudget) else {}),
         "activations": config.activations,
         "rounding": config.rounding,
+        "rounded_in_sequence": len(later),
         "quantized_layers": len(names),
         "folded_layers": sum(choice.fold.strength > 0 for choice in choices.values()),
         "two_term_layers": sum(layer.terms == 2 for layer in layers.values()),

@@ -234,14 +234,15 @@ def code_bytes(
     config: QuantizeConfig,
     pattern: str | None = None,
 ) -> int:
-    """Bytes of the packed codes of a layer, and of its packed multipliers.
+    """Bytes of the packed codes of a layer, of its packed multipliers and of its scales.
 
     `pattern`: of a sparse layer, whose codes are stored without their zeros.
     """
     layer = empty(linear, bits, config)
     stored = packed(nn.ModuleDict({"layer": layer}), {"layer": pattern} if pattern else {})
     kinds = ("codes", "mask", "multipliers")
-    return sum(t.nbytes for name, t in stored.items() if name.endswith(kinds))
+    scales = linear.out_features * (2 if bits < 8 else 4)
+    return scales + sum(t.nbytes for name, t in stored.items() if name.endswith(kinds))
 
 
 def empty(linear: nn.Linear, bits: int, config: QuantizeConfig) -> QuantizedLinear:
@@ -297,9 +298,12 @@ def describe(
                 (coded if weight and config.rest == "int8" else half).append(name)
     for name in half:
         module.get_parameter(name).copy_(module.get_parameter(name).half())
+    quantized = {**model.architecture.quantized, **described}
+    for name, q in quantized.items():
+        if q.bits < 8 and quantizer.fits_half(module.get_buffer(f"{name}.scale")):
+            half.append(f"{name}.scale")
     for name in coded:
         codes, scale = quantizer.byte_codes(module.get_parameter(name))
         module.get_parameter(name).copy_(codes * scale)
-    quantized = {**model.architecture.quantized, **described}
     update = {"quantized": quantized, "half": tuple(half), "coded": tuple(coded)}
     return replace(model, module=module, architecture=model.architecture.model_copy(update=update))

@@ -75,14 +75,17 @@ class QuantizeConfig(BaseModel):
     them as they are. `layers`: patterns over layer names; `skip`: patterns taken out again.
     `activations`: `static` fixes each range from calibration images; `dynamic` takes it at run time
     from each batch. `rounding`: `gptq` feeds each rounding error to the weights not yet rounded;
-    `descent` then improves the codes one by one. `group`: how many inputs share a multiplier, in
-    codes of 6 bits or less. `fold`: move channel ranges into the neighbouring tensors where that
-    lowers the error. `fine`: the share of the layers' multiply-accumulates that may be spent once
-    more, on a second 8-bit term of the inputs of layers of 8-bit weights, where that is worth most;
-    beyond it, in costly ones the class token alone has a second term where that takes away most of
-    their cost. `rest`: the type in which matrices that stay float (patch and position embeddings,
-    …) are stored; `int8` is for the weights among them, the others have float16 then. `simulate`:
-    measure besides what inputs of fewer bits would cost; the model that is exported stays the same.
+    `descent` then improves the codes one by one, and the scales. `sequential`: layers below 8 bits
+    are rounded one after the other, each fitted to what those before leave of its input; in models
+    whose tokens merge, and for `nearest`, each is rounded for the input it had. `group`: how many
+    inputs share a multiplier, in codes of 6 bits or less. `fold`: move channel ranges into the
+    neighbouring tensors where that lowers the error. `fine`: the share of the layers'
+    multiply-accumulates that may be spent once more, on a second 8-bit term of the inputs of layers
+    of 8-bit weights, where that is worth most; beyond it, in costly ones the class token alone has
+    a second term where that takes away most of their cost. `rest`: the type in which matrices that
+    stay float (patch and position embeddings, …) are stored; `int8` is for the weights among them,
+    the others have float16 then. `simulate`: measure besides what inputs of fewer bits would cost;
+    the model that is exported stays the same.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -97,6 +100,7 @@ class QuantizeConfig(BaseModel):
     layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("blocks.*",)
     skip: tuple[str, ...] = ()
     rounding: Rounding = "descent"
+    sequential: bool = True
     group: Annotated[int, Field(ge=8)] | None = 32
     fold: bool = True
     fine: Annotated[float, Field(ge=0, le=1)] = 0.05

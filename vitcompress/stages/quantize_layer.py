@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitcompress.methods import folding, quantizer
 from vitcompress.methods.folding import Fold
 from vitcompress.methods.histogram import quantiles
-from vitcompress.methods.rounding import descend, gptq, output_error
+from vitcompress.methods.rounding import descend, gptq, output_error, refitted
 from vitcompress.model.layers import Activations, QuantizedLinear
 from vitcompress.model.structure import input_fold
 from vitcompress.stages.calibrate import LayerStatistics
@@ -26,6 +26,7 @@ _SHARES = (1.0, *(1 - 10.0**-digits for digits in (6, 5.5, 5, 4.75, 4.5, 4.25, 4
 _JUDGED_ROWS = 512  # enough to tell candidates apart
 _PROBED_BATCHES = 2  # of 16 images, to measure layers one by one
 _GROUPED_BITS = 6  # at most; the multipliers of wider codes would have too few values
+_REFITS, _SWEEPS = 3, 2  # of scales to the codes, and of the codes to these
 
 Cost = Callable[[Mapping[str, nn.Module]], float]
 """Layers by name → KL(float ‖ model with these layers in their places), in nats."""
@@ -118,41 +119,72 @@ def gram(fold: Fold, found: LayerStatistics) -> Tensor:
     return (moved + torch.outer(shift, shift)) / torch.outer(fold.scale, fold.scale)
 
 
+def covariance(fold: Fold, found: LayerStatistics) -> Tensor:
+    """The covariance of the folded input, float64 [in, in]."""
+    mean = found.total / found.weight
+    return (found.gram / found.weight - torch.outer(mean, mean)) / torch.outer(
+        fold.scale, fold.scale
+    )
+
+
+def metric(fold: Fold, found: LayerStatistics, bits: int) -> Tensor:
+    """What errors of weights are measured by, float64 [in, in]: the covariance of the input, since
+    the mean error goes into the bias; for 8 bits, whose rounding loses little, the mean of x xᵀ."""
+    return covariance(fold, found) if bits < 8 else gram(fold, found)
+
+
 def weight_step(
     weight: Tensor, moments: Tensor, style: Style, bits: int
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Scale, multipliers and step of `weight`; `moments`: the Gram matrix of its inputs."""
     group = style.grouped(bits)
     scale, multipliers = quantizer.weight_scale(weight, bits, moments.diagonal().float(), group)
+    scale = storable(scale, bits)
     return scale, multipliers, quantizer.weight_step(scale, multipliers, group, weight.shape[1])
+
+
+def storable(scale: Tensor, bits: int) -> Tensor:
+    """`scale` as it is stored: below 8 bits in float16, since it takes room beside few bits."""
+    return scale.half().float() if bits < 8 and quantizer.fits_half(scale) else scale
 
 
 def rounded(
     layer: nn.Linear, choice: Choice, found: LayerStatistics, style: Style, bits: int
 ) -> QuantizedLinear:
     """The quantized twin of `layer`, whose weights are already folded."""
-    moments = gram(choice.fold, found)
-    scale, multipliers, step = weight_step(layer.weight, moments, style, bits)
+    moments = metric(choice.fold, found, bits)
+    quantized = coded(layer.weight, moments, float(found.weight), style, bits)
+    return ranged(quantized, layer, choice, found)
+
+
+def coded(
+    weight: Tensor, moments: Tensor, tokens: float, style: Style, bits: int
+) -> QuantizedLinear:
+    """A layer of rounded weights, without a bias yet, or a range.
+
+    `moments` [in, in]: what the errors are measured by, a mean over `tokens` inputs.
+    """
+    scale, multipliers, step = weight_step(weight, moments, style, bits)
     # Few rows say little of their covariance: shrink it by how many there are for each input.
-    damping = 0.01 + len(moments) / float(found.weight)
+    damping = 0.01 + len(moments) / tokens
     if style.rounding == "nearest":
-        codes = quantizer.round_weight(layer.weight, step, bits)
+        codes = quantizer.round_weight(weight, step, bits)
     else:
-        codes = gptq(layer.weight, step, moments, bits, damping)
+        codes = gptq(weight, step, moments, bits, damping)
     if style.rounding == "descent":
-        codes = descend(layer.weight, step, moments, codes, bits, damping)
-    quantized = QuantizedLinear(
-        layer.in_features,
-        layer.out_features,
-        bits,
-        style.activations,
-        group=style.grouped(bits),
-    )
+        codes = descend(weight, step, moments, codes, bits, damping)
+        for _ in range(_REFITS if bits < 8 else 0):
+            scale = storable(scale * refitted(weight, step, moments, codes, damping), bits)
+            step = quantizer.weight_step(scale, multipliers, style.grouped(bits), len(moments))
+            codes = descend(weight, step, moments, codes, bits, damping, _SWEEPS)
+    outputs, inputs = weight.shape
+    group = style.grouped(bits)
+    quantized = QuantizedLinear(inputs, outputs, bits, style.activations, group=group)
     quantized.codes = quantizer.pack_weight(codes, bits)
     quantized.scale = scale
     if multipliers is not None:
         quantized.multipliers = quantizer.pack_multipliers(multipliers)
-    return ranged(quantized, layer, choice, found)
+    return quantized
 
 
 def weight_error(
@@ -160,16 +192,14 @@ def weight_error(
 ) -> float:
     """The mean squared error of the output that weights of `bits` bits leave, as a share of its
     variance: rounded as asked for, but for the last refinement."""
-    moments = gram(choice.fold, found)
-    mean = (found.total / found.weight - choice.fold.shift.double()) / choice.fold.scale
-    covariance = moments - torch.outer(mean, mean)
+    moments, spread = metric(choice.fold, found, bits), covariance(choice.fold, found)
     step = weight_step(layer.weight, moments, style, bits)[2]
     codes = quantizer.round_weight(layer.weight, step, bits)
     if style.rounding != "nearest":
         damping = 0.01 + len(moments) / float(found.weight)
         codes = gptq(layer.weight, step, moments, bits, damping)
-    left = output_error(layer.weight, step, codes, covariance).sum()
-    whole = output_error(layer.weight, step, torch.zeros_like(codes), covariance).sum()
+    left = output_error(layer.weight, step, codes, spread).sum()
+    whole = output_error(layer.weight, step, torch.zeros_like(codes), spread).sum()
     return float(left / whole.clamp_min(torch.finfo(torch.float64).tiny))
 
 
@@ -182,17 +212,22 @@ def ranged(
     fine_tokens: int | None = None,
 ) -> QuantizedLinear:
     """`quantized` with the range of `choice`, and the bias that makes its mean error zero."""
-    ranged = copy.deepcopy(quantized)
+    ranged = with_range(copy.deepcopy(quantized), choice)
     ranged.terms, ranged.fine_tokens = terms, fine_tokens
-    if ranged.activations == "static":
-        x_scale, zero_point = quantizer.activation_parameters(choice.low, choice.high)
-        ranged.activation_scale = x_scale
-        ranged.activation_zero_point = zero_point.to(torch.uint8)
     rows = choice.fold.apply(found.rows)
     ranged.bias = torch.zeros_like(ranged.bias)
     # Plainly over the sample: its first tokens, which the head reads, count for more than one each.
     ranged.bias = (layer(rows) - ranged(rows)).mean(0)
     return ranged
+
+
+def with_range(quantized: QuantizedLinear, choice: Choice) -> QuantizedLinear:
+    """`quantized`, with the range of `choice` where ranges are static (in place)."""
+    if quantized.activations == "static":
+        x_scale, zero_point = quantizer.activation_parameters(choice.low, choice.high)
+        quantized.activation_scale = x_scale
+        quantized.activation_zero_point = zero_point.to(torch.uint8)
+    return quantized
 
 
 def layer_error(

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,31 +12,9 @@ from vitcompress.methods.compensation import Moments, joined, refit, with_consta
 from vitcompress.model.layers import Block
 from vitcompress.model.sizes import blocks, fill
 from vitcompress.stages.pruning.statistics import Branch, Importance, hooked, last_layer
+from vitcompress.stages.streams import Stream, first_input
 
 _DAMPINGS = (0.03, 0.1, 0.3, 1.0, 3.0)
-
-
-class _Stream:
-    """Batches of activations in a file, so that memory does not grow with the images."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.places: list[tuple[int, torch.Size]] = []
-
-    def add(self, x: Tensor) -> None:
-        self.places.append((self.file.seek(0, 2), x.shape))
-        self.file.write(x.contiguous().cpu().numpy().data)
-
-    def replace(self, index: int, x: Tensor) -> None:
-        assert x.shape == self.places[index][1]
-        self.file.seek(self.places[index][0])
-        self.file.write(x.contiguous().cpu().numpy().data)
-
-    def read(self, index: int, device: torch.device) -> Tensor:
-        place, shape = self.places[index]
-        self.file.seek(place)
-        values = np.fromfile(self.file, np.float32, shape.numel())
-        return torch.from_numpy(values).view(shape).to(device)
 
 
 def refit_in_sequence(
@@ -57,13 +34,12 @@ def refit_in_sequence(
     dense stream becomes that of `pruned`, where they differ in width.
     """
     with TemporaryFile() as one, TemporaryFile() as other:
-        streams = {"dense": _Stream(one), "pruned": _Stream(other)}
+        streams = {"dense": Stream(one), "pruned": Stream(other)}
         held: list[bool] = []
         device = torch.device("cpu")
-        first = blocks(dense)[0]
         for pixels, is_held in batches:
             device = pixels.device
-            x = _first_input(dense, first, pixels)
+            x = first_input(dense, pixels)
             streams["dense"].add(x)
             streams["pruned"].add(_turned(x, into))
             held.append(is_held)
@@ -77,24 +53,11 @@ def refit_in_sequence(
                     )
 
 
-def _first_input(module: nn.Module, first: nn.Module, pixels: Tensor) -> Tensor:
-    seen: list[Tensor] = []
-    whole = cast(Any, module).blocks
-    handle = first.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    cast(Any, module).blocks = whole[:1]
-    try:
-        module(pixels)
-    finally:
-        handle.remove()
-        cast(Any, module).blocks = whole
-    return seen[0]
-
-
 def _refit_branch(
     block: Block,
     narrow: Block,
     part: str,
-    streams: Mapping[str, _Stream],
+    streams: Mapping[str, Stream],
     held: list[bool],
     device: torch.device,
     importance: Importance,
