@@ -57,8 +57,8 @@ def test_plan_and_sensitivity_know_the_stage(recipe: Path) -> None:
     shown = CliRunner().invoke(app, ["sensitivity", str(recipe), "--limit", "33", "--json"])
     assert shown.exit_code == 0, shown.stderr
     table = json.loads(shown.stdout)["narrow"]
-    assert {row["structure"] for row in table} == {"query_key", "value", "hidden"}
-    assert table[0]["layer"] == "blocks.0"
+    assert {row["structure"].split(".")[2] for row in table} == {"query_key", "value", "hidden"}
+    assert table[0]["structure"].startswith("blocks.0.")
 
 
 def test_labels_are_read_where_gradients_are_to_be_taken_for_them(

@@ -12,6 +12,7 @@ CHARTED = (
     *("output_error", "bits", "importance", "weight_bytes"),
     *("error_8", "error_4", "error_3"),
     *("sparsity", "density", "kept", "width", "kl_if_halved"),
+    *("kl", "kl_less_50%", "kl_at_80%"),
 )
 """Columns worth a chart, wherever a table has one that varies."""
 

@@ -176,22 +176,26 @@ def sensitivity(model: VitModel, config: PruneConfig, context: Context) -> list[
     rows = []
     for axis, measured in zip(found.axes, found.measure(wanted), strict=True):
         curve = calibrated(axis, measured)
-        row: dict[str, Any] = {"layer": f"blocks.{axis.block}", "structure": axis.kind}
+        row: dict[str, Any] = {"structure": f"blocks.{axis.block}.{axis.kind}"}
         row["size"] = axis.sizes[0]
         for share in _SHARES:
             size = (1 - share) * axis.sizes[0]
             option = next((i for i, s in enumerate(axis.sizes) if s <= size), None)
-            row[f"kl_less_{share:.1%}"] = None if option is None else float(curve.losses[option])
+            row[_less(share)] = None if option is None else float(curve.losses[option])
         rows.append(row)
     stream = measured_losses(found, model, config)
     full = max(stream)
     if len(stream) > 1:
-        row = {"layer": "", "structure": "embedding", "size": full}
+        row = {"structure": "embedding", "size": full}
         for share in _SHARES:
             width = max((w for w in stream if w <= (1 - share) * full), default=None)
-            row[f"kl_less_{share:.1%}"] = None if width is None else stream[width]
+            row[_less(share)] = None if width is None else stream[width]
         rows.append(row)
     return rows
+
+
+def _less(share: float) -> str:
+    return f"kl_less_{100 * share:g}%"
 
 
 def meters(

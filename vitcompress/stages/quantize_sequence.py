@@ -11,6 +11,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from tempfile import TemporaryFile
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -144,7 +145,7 @@ def _moments(
 
 def _scale(block: Block, kind: str) -> nn.Module | None:
     """What scales the branch that the layer `kind` is in."""
-    return block.ls1 if kind.startswith("attn") else block.ls2
+    return cast(nn.Module | None, block.ls1 if kind.startswith("attn") else block.ls2)
 
 
 def _as_codes(x: Tensor, choice: Choice, style: Style) -> Tensor:
