@@ -57,3 +57,17 @@ def test_pictures_make_a_gallery() -> None:
     assert gallery.columns == ["before"]
     assert gallery.rows[1] == ("1.jpg 1", ["data:image/png;base64,AA"])
     assert not found.tables
+
+
+def test_what_parts_would_cost_is_charted() -> None:
+    rows = [
+        {"structure": f"blocks.{i}.{kind}", "size": 64, "kl_less_50%": 0.1 * i, "kl_less_75%": 1.0}
+        for i in range(3)
+        for kind in ("value", "hidden")
+    ]
+    (chart,) = sections({"layers": rows}).charts
+    assert (chart.column, chart.groups, list(chart.values)) == (
+        "kl_less_50%",
+        ["0", "1", "2"],
+        ["value", "hidden"],
+    )
