@@ -116,11 +116,11 @@ def _merging_macs(
     keys = attention.widths[1]
     if method == "fisher":
         width = merging.rank
-        reading = channels * (1 + width)
+        reading = count * channels * (1 + width)
     else:
         width = keys // heads if method in ("tome", "ppt") else channels
-        reading = keys * heads
-    total = (count + prefix) * reading + choice_macs(method, count, kept, width)
+        reading = (count + prefix) * keys * heads
+    total = reading + choice_macs(method, count, kept, width)
     return int(total + combine_macs(method, count, kept, channels, number >= merging.unmixed))
 
 

@@ -100,7 +100,7 @@ class MergingBlocks(nn.Sequential):
         if keep < x.shape[1]:
             prefix, patches = x.split([self.prefix, x.shape[1] - self.prefix], 1)
             sizes = torch.ones_like(patches[..., :1]) if sizes is None else sizes
-            choice = self._choice(number, x, q, k, bias, sizes)
+            choice = self._choice(number, patches, q, k, bias, sizes)
             if self.restore:
                 now = tokens.places(choice, self.prefix)
                 places = now if places is None else rows(now, places)
@@ -130,11 +130,11 @@ class MergingBlocks(nn.Sequential):
     def _choice(
         self, number: int, x: Tensor, q: Tensor, k: Tensor, bias: Tensor | None, sizes: Tensor
     ) -> Choice:
-        """Which patch tokens of `x` [B, p + n, C] stay in block `number`."""
+        """Which patch tokens `x` [B, n, C] stay in block `number`; `q`, `k`: of all tokens."""
         keep, prefix = self.merging.kept[number] - self.prefix, self.prefix
         method = self.merging.method
         if method == "fisher":
-            read = (normalised(x) @ self.get_buffer(f"reader_{number}"))[:, prefix:]
+            read = normalised(x) @ self.get_buffer(f"reader_{number}")
             level, coordinates = read.split([1, self.merging.rank], -1)
             choice = fisher(Tokens(unit(coordinates), sizes, level.exp() * sizes), keep)
         else:
@@ -143,8 +143,9 @@ class MergingBlocks(nn.Sequential):
             # Without a class token: what the mean query pays.
             query = q[:, :1] if prefix else q.mean(1, keepdim=True)
             paid = attention_paid(query, k, heads, attention.scale, bias)[:, prefix:]
-            points = k.unflatten(-1, (heads, -1)).mean(-2) if method in ("tome", "ppt") else x
-            seen = Tokens(unit(points[:, prefix:]), sizes, paid)
+            by_key = method in ("tome", "ppt")
+            points = k[:, prefix:].unflatten(-1, (heads, -1)).mean(-2) if by_key else x
+            seen = Tokens(unit(points), sizes, paid)
             if self.merging.dropped:
                 choice = diffrate(seen, keep, self.merging.dropped[number])
             else:
