@@ -125,7 +125,7 @@ def test_what_is_stored_is_as_large_as_its_bits_and_floats(
 def test_scales_of_few_bits_are_stored_in_half(vit: VitModel, context: Context) -> None:
     small = vit.module.blocks[1].mlp.fc1
     small.weight[5] *= 1e-6  # beneath what float16 holds as normal numbers
-    options = {"pin": {"*.fc2": 8}, "rounding": "descent", "sequential": False}
+    options = {"pin": {"*.fc2": 8}, "rounding": "descent"}
     model, _ = run(vit, context, bits=4, **options)
     stored = stored_tensors(model)
     for name in BLOCKS:

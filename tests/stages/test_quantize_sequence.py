@@ -28,7 +28,9 @@ BLOCKS = [f"blocks.{i}.{kind}" for i in range(2) for kind in KINDS]
 
 
 def run(vit: VitModel, context: Context, **options: Any) -> tuple[VitModel, dict[str, Any]]:
-    return quantize(vit, QuantizeConfig(**{"bits": 3, "fine": 0, **options}), context)
+    return quantize(
+        vit, QuantizeConfig(**{"bits": 3, "fine": 0, "sequential": True, **options}), context
+    )
 
 
 def codes(model: VitModel, name: str) -> Tensor:

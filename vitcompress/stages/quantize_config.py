@@ -100,7 +100,7 @@ class QuantizeConfig(BaseModel):
     layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("blocks.*",)
     skip: tuple[str, ...] = ()
     rounding: Rounding = "descent"
-    sequential: bool = True
+    sequential: bool = False
     group: Annotated[int, Field(ge=8)] | None = 32
     fold: bool = True
     fine: Annotated[float, Field(ge=0, le=1)] = 0.05
