@@ -154,3 +154,11 @@ def make_context(images: ImageSet, tmp_path: Path) -> Callable[..., Context]:
 @pytest.fixture
 def context(make_context: Callable[..., Context]) -> Context:
     return make_context()
+
+
+@pytest.fixture
+def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A file with the RECIPE of the test's module."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(request.module.RECIPE)
+    return path

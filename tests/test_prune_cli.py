@@ -22,13 +22,6 @@ gates: {max_ratio: {macs: 0.8}}
 QUANTIZE = "  - {name: quant, type: quantize}\n"
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE)
-    return path
-
-
 def test_a_run_prunes_and_quantizes(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = CliRunner().invoke(

@@ -16,13 +16,6 @@ stages:
 """
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE)
-    return path
-
-
 def test_a_simulation_is_called_one_wherever_its_figures_are(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["run", str(recipe), "--out", str(out), "--limit", "33", "--json"]

@@ -16,13 +16,6 @@ stages:
 """
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE)
-    return path
-
-
 def call(command: str, recipe: Path, *options: str) -> tuple[int, str, str]:
     result = CliRunner().invoke(app, [command, str(recipe), *options])
     return result.exit_code, result.stdout, result.stderr

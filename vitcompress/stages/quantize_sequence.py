@@ -7,9 +7,9 @@ then rounded with the moments of those inputs (as in GPTAQ, 2504.02692). The las
 is fitted towards what brings the stream of tokens back to that of the float model.
 """
 
-import contextlib
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from tempfile import TemporaryFile
 from typing import cast
 
@@ -26,7 +26,7 @@ from vitcompress.model.sizes import blocks
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize_bits import Prepared
 from vitcompress.stages.quantize_layer import Choice, Style, coded, with_range
-from vitcompress.stages.streams import Stream, first_input
+from vitcompress.stages.streams import Stream, first_input, layer_input
 
 _DAMPING = 0.1  # of the ridge; more, the fewer tokens there are for each input
 
@@ -38,14 +38,10 @@ def _attended(block: Block, x: Tensor) -> Tensor:
     return x[:, : block.tokens] if block.attn is None else block.attended(x)[0]
 
 
-def _fed(block: Block, x: Tensor) -> Tensor:
-    return block.fed(x)
-
-
 # With the Linears that follow one another in it. The last adds to the stream.
 _HALVES: tuple[tuple[_Half, tuple[str, str]], ...] = (
     (_attended, ("attn.qkv", "attn.proj")),
-    (_fed, ("mlp.fc1", "mlp.fc2")),
+    (Block.fed, ("mlp.fc1", "mlp.fc2")),
 )
 
 
@@ -131,7 +127,10 @@ def _moments(
     total: Moments | None = None
     for index in range(len(streams[0])):
         before = [stream.read(index, device) for stream in streams]
-        dense, now = (_input(half, *each) for each in zip(pair, places, before, strict=True))
+        dense, now = (
+            layer_input(layer, partial(half, block, x))
+            for layer, block, x in zip(places, pair, before, strict=True)
+        )
         target = places[0](dense)
         if adds:
             target = target + (before[0] - before[1])[:, : target.shape[1]]
@@ -154,24 +153,3 @@ def _as_codes(x: Tensor, choice: Choice, style: Style) -> Tensor:
         return x
     scale, zero_point = quantizer.activation_parameters(choice.low.to(x), choice.high.to(x))
     return quantizer.quantize_activation(x, scale, zero_point) * scale
-
-
-class _Seen(Exception):
-    """The input is there: what follows need not be computed."""
-
-
-def _input(half: _Half, block: Block, layer: nn.Module, x: Tensor) -> Tensor:
-    """What `layer`, in one half of `block`, gets where that gets `x`."""
-    seen: list[Tensor] = []
-
-    def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0])
-        raise _Seen
-
-    handle = layer.register_forward_pre_hook(stop)
-    try:
-        with contextlib.suppress(_Seen):
-            half(block, x)
-    finally:
-        handle.remove()
-    return seen[0]

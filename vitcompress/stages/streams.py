@@ -1,5 +1,7 @@
 """Streams of tokens between blocks, kept in files so that memory does not grow with the images."""
 
+import contextlib
+from collections.abc import Callable
 from typing import BinaryIO, cast
 
 import numpy as np
@@ -36,15 +38,27 @@ class Stream:
         return torch.from_numpy(values).view(shape).to(device)
 
 
-def first_input(module: nn.Module, pixels: Tensor) -> Tensor:
-    """What the first of the blocks of a plain ViT gets for `pixels`."""
+class _Seen(Exception):
+    """The input is there: what follows need not be computed."""
+
+
+def layer_input(layer: nn.Module, compute: Callable[[], object]) -> Tensor:
+    """What `layer` gets when `compute` is called, which goes no further."""
     seen: list[Tensor] = []
-    whole = cast(nn.Sequential, module.blocks)
-    handle = whole[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    module.blocks = whole[:1]
+
+    def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0])
+        raise _Seen
+
+    handle = layer.register_forward_pre_hook(stop)
     try:
-        module(pixels)
+        with contextlib.suppress(_Seen):
+            compute()
     finally:
         handle.remove()
-        module.blocks = whole
     return seen[0]
+
+
+def first_input(module: nn.Module, pixels: Tensor) -> Tensor:
+    """What the first of the blocks of a plain ViT gets for `pixels`."""
+    return layer_input(cast(nn.Sequential, module.blocks)[0], lambda: module(pixels))

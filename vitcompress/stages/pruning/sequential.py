@@ -11,8 +11,8 @@ from vitcompress.console import track
 from vitcompress.methods.compensation import Moments, joined, refit, with_constant
 from vitcompress.model.layers import Block
 from vitcompress.model.sizes import blocks, fill
-from vitcompress.stages.pruning.statistics import Branch, Importance, hooked, last_layer
-from vitcompress.stages.streams import Stream, first_input
+from vitcompress.stages.pruning.statistics import Branch, Importance, last_layer
+from vitcompress.stages.streams import Stream, first_input, layer_input
 
 _DAMPINGS = (0.03, 0.1, 0.3, 1.0, 3.0)
 
@@ -100,12 +100,7 @@ def _branch(block: Block, part: str, x: Tensor) -> Tensor:
 
 def _inputs(block: Block, part: str, x: Tensor) -> Tensor:
     """What the last layer of a branch gets."""
-    seen: list[Tensor] = []
-    with hooked(
-        [last_layer(block, part).register_forward_pre_hook(lambda _, args: seen.append(args[0]))]
-    ):
-        _branch(block, part, x)
-    return seen[0]
+    return layer_input(last_layer(block, part), lambda: _branch(block, part, x))
 
 
 def _moments(inputs: Tensor, target: Tensor, weights: Tensor) -> Moments:
