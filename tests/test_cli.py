@@ -16,13 +16,17 @@ from typer.testing import CliRunner
 
 from vitcompress.cli import app
 
-RECIPE = """
-model: {checkpoint: "example:glyphs"}
-data: {calibration: "example:glyphs/calibration", evaluation: "example:glyphs/evaluation"}
+QUANTIZE = '  - {name: quant, type: quantize, layers: ["blocks.0.*"]}\n'
+RECIPE = f"""
+model: {{checkpoint: "example:glyphs"}}
+data:
+  calibration: "example:glyphs/calibration"
+  evaluation: "example:glyphs/evaluation"
+  images: 64
 stages:
-  - {name: tail, type: merge}
-  - {name: quant, type: quantize}
-"""
+  - {{name: tail, type: merge}}
+{QUANTIZE}"""
+WHOLE = ("--set", 'stages.quant.layers=["blocks.*"]', "--set", "data.images=256")
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ def fails(code: int, *arguments: object) -> str:
 
 def test_a_run_writes_the_whole_folder(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code, stdout, stderr = call("run", recipe, "--out", out, "--limit", 66, "--json")
+    code, stdout, stderr = call("run", recipe, "--out", out, "--limit", 66, "--json", *WHOLE)
     assert code == 0, stderr
     assert {f.name for f in out.iterdir()} == {
         "model.onnx",
@@ -190,7 +194,7 @@ def test_sensitivity_of_a_score_as_a_page(recipe: Path, tmp_path: Path) -> None:
 
 def test_sensitivity_of_a_score_needs_a_stage_that_scores(recipe: Path, tmp_path: Path) -> None:
     assert "stages.quant.score" in fails(2, "sensitivity", recipe, "--score", "luck")
-    recipe.write_text(RECIPE.replace("  - {name: quant, type: quantize}\n", ""))
+    recipe.write_text(RECIPE.replace(QUANTIZE, ""))
     message = fails(2, "sensitivity", recipe, "--score", "lrp")
     assert message == "error: --score: the recipe has no quantize stage; leave the option out"
 
@@ -205,13 +209,13 @@ def test_sensitivity_looks_at_the_output_first(recipe: Path, tmp_path: Path) -> 
 
 def test_sensitivity_needs_a_stage_with_a_choice(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE.replace("  - {name: quant, type: quantize}\n", ""))
+    recipe.write_text(RECIPE.replace(QUANTIZE, ""))
     assert "stages: none of these stages" in fails(2, "sensitivity", recipe, "--limit", 33)
 
 
 def test_plan_writes_nothing(recipe: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
-    code, stdout, _ = call("plan", recipe, "--json")
+    code, stdout, _ = call("plan", recipe, "--json", *WHOLE)
     rows = json.loads(stdout)
     assert code == 0
     assert [row["stage"] for row in rows] == ["dense", "tail", "quant"]
@@ -240,7 +244,7 @@ def test_a_misspelt_key_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(RECIPE.replace("type: quantize", "type: quantize, activation: static"))
     line = fails(2, "run", path, "--out", tmp_path / "out")
-    assert f"{path}:6" in line
+    assert f"{path}:9" in line
     assert "activations" in line
 
 

@@ -11,15 +11,18 @@ from vitcompress.cli import app
 
 RECIPE = """
 model: {checkpoint: "example:glyphs"}
-data: {calibration: "example:glyphs/calibration", evaluation: "example:glyphs/evaluation"}
+data:
+  calibration: "example:glyphs/calibration"
+  evaluation: "example:glyphs/evaluation"
+  images: 64
 stages:
   - {name: tail, type: merge}
   - {name: narrow, type: prune, budget: {macs: 0.7}}
-  - {name: quant, type: quantize}
+  - {name: quant, type: quantize, layers: ["blocks.0.*"]}
 gates: {max_ratio: {macs: 0.8}}
 """
 
-QUANTIZE = "  - {name: quant, type: quantize}\n"
+QUANTIZE = '  - {name: quant, type: quantize, layers: ["blocks.0.*"]}\n'
 
 
 def test_a_run_prunes_and_quantizes(recipe: Path, tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ from vitcompress.cli import app
 
 RECIPE = """
 model: {checkpoint: "example:glyphs"}
-data: {calibration: "example:glyphs/calibration", evaluation: "example:glyphs/evaluation"}
+data:
+  calibration: "example:glyphs/calibration"
+  evaluation: "example:glyphs/evaluation"
+  images: 64
 stages:
-  - {name: quant, type: quantize, rounding: nearest, fold: false, fine: 0}
+  - {name: quant, type: quantize, layers: ["blocks.0.*"], rounding: nearest, fold: false, fine: 0}
 """
 
 

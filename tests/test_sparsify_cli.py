@@ -10,7 +10,10 @@ from vitcompress.cli import app
 
 RECIPE = """
 model: {checkpoint: "example:glyphs"}
-data: {calibration: "example:glyphs/calibration", evaluation: "example:glyphs/evaluation"}
+data:
+  calibration: "example:glyphs/calibration"
+  evaluation: "example:glyphs/evaluation"
+  images: 64
 stages:
   - {name: sparse, type: sparsify, pattern: 2:4, layers: ["blocks.0.mlp.*"]}
 """
