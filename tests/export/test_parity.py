@@ -65,6 +65,21 @@ def test_a_quantized_export_passes(
     assert facts["worst_layer_mismatch"] <= 1e-3
 
 
+def test_layers_that_are_alike_share_a_function(
+    vit: VitModel, context: Context, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.onnx"
+    export_onnx(quantized(vit, context, fine=0.0, bits=4, pin={"blocks.1.*": 8}), path, {})
+    exported = onnx.load(path)
+    used = {n.name: n.op_type for n in exported.graph.node if n.domain == "vitcompress"}
+    assert len(used) == 8
+    # Bodies differ in the width, and where codes are unpacked also in the count of inputs.
+    assert used["blocks.0.attn.qkv"] == used["blocks.0.attn.proj"] == used["blocks.0.mlp.fc1"]
+    assert len({used[name] for name in used if name.startswith("blocks.1.")}) == 1
+    assert {f.name for f in exported.functions} == set(used.values())
+    assert len(exported.functions) == 3
+
+
 def test_one_changed_code_is_found_with_its_layer(
     vit: VitModel, context: Context, pixels: Tensor, tmp_path: Path
 ) -> None:
@@ -88,19 +103,18 @@ def test_a_layer_that_is_not_fused_is_named(
     path = tmp_path / "m.onnx"
     export_onnx(model, path, {})
     graph_model = onnx.load(path)
-    for node in list(graph_model.graph.node):
-        # The same product in floats has no integer kernel.
-        if node.name.startswith("blocks.0.attn.proj/") and node.op_type == "MatMulInteger":
-            node.op_type = "MatMul"
-            casts = [
-                onnx.helper.make_node("Cast", [name], [f"{name}.f"], to=onnx.TensorProto.FLOAT)
-                for name in node.input[:2]
-            ]
-            position = list(graph_model.graph.node).index(node)
-            for cast in casts:
-                graph_model.graph.node.insert(position, cast)
-            del node.input[2:]
-            node.input[:] = [f"{name}.f" for name in node.input]
+    call = next(node for node in graph_model.graph.node if node.name == "blocks.0.attn.proj")
+    (function,) = (f for f in graph_model.functions if f.name == call.op_type)
+    floats = graph_model.functions.add()  # the same product in floats, which has no integer kernel
+    floats.CopyFrom(function)
+    floats.name = call.op_type = "floats"
+    (product,) = (node for node in floats.node if node.op_type == "MatMulInteger")
+    product.op_type = "MatMul"
+    position = list(floats.node).index(product)
+    for name in product.input[:2]:
+        cast = onnx.helper.make_node("Cast", [name], [f"{name}_f"], to=onnx.TensorProto.FLOAT)
+        floats.node.insert(position, cast)
+    product.input[:] = [f"{name}_f" for name in product.input[:2]]
     onnx.save(graph_model, path)
     with pytest.raises(ParityError, match=r"blocks\.0\.attn\.proj: onnxruntime did not fuse"):
         check(path, model, pixels, dense_logits(vit, pixels), 1)

@@ -12,7 +12,7 @@ from vitcompress.data.images import ImageSet
 from vitcompress.methods import saliency
 from vitcompress.model.architecture import VitModel
 from vitcompress.stages import calibrate
-from vitcompress.stages.calibrate import LayerStatistics, collect, statistics
+from vitcompress.stages.calibrate import LayerStatistics, Weights, collect, statistics
 from vitcompress.stages.context import Context
 
 MakeContext = Callable[..., Context]
@@ -132,7 +132,7 @@ def test_the_seed_chooses_the_rows() -> None:
 def test_nothing_is_left_on_the_model_and_the_images(vit: VitModel, many_pixels: Tensor) -> None:
     before = vit.fingerprint()
     pixels = many_pixels.clone()
-    collect(vit.module, LAYERS, [pixels], 12, seed=0, gradients=True)
+    collect(vit.module, LAYERS, [pixels], 12, seed=0, weights="importance")
     assert not pixels.requires_grad
     assert vit.fingerprint() == before
     for module in vit.module.modules():
@@ -155,7 +155,9 @@ def output_gradient(module: nn.Module, layer: str, image: Tensor, readout: Tenso
 def test_gradients_weigh_tokens_as_each_image_alone_would(
     layer: str, vit: VitModel, many_pixels: Tensor
 ) -> None:
-    found = collect(vit.module, [layer], [many_pixels.clone()], 12, seed=3, gradients=True)[layer]
+    found = collect(vit.module, [layer], [many_pixels.clone()], 12, seed=3, weights="importance")[
+        layer
+    ]
     generator = torch.Generator().manual_seed(3)
     readouts = saliency.fisher_readout(vit.module(many_pixels).detach(), generator)
     each = zip(many_pixels, readouts, strict=True)
@@ -173,12 +175,23 @@ def test_gradients_weigh_tokens_as_each_image_alone_would(
     assert close(found.row_weights, weights[which], 1e-4)
 
 
+def test_half_of_a_weight_is_even_and_half_importance(vit: VitModel, many_pixels: Tensor) -> None:
+    even, importance, both = (
+        collect(vit.module, LAYERS, [many_pixels.clone()], 12, seed=3, weights=weights)
+        for weights in ("even", "importance", "both")
+    )
+    for layer in LAYERS:
+        assert close(both[layer].gram, (even[layer].gram + importance[layer].gram) / 2, 1e-4)
+        assert close(both[layer].total, (even[layer].total + importance[layer].total) / 2, 1e-4)
+        assert importance[layer].effective < both[layer].effective < even[layer].effective
+
+
 def test_gradients_do_not_depend_on_the_batch_size(
     vit: VitModel, many_pixels: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(saliency, "fisher_readout", lambda logits, _: logits.detach().softmax(-1))
     at_once, streamed = (
-        collect(vit.module, LAYERS, many_pixels.split(size), 12, seed=0, gradients=True)
+        collect(vit.module, LAYERS, many_pixels.split(size), 12, seed=0, weights="importance")
         for size in (12, 5)
     )
     for layer in LAYERS:
@@ -188,8 +201,8 @@ def test_gradients_do_not_depend_on_the_batch_size(
 
 def test_gradients_change_no_ranges(vit: VitModel, many_pixels: Tensor) -> None:
     plain, weighed = (
-        collect(vit.module, LAYERS, [many_pixels.clone()], 12, seed=0, gradients=g)
-        for g in (False, True)
+        collect(vit.module, LAYERS, [many_pixels.clone()], 12, seed=0, weights=weights)
+        for weights in ("even", "importance")
     )
     for layer in LAYERS:
         assert torch.allclose(plain[layer].low, weighed[layer].low, atol=1e-5)
@@ -215,12 +228,12 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("weights", ["even", "both"])
 def test_a_second_call_reads_the_file(
-    gradients: bool, vit: VitModel, context: Context, passes: list[int]
+    weights: Weights, vit: VitModel, context: Context, passes: list[int]
 ) -> None:
-    first = ask(vit, context, gradients=gradients)
-    second = ask(vit, context, gradients=gradients)
+    first = ask(vit, context, weights=weights)
+    second = ask(vit, context, weights=weights)
     assert len(passes) == 1
     assert set(second) == set(first)
     assert all(same(first[layer], second[layer]) for layer in LAYERS)
@@ -236,9 +249,7 @@ def test_a_fresh_run_computes_anew(
     assert all(same(first[layer], second[layer]) for layer in LAYERS)
 
 
-@pytest.mark.parametrize(
-    "changed", ["model", "images", "preprocess", "seed", "layers", "gradients"]
-)
+@pytest.mark.parametrize("changed", ["model", "images", "preprocess", "seed", "layers", "weights"])
 def test_what_is_asked_decides_what_is_reused(
     changed: str,
     vit: VitModel,
@@ -255,7 +266,7 @@ def test_what_is_asked_decides_what_is_reused(
         "preprocess": {"preprocess": context.preprocess.model_copy(update={"crop_pct": 0.9})},
         "seed": {"seed": 1},
     }
-    calls: dict[str, Any] = {"layers": {"layers": LAYERS[:2]}, "gradients": {"gradients": True}}
+    calls: dict[str, Any] = {"layers": {"layers": LAYERS[:2]}, "weights": {"weights": "importance"}}
     ask(vit, make_context(**contexts.get(changed, {})), **calls.get(changed, {}))
     assert len(passes) == 2
     assert len(list(context.cache.iterdir())) == 2

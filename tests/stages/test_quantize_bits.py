@@ -19,6 +19,8 @@ from vitcompress.model.architecture import (
 )
 from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.merging import Merging
+from vitcompress.stages import quantize_bits
+from vitcompress.stages.calibrate import statistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.importance import importance
 from vitcompress.stages.quantize import QuantizeConfig, plan, quantize, sensitivity
@@ -302,6 +304,21 @@ def test_heads_that_change_places_count_the_same(vit: VitModel, context: Context
     attention.proj.weight.copy_(attention.proj.weight[:, order])
     after = importance(vit.module, BLOCKS, "lrp", context)
     assert after == pytest.approx(before, rel=1e-4)
+
+
+@pytest.mark.parametrize(("bits", "expected"), [(4, "both"), (8, "even")])
+def test_below_8_bits_inputs_count_by_their_importance_too(
+    bits: int, expected: str, vit: VitModel, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def spy(*arguments: Any) -> Any:
+        asked.append(arguments[-1])
+        return statistics(*arguments)
+
+    monkeypatch.setattr(quantize_bits, "statistics", spy)
+    run(vit, context, bits=bits)
+    assert asked == [expected]
 
 
 def test_what_is_quantized_already_can_be_quantized_on_with_descent(

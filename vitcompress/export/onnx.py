@@ -14,6 +14,7 @@ import onnxscript.optimizer
 import torch
 from torch import nn
 
+from vitcompress.export.functions import outline
 from vitcompress.export.translate import OPSET, TABLE
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import SCALE, Architecture, VitModel, stored_in_half
@@ -21,7 +22,6 @@ from vitcompress.model.compact import exportable
 
 INPUT, OUTPUT = "pixels", "logits"
 PREFIX = "vitcompress."
-WEIGHT = ".unpacked"  # what follows the name of a layer in the name of its unpacked codes
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _OPERATOR = "quantized_linear"
 # Protocol buffers end at 2 GB; weights of larger models lie beside the file.
@@ -32,12 +32,13 @@ _FOLDED_ELEMENTS = 16
 def export_onnx(model: VitModel, path: Path, facts: Mapping[str, str]) -> None:
     """Write `model` to `path`: pixels float32 [batch, C, H, W] → logits [batch, classes].
 
-    Only the batch is dynamic. `facts` go into the file's metadata as `vitcompress.KEY`. The nodes
-    of a quantized layer are named LAYER/….
+    Only the batch is dynamic. `facts` go into the file's metadata as `vitcompress.KEY`. A quantized
+    layer is one node, named as the layer: the call of a function.
     """
     module = exportable(model.module, model.architecture.sparse)
     graph_model = _traced(module, model.preprocess.channels, model.preprocess.input_size)
-    _name_quantized_layers(graph_model.graph)
+    layers = _quantized_layers(graph_model.graph)
+    outline(graph_model, layers, module.state_dict().keys(), _OPERATOR)
     _store_small(graph_model.graph, model.architecture)
     for node in graph_model.graph.all_nodes():
         node.metadata_props.clear()
@@ -88,21 +89,17 @@ def _traced(module: nn.Module, channels: int, size: tuple[int, int]) -> ir.Model
     return program.model
 
 
-def _name_quantized_layers(graph: ir.Graph) -> None:
-    """Name the nodes of quantized layers, but for those that unpack: there are many, and names
-    take room in the file."""
-    unpacked: set[str] = set()
-    multiplied: set[str] = set()
+def _quantized_layers(graph: ir.Graph) -> dict[str, list[ir.Node]]:
+    """The nodes of each quantized layer, those that unpack its weights included."""
+    by_scope: dict[str, list[ir.Node]] = {}
+    quantized: dict[str, None] = {}
     for node in graph:
-        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "['']"))
-        if len(scopes) > 1 and scopes[-1].startswith(_OPERATOR):
-            layer = scopes[-2]
-            if node.op_type == "MatMulInteger" and (weight := node.inputs[1]) is not None:
-                weight.name = f"{layer}{WEIGHT}{'.negative' if layer in multiplied else ''}"
-                multiplied.add(layer)
-            if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
-                unpacked.add(layer)
-            node.name = f"{layer}/{node.name}" if layer in unpacked else None
+        scopes: list[str] = ast.literal_eval(node.metadata_props.get(_SCOPES, "['']"))
+        scope, operator = ["", *scopes][-2:]
+        by_scope.setdefault(scope, []).append(node)
+        if operator.startswith(_OPERATOR):
+            quantized[scope] = None
+    return {name: by_scope[name] for name in quantized}
 
 
 def _store_small(graph: ir.Graph, architecture: Architecture) -> None:

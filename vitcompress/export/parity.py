@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from vitcompress.errors import ParityError
-from vitcompress.export.onnx import INPUT, WEIGHT
+from vitcompress.export.functions import DOMAIN
+from vitcompress.export.onnx import INPUT
 from vitcompress.measure.accuracy import agreement, mean_kl
 from vitcompress.measure.runtime import session
 from vitcompress.methods import quantizer
@@ -85,9 +86,8 @@ def fused_layers(path: Path, layers: dict[str, QuantizedLinear]) -> int:
         optimized = Path(folder) / "optimized.onnx"
         session(path, 1, optimized)
         graph = onnx.load(optimized, load_external_data=False).graph
-    # onnxruntime may have made a copy of the weight, with a longer name.
-    weights = (node.input[1] for node in graph.node if node.op_type in _FUSED)
-    kernels = Counter(weight.partition(WEIGHT)[0] for weight in weights)
+    read = Counter(name for node in graph.node if node.op_type in _FUSED for name in node.input)
+    kernels = {name: read[f"{name}.scale"] for name in layers}
     for name, layer in layers.items():
         if kernels[name] != layer.terms:
             raise ParityError(
@@ -135,16 +135,8 @@ def _layer_ends(
     graph: onnx.GraphProto, layers: dict[str, QuantizedLinear]
 ) -> dict[str, tuple[str, str]]:
     """The names of the float input and of the output of each quantized layer."""
-    quantizing = {"QuantizeLinear", "DynamicQuantizeLinear"}
-    inputs: dict[str, str] = {}
-    outputs: dict[str, str] = {}
-    for node in graph.node:
-        layer = node.name.rpartition("/")[0]
-        if layer in layers:
-            if node.op_type in quantizing:  # the first of a layer quantizes its input
-                inputs.setdefault(layer, node.input[0])
-            outputs[layer] = node.output[0]  # that of its last node stays
-    return {name: (inputs[name], outputs[name]) for name in layers}
+    calls = {node.name: node for node in graph.node if node.domain == DOMAIN}
+    return {name: (calls[name].input[0], calls[name].output[0]) for name in layers}
 
 
 def mismatch(layer: QuantizedLinear, x: Tensor, output: Tensor) -> float:

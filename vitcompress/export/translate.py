@@ -86,9 +86,9 @@ def _unpacked_bits(codes: Any, bits: int, rows: int) -> Any:
 
 def _spread(multipliers: Any, group: int, rows: int) -> Any:
     """Packed multipliers → int32 [rows, columns], each repeated `group` times."""
-    groups, columns = -(-rows // group), int(multipliers.shape[-1])
+    groups = -(-rows // group)
     each = op.Unsqueeze(_unpacked(multipliers, MULTIPLIER_BITS, groups), _ints(1))
-    flat = op.Reshape(op.Expand(each, _ints(groups, group, columns)), _ints(-1, columns))
+    flat = op.Reshape(op.Expand(each, _ints(1, group, 1)), _ints(groups * group, -1))
     return flat if groups * group == rows else op.Slice(flat, _ints(0), _ints(rows), _ints(0))
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,10 @@ from vitcompress.methods.histogram import Histogram
 from vitcompress.stages.context import Context
 
 _ROWS = 2048  # sampled input rows a layer
-_VERSION = 5  # of what is collected, part of the cache key
+_VERSION = 6  # of what is collected, part of the cache key
+
+Weights = Literal["even", "importance", "both"]
+"""What the inputs of a layer are weighed by: nothing, their importance, or half and half."""
 
 
 @dataclass
@@ -32,10 +36,11 @@ class LayerStatistics:
     `row_weights` [rows]: how many tokens each stands for, times its w, to a mean of 1.
     `output_weights` [out]: the mean importance of each output.
 
-    The weight w of a token is its importance: the mean square of a gradient at the layer's output
-    that has the Fisher information of the model's own softmax as its covariance; its mean over
-    tokens is 1. Without gradients all weights are 1. `effective` []: how many tokens of equal
-    weight would tell as much, (Σ w)² / Σ w².
+    The weight w of a token is 1 where weights are `even`. It is its `importance`, the mean square
+    of a gradient at the layer's output that has the Fisher information of the model's own softmax
+    as its covariance; or the mean of `both`, importances having a mean of 1 in each batch. The
+    mean of w over tokens is 1. `effective` []: how many tokens of equal weight would tell as much,
+    (Σ w)² / Σ w².
     """
 
     low: Tensor
@@ -131,18 +136,21 @@ def collect(
     batches: Iterable[Tensor],
     images: int,
     seed: int,
-    gradients: bool = False,
+    weights: Weights = "even",
 ) -> dict[str, LayerStatistics]:
     """Run `module` over `batches` of pixels and gather the statistics of the `layers`' inputs.
 
-    With `gradients`, one backward pass a batch weighs the tokens by their importance.
+    Importances take one backward pass a batch.
     """
+    gradients = weights != "even"
     generator = torch.Generator().manual_seed(seed)
     rows_per_image = max(1, _ROWS // images)
     found: dict[str, _Accumulator] = {}
 
     def see(name: str, x: Tensor, importance: Tensor) -> None:
         x, importance = _by_token(x), _by_token(importance)
+        if weights == "both":
+            importance = (1 + importance / importance.mean().clamp_min(1e-30)) / 2
         accumulator = found.setdefault(name, _Accumulator(x.shape[-1], importance.shape[-1]))
         others = torch.randperm(x.shape[1] - 1, generator=generator)[: rows_per_image - 1] + 1
         accumulator.update(x, importance, torch.cat([torch.zeros(1, dtype=torch.long), others]))
@@ -174,21 +182,21 @@ def statistics(
     fingerprint: str,
     layers: list[str],
     context: Context,
-    gradients: bool = False,
+    weights: Weights = "even",
 ) -> dict[str, LayerStatistics]:
     """The statistics of `layers` over the calibration images, from the cache where it has them.
 
     The cache is keyed by the content of the model (`fingerprint`), of the images and by the seed.
     """
     images = context.calibration_fingerprint
-    identity = [_VERSION, fingerprint, images, layers, gradients, context.seed]
+    identity = [_VERSION, fingerprint, images, layers, weights, context.seed]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     file = context.cache / f"calibration-{key}.safetensors"
     if context.resume and file.is_file():
         context.say(f"calibration results reused from {file.name}")
         return _unflatten(load_file(file))
     batches = (pixels.to(context.device) for pixels in context.calibration_batches("calibrating"))
-    result = collect(module, layers, batches, len(context.images), context.seed, gradients)
+    result = collect(module, layers, batches, len(context.images), context.seed, weights)
     context.keep(file, lambda path: save_file(_flatten(result), path))
     return result
 

@@ -13,7 +13,7 @@ from vitcompress.methods import knapsack, quantizer
 from vitcompress.model.architecture import QuantizedLayer, VitModel, stored_tensors
 from vitcompress.model.compact import packed
 from vitcompress.model.layers import QuantizedLinear
-from vitcompress.stages.calibrate import LayerStatistics, statistics
+from vitcompress.stages.calibrate import LayerStatistics, Weights, statistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.importance import Score, importance
 from vitcompress.stages.quantize_config import BitBudget, QuantizeConfig, choices
@@ -59,7 +59,8 @@ def prepare(model: VitModel, config: QuantizeConfig, context: Context) -> Prepar
     Raises `InputError` for a pattern that matches no layer.
     """
     allowed = choices(model, config)[0]
-    found = statistics(model.module, model.fingerprint(), list(allowed), context)
+    weights = _weights(model.module, allowed)
+    found = statistics(model.module, model.fingerprint(), list(allowed), context, weights)
     module = copy.deepcopy(model.module)
     # Foldings first: that of one layer may change the weights of another.
     chosen = {
@@ -68,6 +69,14 @@ def prepare(model: VitModel, config: QuantizeConfig, context: Context) -> Prepar
     }
     floats = {name: cast(nn.Linear, module.get_submodule(name)) for name in allowed}
     return Prepared(module, floats, found, chosen, allowed, probe(module, context))
+
+
+def _weights(module: nn.Module, allowed: Mapping[str, tuple[int, ...]]) -> Weights:
+    """Inputs count by their importance too where weights of few bits leave larger errors, and where
+    the model has gradients: in late blocks the class token bears most of the output."""
+    few = any(bits < 8 for each in allowed.values() for bits in each)
+    quantized = any(isinstance(m, QuantizedLinear) for m in module.modules())
+    return "both" if few and not quantized else "even"
 
 
 def _typical(config: QuantizeConfig, allowed: tuple[int, ...]) -> int:

@@ -153,7 +153,7 @@ def rounded(
 ) -> QuantizedLinear:
     """The quantized twin of `layer`, whose weights are already folded."""
     moments = metric(choice.fold, found, bits)
-    quantized = coded(layer.weight, moments, float(found.weight), style, bits)
+    quantized = coded(layer.weight, moments, float(found.effective), style, bits)
     return ranged(quantized, layer, choice, found)
 
 
@@ -162,10 +162,10 @@ def coded(
 ) -> QuantizedLinear:
     """A layer of rounded weights, without a bias yet, or a range.
 
-    `moments` [in, in]: what the errors are measured by, a mean over `tokens` inputs.
+    `moments` [in, in]: what the errors are measured by, as good as a mean over `tokens` inputs.
     """
     scale, multipliers, step = weight_step(weight, moments, style, bits)
-    # Few rows say little of their covariance: shrink it by how many there are for each input.
+    # Few tokens say little of their covariance: shrink it by how many there are for each input.
     damping = 0.01 + len(moments) / tokens
     if style.rounding == "nearest":
         codes = quantizer.round_weight(weight, step, bits)
@@ -196,7 +196,7 @@ def weight_error(
     step = weight_step(layer.weight, moments, style, bits)[2]
     codes = quantizer.round_weight(layer.weight, step, bits)
     if style.rounding != "nearest":
-        damping = 0.01 + len(moments) / float(found.weight)
+        damping = 0.01 + len(moments) / float(found.effective)
         codes = gptq(layer.weight, step, moments, bits, damping)
     left = output_error(layer.weight, step, codes, spread).sum()
     whole = output_error(layer.weight, step, torch.zeros_like(codes), spread).sum()

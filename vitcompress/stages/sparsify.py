@@ -87,7 +87,7 @@ def prepare(model: VitModel, config: SparsifyConfig, context: Context) -> Prepar
         raise InputError(
             f"stages.{config.name}: the model is quantized already; put the stage before quantize"
         )
-    found = statistics(model.module, model.fingerprint(), list(allowed), context, gradients=True)
+    found = statistics(model.module, model.fingerprint(), list(allowed), context, "importance")
     module = copy.deepcopy(model.module)
     floats = {name: cast(nn.Linear, module.get_submodule(name)) for name in allowed}
     moments = {n: Moments.of(found.pop(n), _has_bias(floats[n])) for n in allowed}
