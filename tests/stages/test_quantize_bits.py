@@ -57,7 +57,7 @@ def test_all_layers_get_the_width_asked_for(bits: int, vit: VitModel, context: C
     assert set(bits_of(model).values()) == {bits}
     assert details["average_bits"] == bits
     groups = {layer.group for layer in model.architecture.quantized.values()}
-    assert groups == {32 if bits < 8 else None}
+    assert groups == {24 if bits < 8 else None}
 
 
 def test_fewer_bits_mean_a_larger_error(vit: VitModel, context: Context, pixels: Tensor) -> None:

@@ -117,7 +117,7 @@ def _store_small(graph: ir.Graph, architecture: Architecture) -> None:
             nodes = [cast, ir.node("Mul", [cast.outputs[0], factor], name=f"{name}/Mul")]
         else:
             held = _initializer(graph, f"{name}.float16", floats.astype("float16"))
-            nodes = [ir.node("Cast", [held], {"to": ir.DataType.FLOAT}, name=f"{name}/Cast")]
+            nodes = [ir.node("Cast", [held], {"to": ir.DataType.FLOAT})]
         value.replace_all_uses_with(nodes[-1].outputs[0])
         del graph.initializers[name]
         nodes[-1].outputs[0].name = name
@@ -132,7 +132,8 @@ def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 def facts_of(model: VitModel, extra: Mapping[str, str]) -> dict[str, str]:
     """What an exported file says of itself: how to prepare images, and what was quantized."""
-    quantized = {n: layer.model_dump() for n, layer in model.architecture.quantized.items()}
+    layers = model.architecture.quantized
+    quantized = {name: layer.model_dump(exclude_defaults=True) for name, layer in layers.items()}
     return {
         "preprocessing": model.preprocess.model_dump_json(),
         "quantization": json.dumps(quantized),

@@ -8,7 +8,7 @@ from vitcompress.report import format as fmt
 from vitcompress.report.details import Chart
 
 WIDTH, HEIGHT = 880, 230
-LEFT, RIGHT, TOP, BOTTOM = 56, 4, 12, 26
+LEFT, RIGHT, TOP, BOTTOM = 68, 4, 12, 26
 COLOURS = 6
 """How many series colours the style sheet has (`.s0` to `.s5`); `.s6` is for all others."""
 

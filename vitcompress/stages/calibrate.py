@@ -33,7 +33,6 @@ class LayerStatistics:
     `weight` [], `total` [in] and `gram` [in, in], float64: sums of w, of w·x and of w·x xᵀ over the
     tokens. `rows` [≤ 2048, in]: a sample of x, in random order: the first token of each image, as
     far as there is room, and others at random.
-    `row_weights` [rows]: how many tokens each stands for, times its w, to a mean of 1.
     `output_weights` [out]: the mean importance of each output.
 
     The weight w of a token is 1 where weights are `even`. It is its `importance`, the mean square
@@ -52,7 +51,6 @@ class LayerStatistics:
     total: Tensor
     gram: Tensor
     rows: Tensor
-    row_weights: Tensor
     output_weights: Tensor
 
     @property
@@ -65,13 +63,11 @@ class _Rows:
     large ones that each batch takes and returns would fragment the heap."""
 
     def __init__(self, room: int, channels: int) -> None:
-        self.values, self.weights = torch.empty(room, channels), torch.empty(room)
-        self.used = 0
+        self.values, self.used = torch.empty(room, channels), 0
 
-    def add(self, values: Tensor, weights: Tensor) -> None:
+    def add(self, values: Tensor) -> None:
         new = min(len(values), len(self.values) - self.used)
         self.values[self.used : self.used + new] = values[:new]
-        self.weights[self.used : self.used + new] = weights[:new]
         self.used += new
 
 
@@ -101,14 +97,11 @@ class _Accumulator:
         self.total += weighted.sum(0, dtype=torch.float64)
         self.gram += weighted.T @ flat
         self.output_weights += importance.sum((0, 1), dtype=torch.float64)
-        stands_for = torch.full((len(sampled),), (x.shape[1] - 1) / max(1, len(sampled) - 1))
-        stands_for[0] = 1.0
-        self.rows.add(x[:, sampled].flatten(0, 1), (weights[:, sampled] * stands_for).flatten())
+        self.rows.add(x[:, sampled].flatten(0, 1))
 
     def finish(self) -> LayerStatistics:
         mean = (self.weight / self.tokens).clamp_min(1e-30)
         order = torch.randperm(self.rows.used, generator=torch.Generator().manual_seed(0))
-        row_weights = self.rows.weights[order]
         return LayerStatistics(
             low=self.low,
             high=self.high,
@@ -119,7 +112,6 @@ class _Accumulator:
             total=self.total / mean,
             gram=self.gram / mean,
             rows=self.rows.values[order],
-            row_weights=row_weights / row_weights.mean(),
             output_weights=(self.output_weights / self.output_weights.mean()).float(),
         )
 

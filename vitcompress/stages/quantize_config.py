@@ -101,7 +101,7 @@ class QuantizeConfig(BaseModel):
     skip: tuple[str, ...] = ()
     rounding: Rounding = "descent"
     sequential: bool = False
-    group: Annotated[int, Field(ge=8)] | None = 32
+    group: Annotated[int, Field(ge=8)] | None = 24
     fold: bool = True
     fine: Annotated[float, Field(ge=0, le=1)] = 0.05
     rest: Literal["float16", "float32", "int8"] = "float32"
