@@ -312,8 +312,11 @@ def test_fine_decides_how_many_layers_have_two_terms(
     assert errors[2] < errors[1] < errors[0]
 
 
-def test_fine_layers_stay_within_their_share_and_cost_most(vit: VitModel, context: Context) -> None:
-    model, details = run(vit, context, fine=0.3)
+@pytest.mark.parametrize("bits", [6, 8])
+def test_fine_layers_stay_within_their_share_and_cost_most(
+    bits: int, vit: VitModel, context: Context
+) -> None:
+    model, details = run(vit, context, fine=0.3, bits=bits)
     work = {n: layer.codes.numel() for n, layer in quantized_layers(model.module).items()}
     fine = {
         entry["layer"]

@@ -32,6 +32,9 @@ from vitcompress.stages.quantize_layer import cheapest, layer_error, ranged, roo
 from vitcompress.stages.quantize_sequence import round_in_sequence, sequence
 from vitcompress.stages.simulate import check, simulated
 
+# Weights of fewer bits cost so much that it hardly matters how the inputs are rounded.
+_JUDGED_BITS = 6
+
 
 def quantize(
     model: VitModel, config: QuantizeConfig, context: Context
@@ -50,18 +53,22 @@ def quantize(
     else:
         bits, rows = chosen_bits(model, config, context, known)
     layers: dict[str, QuantizedLinear] = {}
-    costs: dict[str, float] = {}  # of layers of 8-bit weights: in others the weights cost most
+    costs: dict[str, float] = {}  # of the rounding of inputs, and of weights in 8 bits
     later: dict[str, int] = {}  # rounded when all before them are
     if config.sequential and config.rounding != "nearest":
         later = {n: bits[n] for n in sequence(known.module) if bits.get(n, 8) < 8}
     at_once = [name for name in names if name not in later]
+    weights = dict.fromkeys(at_once, 0.0)  # what rounded weights alone cost, below 8 bits
     for name in track(at_once, "rounding weights", len(at_once)):
-        if bits[name] < 8:
+        if bits[name] < _JUDGED_BITS:
             layers[name] = known.rounded(name, config.style, bits[name])
-        else:
-            layers[name], choices[name], costs[name] = cheapest(
-                name, floats[name], choices[name], found[name], config.style, known.cost
-            )
+            continue
+        layers[name], choices[name], cost = cheapest(
+            name, floats[name], choices[name], found[name], config.style, bits[name], known.cost
+        )
+        if bits[name] < 8:
+            weights[name] = known.cost({name: layers[name].dequantized()})
+        costs[name] = cost - weights[name]
     for name in _finest(costs, found, floats, config.fine):
         choices[name] = roomy(choices[name], found[name])
         layers[name] = ranged(layers[name], floats[name], choices[name], found[name], terms=2)
@@ -69,7 +76,7 @@ def quantize(
     tokens = getattr(model.module, "num_prefix_tokens", 0) if config.fine else 0
     for name in _costly(costs, layers, known.module) if tokens else ():
         finer = ranged(layers[name], floats[name], choices[name], found[name], 2, tokens)
-        if known.cost({name: finer}) < costs[name] / 2:
+        if known.cost({name: finer}) - weights[name] < costs[name] / 2:
             layers[name] = finer
     if later:
         layers |= round_in_sequence(known, later, layers, config.style, context)

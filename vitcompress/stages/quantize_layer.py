@@ -269,15 +269,16 @@ def cheapest(
     choice: Choice,
     found: LayerStatistics,
     style: Style,
+    bits: int,
     cost: Cost,
 ) -> tuple[QuantizedLinear, Choice, float]:
-    """The layer in 8 bits, with the range that costs the model least KL near the chosen one.
+    """The layer in `bits` bits, with the range that costs the model least KL near the chosen one.
 
     A few tokens with huge activations may carry little of a layer's error and most of the model's:
     what to clip has the last word from the model's output. From the choice the search steps to
     wider ranges while that helps, else to narrower ones.
     """
-    twin = rounded(layer, choice, found, style, 8)
+    twin = rounded(layer, choice, found, style, bits)
     best = (twin, choice, cost({name: twin}))
     if style.activations == "dynamic":
         return best
