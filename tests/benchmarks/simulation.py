@@ -59,7 +59,7 @@ def main() -> None:
     console.print("| | top-1 | agreement | KL |\n|---|---|---|---|")
     row("float", dense)
     for bits in given.bits:
-        config = QuantizeConfig(bits=bits)
+        config = QuantizeConfig(bits=bits, group=32)
         study = Simulation(bits=bits, gelu=given.gelu)
         widths = dict.fromkeys(names, bits)
         base = simulation(model.module, config, study, widths, found, context)

@@ -32,8 +32,8 @@ from vitcompress.stages.quantize_layer import cheapest, layer_error, ranged, roo
 from vitcompress.stages.quantize_sequence import round_in_sequence, sequence
 from vitcompress.stages.simulate import check, simulated
 
-# Weights of fewer bits cost so much that it hardly matters how the inputs are rounded.
-_JUDGED_BITS = 6
+# Weights of fewer bits cost so much that second terms of the inputs gain next to nothing.
+_FINE_BITS = 6
 
 
 def quantize(
@@ -60,15 +60,13 @@ def quantize(
     at_once = [name for name in names if name not in later]
     weights = dict.fromkeys(at_once, 0.0)  # what rounded weights alone cost, below 8 bits
     for name in track(at_once, "rounding weights", len(at_once)):
-        if bits[name] < _JUDGED_BITS:
-            layers[name] = known.rounded(name, config.style, bits[name])
-            continue
         layers[name], choices[name], cost = cheapest(
             name, floats[name], choices[name], found[name], config.style, bits[name], known.cost
         )
-        if bits[name] < 8:
-            weights[name] = known.cost({name: layers[name].dequantized()})
-        costs[name] = cost - weights[name]
+        if 8 > bits[name] >= _FINE_BITS:
+            weights[name] = known.cost({name: known.float_twin(name, config.style, bits[name])})
+        if bits[name] >= _FINE_BITS:
+            costs[name] = cost - weights[name]
     for name in _finest(costs, found, floats, config.fine):
         choices[name] = roomy(choices[name], found[name])
         layers[name] = ranged(layers[name], floats[name], choices[name], found[name], terms=2)
