@@ -81,7 +81,7 @@ def compare(
 
         @functools.cache
         def twin(name: str, b: int) -> nn.Linear:
-            return known.float_twin(name, config.style, b)
+            return known.float_twin(name, known.rounded(name, config.style, b))
 
         @functools.cache
         def figures(bits: tuple[int, ...]) -> str:

@@ -32,9 +32,6 @@ from vitcompress.stages.quantize_layer import cheapest, layer_error, ranged, roo
 from vitcompress.stages.quantize_sequence import round_in_sequence, sequence
 from vitcompress.stages.simulate import check, simulated
 
-# Weights of fewer bits cost so much that second terms of the inputs gain next to nothing.
-_FINE_BITS = 6
-
 
 def quantize(
     model: VitModel, config: QuantizeConfig, context: Context
@@ -53,19 +50,19 @@ def quantize(
     else:
         bits, rows = chosen_bits(model, config, context, known)
     layers: dict[str, QuantizedLinear] = {}
-    costs: dict[str, float] = {}  # of the rounding of inputs, and of weights in 8 bits
+    costs: dict[str, float] = {}  # of rounded inputs, where they cost more than rounded weights
     later: dict[str, int] = {}  # rounded when all before them are
     if config.sequential and config.rounding != "nearest":
         later = {n: bits[n] for n in sequence(known.module) if bits.get(n, 8) < 8}
     at_once = [name for name in names if name not in later]
-    weights = dict.fromkeys(at_once, 0.0)  # what rounded weights alone cost, below 8 bits
+    weights = dict.fromkeys(at_once, 0.0)  # what these alone cost, below 8 bits
     for name in track(at_once, "rounding weights", len(at_once)):
         layers[name], choices[name], cost = cheapest(
             name, floats[name], choices[name], found[name], config.style, bits[name], known.cost
         )
-        if 8 > bits[name] >= _FINE_BITS:
-            weights[name] = known.cost({name: known.float_twin(name, config.style, bits[name])})
-        if bits[name] >= _FINE_BITS:
+        if bits[name] < 8:
+            weights[name] = known.cost({name: known.float_twin(name, layers[name])})
+        if cost > 2 * weights[name]:
             costs[name] = cost - weights[name]
     for name in _finest(costs, found, floats, config.fine):
         choices[name] = roomy(choices[name], found[name])
@@ -177,11 +174,11 @@ def _finest(
 def _costly(
     costs: dict[str, float], layers: dict[str, QuantizedLinear], module: nn.Module
 ) -> list[str]:
-    """Those of one term, inside blocks, that cost more KL than the mean of all with `costs`."""
+    """Those of one term, inside blocks, that cost more KL than the mean of all."""
     return [
         name
         for name, cost in costs.items()
-        if cost > sum(costs.values()) / len(costs)
+        if cost > sum(costs.values()) / len(layers)
         and layers[name].terms == 1
         and block_of(module, name) is not None
     ]

@@ -52,10 +52,10 @@ class Prepared:
         """One layer with weights of `bits` bits."""
         return rounded(self.floats[name], self.choices[name], self.found[name], style, bits)
 
-    def float_twin(self, name: str, style: Style, bits: int) -> nn.Linear:
-        """One layer whose weights alone are rounded, their mean error in the bias."""
+    def float_twin(self, name: str, quantized: QuantizedLinear) -> nn.Linear:
+        """The weights of `quantized` for float inputs, the mean error in the bias."""
         layer, found, fold = self.floats[name], self.found[name], self.choices[name].fold
-        twin = self.rounded(name, style, bits).dequantized()
+        twin = quantized.dequantized()
         mean = ((found.total / found.weight).float() - fold.shift) / fold.scale
         twin.bias.copy_((layer.weight - twin.weight) @ mean)
         if layer.bias is not None:
@@ -123,7 +123,7 @@ def counts(
         found = {}
         for name in track(known.floats, "measuring layers", len(known.floats)):
             width = min(errors[name], key=lambda b: abs(b - 4))
-            twin = known.float_twin(name, config.style, width)
+            twin = known.float_twin(name, known.rounded(name, config.style, width))
             found[name] = known.cost({name: twin}) / max(errors[name][width], 1e-12)
     else:
         found = importance(known.module, list(known.floats), score, context)
@@ -241,7 +241,7 @@ def _kl(known: Prepared, config: QuantizeConfig) -> Callable[[dict[str, int]], f
     def kl(bits: dict[str, int]) -> float:
         for name, b in bits.items():
             if (name, b) not in twins:
-                twins[name, b] = known.float_twin(name, config.style, b)
+                twins[name, b] = known.float_twin(name, known.rounded(name, config.style, b))
         return known.cost({name: twins[name, b] for name, b in bits.items()})
 
     return kl
