@@ -29,13 +29,6 @@ stages:
 WHOLE = ("--set", 'stages.quant.layers=["blocks.*"]', "--set", "data.images=256")
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE)
-    return path
-
-
 def call(*arguments: object) -> tuple[int, str, str]:
     """Exit code, stdout and stderr, the latter on one line for comparison."""
     result = CliRunner().invoke(app, [str(a) for a in arguments])

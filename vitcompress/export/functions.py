@@ -28,9 +28,8 @@ def outline(
         own = [v for v in read if v.is_initializer() and v.name in tensors]
         outputs = [v for node in nodes for v in node.outputs if _leaves(v, inside)]
         body = _body(nodes, [*outer, *own], outputs, model.opset_imports)
-        text = ir.to_proto(ir.Function(DOMAIN, name, graph=body.clone(), attributes=()))
         function = functions.setdefault(
-            text.SerializeToString(deterministic=True),
+            ir.to_proto(body).SerializeToString(deterministic=True),
             ir.Function(DOMAIN, f"{name}_{len(functions)}", graph=body, attributes=()),
         )
         call = ir.Node(DOMAIN, function.name, [*outer, *own], num_outputs=len(outputs), name=layer)

@@ -56,7 +56,7 @@ class Prepared:
         """The weights of `quantized` for float inputs, the mean error in the bias."""
         layer, found, fold = self.floats[name], self.found[name], self.choices[name].fold
         twin = quantized.dequantized()
-        mean = ((found.total / found.weight).float() - fold.shift) / fold.scale
+        mean = fold.apply((found.total / found.weight).float())
         twin.bias.copy_((layer.weight - twin.weight) @ mean)
         if layer.bias is not None:
             twin.bias.add_(layer.bias)
