@@ -60,10 +60,12 @@ def smaller(model: VitModel, share: float) -> tuple[str, Runner, int]:
     return f"{size} px instead", resized, macs(at_size)
 
 
-def ways(model: VitModel, context: Context, share: float) -> Iterator[tuple[str, Runner, int]]:
+def ways(
+    names: list[str], model: VitModel, context: Context, share: float
+) -> Iterator[tuple[str, Runner, int]]:
     """Each way's name, its runner and its cost."""
-    for name, options in WAYS.items():
-        config = MergeConfig.model_validate({"budget": {"macs": share}, **options})
+    for name in names:
+        config = MergeConfig.model_validate({"budget": {"macs": share}, **WAYS[name]})
         merged, _ = merge(model, config, context)
         yield name, torch_runner(merged, context.device), macs(merged)
     yield smaller(model, share)
@@ -73,6 +75,7 @@ def ways(model: VitModel, context: Context, share: float) -> Iterator[tuple[str,
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.8, 0.65, 0.55])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     given = parser.parse_args()
     model = from_source(given.model, None, {}, None, {})
     images = open_images(given.evaluation, classes=given.classes, labelled=True, limit=given.limit)
@@ -83,7 +86,7 @@ def main() -> None:
     rows = ["| | MACs | top-1 | agreement | KL |", "|---|---|---|---|---|"]
     rows.append(f"| dense | {macs(model) / 1e9:.2f} G | {base['top1']:.1f} | | |")
     for share in given.budgets:
-        for name, run, cost in ways(model, images_for, share):
+        for name, run, cost in ways(given.ways, model, images_for, share):
             found = judge(run, images, model.preprocess, 0.01, name).figures(dense)
             rows.append(
                 f"| {name} | {cost / 1e9:.2f} G ({cost / macs(model) - 1:+.0%}) | "

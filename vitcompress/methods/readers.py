@@ -16,8 +16,8 @@ class ReaderStatistics:
     def update(self, h: Tensor, gradient: Tensor) -> None:
         """Add `normalised` tokens [B, n, C] and the gradients of the loss there [B, n, C].
 
-        The loss is taken with labels drawn from the model's own softmax. Every image counts the
-        same, however sure the model is of it.
+        The loss is that of `saliency.fisher_readout`. Every image counts the same, however sure the
+        model is of it.
         """
         square = gradient.square().sum(-1)
         mean = square.mean(1, keepdim=True).clamp_min(torch.finfo(square.dtype).tiny)

@@ -67,7 +67,7 @@ class MergeConfig(BaseModel):
     method: Method | Literal["cls_only_tail"] = "cls_only_tail"
     budget: MergeBudget | None = None
     schedule: str | tuple[int, ...] = "search"
-    images: Annotated[int, Field(ge=8)] = 192
+    images: Annotated[int, Field(ge=8)] = 256
     proportional: bool = True
 
     @model_validator(mode="after")

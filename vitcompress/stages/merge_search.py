@@ -26,6 +26,7 @@ from torch import Tensor
 from vitcompress.console import track
 from vitcompress.methods import schedule as schedules
 from vitcompress.methods.readers import ReaderStatistics, normalised
+from vitcompress.methods.saliency import fisher_readout
 from vitcompress.model.architecture import merging_blocks
 from vitcompress.model.merging import State
 from vitcompress.stages.context import BATCH, Context
@@ -116,7 +117,7 @@ def _images(task: Task, context: Context, images: int, tensors: Mapping[str, Ten
 def readers(task: Task, context: Context, images: int) -> dict[str, Tensor]:
     """The tensors that `fisher` reads tokens with, by name; none for other methods.
 
-    One backward pass through the unmerged model, with labels drawn from its own softmax.
+    One backward pass through the unmerged model, of its own Fisher information.
     """
     if task.merging.method != "fisher":
         return {}
@@ -135,8 +136,7 @@ def readers(task: Task, context: Context, images: int) -> dict[str, Tensor]:
             seen.clear()
             with torch.enable_grad():
                 logits = vit(pixels.to(context.device).requires_grad_())
-                drawn = torch.multinomial(logits.detach().cpu().softmax(-1), 1, generator=generator)
-                loss = F.cross_entropy(logits, drawn[:, 0].to(logits.device), reduction="sum")
+                loss = (logits * fisher_readout(logits, generator)).sum()
                 gradients = torch.autograd.grad(loss, seen)
             for found, x, gradient in zip(statistics, seen, gradients, strict=True):
                 patches = x.detach()[:, task.prefix :].cpu()
