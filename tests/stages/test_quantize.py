@@ -325,9 +325,9 @@ def test_fine_layers_stay_within_their_share_and_cost_most(
     }
     assert 0 < sum(work[name] for name in fine) <= 0.3 * sum(work.values())
     worth = {
-        e["layer"]: e["one_term_kl"] / work[e["layer"]]
+        e["layer"]: e["input_kl"] / work[e["layer"]]
         for e in details["layers"]
-        if e["one_term_kl"] is not None
+        if e["input_kl"] is not None
     }
     assert max(worth, key=worth.__getitem__) in fine
 

@@ -50,7 +50,7 @@ def quantize(
     else:
         bits, rows = chosen_bits(model, config, context, known)
     layers: dict[str, QuantizedLinear] = {}
-    costs: dict[str, float] = {}  # of rounded inputs, where they cost more than rounded weights
+    costs: dict[str, float] = {}  # of rounded inputs, in KL
     later: dict[str, int] = {}  # rounded when all before them are
     if config.sequential and config.rounding != "nearest":
         later = {n: bits[n] for n in sequence(known.module) if bits.get(n, 8) < 8}
@@ -62,8 +62,7 @@ def quantize(
         )
         if bits[name] < 8:
             weights[name] = known.cost({name: known.float_twin(name, layers[name])})
-        if cost > 2 * weights[name]:
-            costs[name] = cost - weights[name]
+        costs[name] = max(cost - weights[name], 0.0)
     for name in _finest(costs, found, floats, config.fine):
         choices[name] = roomy(choices[name], found[name])
         layers[name] = ranged(layers[name], floats[name], choices[name], found[name], terms=2)
@@ -97,7 +96,7 @@ def quantize(
                 "clipped_share": 1 - choices[name].share,
                 "terms": layers[name].terms,
                 "fine_tokens": layers[name].fine_tokens,
-                "one_term_kl": costs.get(name),
+                "input_kl": costs.get(name),
                 "output_error": layer_error(layers[name], floats[name], choices[name], found[name]),
             }
             for name, row in zip(names, rows, strict=True)

@@ -80,9 +80,9 @@ class QuantizeConfig(BaseModel):
     whose tokens merge, and for `nearest`, each is rounded for the input it had. `group`: how many
     inputs share a multiplier, in codes of 6 bits or less. `fold`: move channel ranges into the
     neighbouring tensors where that lowers the error. `fine`: the share of the layers'
-    multiply-accumulates that may be spent once more, on a second 8-bit term of inputs whose
-    rounding costs more than that of the weights, where that is worth most; beyond it, in costly
-    layers the class token alone has a second term where that takes away most of their cost.
+    multiply-accumulates that may be spent once more, on a second 8-bit term of the inputs whose
+    rounding costs most for that work; beyond it, in costly layers the class token alone has a
+    second term where that takes away most of the cost.
     `rest`: the type in which matrices that stay float (patch and position embeddings, …) are
     stored; `int8` is for the weights among them, the others have float16 then. `simulate`: measure
     besides what inputs of fewer bits would cost; the model that is exported stays the same.
