@@ -312,7 +312,7 @@ def test_fine_decides_how_many_layers_have_two_terms(
     assert errors[2] < errors[1] < errors[0]
 
 
-@pytest.mark.parametrize("bits", [6, 8])
+@pytest.mark.parametrize("bits", [4, 8])
 def test_fine_layers_stay_within_their_share_and_cost_most(
     bits: int, vit: VitModel, context: Context
 ) -> None:
