@@ -59,18 +59,19 @@ def combine(x: Tensor, sizes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
     into = one_hot(choice.target, kept.shape[1])
     if choice.share is not None:
         into = into * choice.share
-    kept_size, gone_size = rows(sizes, kept), rows(sizes, gone)
-    size = kept_size + into @ gone_size
+
+    def gathered(values: Tensor) -> Tensor:
+        return rows(values, kept) + into @ rows(values, gone)
+
     if not choice.mixed:
-        return rows(x, kept), size
+        return rows(x, kept), gathered(sizes)
+    # All sums at once: every small operator takes its time.
     if choice.weight is None:
-        kept_weight, gone_weight, total = kept_size, gone_size, size
-    else:
-        kept_weight, gone_weight = rows(choice.weight, kept), rows(choice.weight, gone)
-        total = kept_weight + into @ gone_weight
-    # Scaled before they meet: what takes nothing in is multiplied by one.
-    mixed = rows(x, kept) * (kept_weight / total)
-    return mixed + (into / total) @ (rows(x, gone) * gone_weight), size
+        mixed, size = gathered(torch.cat([x * sizes, sizes], -1)).split([x.shape[-1], 1], -1)
+        return mixed / size, size
+    summed = gathered(torch.cat([x * choice.weight, choice.weight, sizes], -1))
+    mixed, weight, size = summed.split([x.shape[-1], 1, 1], -1)
+    return mixed / weight, size
 
 
 def places(choice: Choice, prefix: int = 0) -> Tensor:

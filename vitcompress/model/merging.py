@@ -18,8 +18,9 @@ from vitcompress.model.layers import Block
 Method = Literal["tome", "diffrate", "evit", "mctf", "ppt", "fisher"]
 
 
-RANK = 32
-"""How many coordinates `fisher` compares tokens by, where nothing else is said."""
+RANK = 31
+"""How many coordinates `fisher` compares tokens by, where nothing else is said: with the level 32
+columns, as kernels of matrix products like them."""
 
 
 class Merging(BaseModel):
@@ -99,7 +100,7 @@ class MergingBlocks(nn.Sequential):
         x, q, k = block.attended(x, bias, origins)
         if keep < x.shape[1]:
             prefix, patches = x.split([self.prefix, x.shape[1] - self.prefix], 1)
-            sizes = torch.ones_like(patches[..., :1]) if sizes is None else sizes
+            sizes = patches.new_ones(*patches.shape[:2], 1) if sizes is None else sizes
             choice = self._choice(number, patches, q, k, bias, sizes)
             if self.restore:
                 now = tokens.places(choice, self.prefix)
