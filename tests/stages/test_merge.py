@@ -193,13 +193,18 @@ def test_merged_models_can_be_quantized(
     assert float((quantized.module(pixels) - found.module(pixels)).abs().mean()) < 0.5
 
 
-def test_a_block_without_attention_is_refused(deep: VitModel) -> None:
+@pytest.mark.parametrize(
+    ("part", "without"), [("attention", {"attention": None}), ("mlp", {"hidden": None})]
+)
+def test_a_block_without_a_half_is_refused(
+    part: str, without: dict[str, None], deep: VitModel
+) -> None:
     sizes = [sizes_of(block) for block in deep.module.blocks]
-    sizes[1] = sizes[1].model_copy(update={"attention": None})
+    sizes[1] = sizes[1].model_copy(update=without)
     resize(deep.module.blocks[1], sizes[1])
     blocks = deep.architecture.model_copy(update={"blocks": tuple(sizes)})
     pruned = replace(deep, architecture=blocks)
-    with pytest.raises(InputError, match=r"stages\.merge: a block without attention cannot"):
+    with pytest.raises(InputError, match=rf"stages\.merge: a block without its {part} cannot"):
         plan(pruned, config(schedule="constant", budget={"macs": 0.9}))
 
 

@@ -1,6 +1,7 @@
 """Widths of layers: budgets are met, pins and floors hold, scores are what they say."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from vitcompress.model.architecture import (
 )
 from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.merging import Merging
+from vitcompress.model.sizes import resize, sizes_of
 from vitcompress.stages import quantize_bits
 from vitcompress.stages.calibrate import statistics
 from vitcompress.stages.context import Context
@@ -110,6 +112,8 @@ def test_a_limit_of_kl_gives_the_smallest_model_that_holds_it(
         assert 0.5 * share * narrow < kl(model) < 1.2 * share * narrow + 2 * wide
     with pytest.raises(InputError, match=r"stages\.quantize\.bits\.max_kl: .* raise the limit"):
         run(vit, context, bits={"max_kl": 1e-9})
+    with pytest.raises(InputError, match=r"stages\.quantize\.bits\.max_kl: .* raise the limit"):
+        run(vit, context, bits={"max_kl": 1e-9, "widths": [3]})
 
 
 @pytest.mark.parametrize("bits", [4, 5, 6])
@@ -232,6 +236,32 @@ def test_sensitivity_has_a_row_for_each_layer_and_an_error_for_each_width(
             assert errors[0] > 0
 
 
+def test_sensitivity_names_the_bits_of_a_run(vit: VitModel, context: Context) -> None:
+    for bits, pin in ((2, {}), (4, {"*.fc1": 8})):
+        rows = sensitivity(vit, QuantizeConfig(bits=bits, pin=pin), context)
+        model, _ = run(vit, context, bits=bits, pin=pin)
+        assert {row["layer"]: row["bits"] for row in rows} == bits_of(model)
+
+
+def test_a_layer_that_no_image_reaches_has_few_bits_too(
+    make_vit: MakeVit, context: Context
+) -> None:
+    vit = make_vit(global_pool="map", class_token=False)
+    for bits in (4, {"average": 5}):
+        model, _ = run(vit, context, layers=("*",), bits=bits)
+        assert "attn_pool.q" in bits_of(model)
+
+
+def test_a_block_may_lack_its_attention(vit: VitModel, context: Context, pixels: Tensor) -> None:
+    sizes = [sizes_of(block) for block in vit.module.blocks]
+    sizes[1] = sizes[1].model_copy(update={"attention": None})
+    resize(vit.module.blocks[1], sizes[1])
+    blocks = vit.architecture.model_copy(update={"blocks": tuple(sizes)})
+    dense = vit.module(pixels)
+    model, _ = run(replace(vit, architecture=blocks), context, bits=8)
+    assert (model.module(pixels) - dense).norm() < 0.1 * dense.norm()
+
+
 def test_codes_and_multipliers_are_what_the_kernel_gets(vit: VitModel, context: Context) -> None:
     model, _ = run(vit, context, bits=4)
     for name, layer in model.module.named_modules():
@@ -265,11 +295,20 @@ def test_relevance_is_drawn_where_it_has_decided(vit: VitModel, context: Context
         assert "relevance" not in run(vit, context, **others)[1]
 
 
-@pytest.mark.parametrize("method", ["tome", "diffrate", "evit", "mctf", "ppt"])
+@pytest.mark.parametrize("method", ["tome", "diffrate", "evit", "mctf", "ppt", "fisher"])
 def test_scores_reach_through_merged_tokens(
-    method: Any, vit: VitModel, context: Context, pixels: Tensor
+    method: Any, make_vit: MakeVit, context: Context, pixels: Tensor
 ) -> None:
-    set_merging(vit.module, Merging(method=method, kept=(12, 8)))
+    vit = make_vit(depth=4)
+    set_merging(vit.module, Merging(method=method, kept=(14, 12, 10, 8), rank=7))
+    if method == "fisher":
+        generator = torch.Generator().manual_seed(2)
+        vit.module.blocks.fill(
+            {
+                n: torch.randn(b.shape, generator=generator)
+                for n, b in vit.module.blocks._buffers.items()
+            }
+        )
     for score in ("lrp", "fisher"):
         assert min(importance(vit.module, BLOCKS, score, context).values()) > 0
     # Relevance is conserved: what the sum of two tokens has, they have together.

@@ -65,13 +65,15 @@ def combine(x: Tensor, sizes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
 
     if not choice.mixed:
         return rows(x, kept), gathered(sizes)
-    # All sums at once: every small operator takes its time.
+    # All sums at once: every small operator takes its time. What counts how much is a constant for
+    # gradients, and so for relevance.
     if choice.weight is None:
         mixed, size = gathered(torch.cat([x * sizes, sizes], -1)).split([x.shape[-1], 1], -1)
-        return mixed / size, size
-    summed = gathered(torch.cat([x * choice.weight, choice.weight, sizes], -1))
-    mixed, weight, size = summed.split([x.shape[-1], 1, 1], -1)
-    return mixed / weight, size
+        return mixed / size.detach(), size.detach()
+    weight = choice.weight.detach()
+    summed = gathered(torch.cat([x * weight, weight, sizes], -1))
+    mixed, total, size = summed.split([x.shape[-1], 1, 1], -1)
+    return mixed / total.detach(), size.detach()
 
 
 def places(choice: Choice, prefix: int = 0) -> Tensor:

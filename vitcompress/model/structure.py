@@ -72,7 +72,7 @@ def input_fold(module: nn.Module, name: str) -> Callable[[Tensor, Tensor], None]
     kind = name.rpartition(".")[2]
     layer: Any = module.get_submodule(name)
     attention = block.attn
-    plain = attention.gate is None
+    plain = attention is not None and attention.gate is None
     if kind == "qkv" and plain:
         return _norm_fold(block.norm1, layer)
     if kind == "fc1" and type(block.mlp).__name__ in ("Mlp", "GatedMlp"):

@@ -149,9 +149,9 @@ def collect(
 
     def hook(name: str) -> torch.utils.hooks.RemovableHandle:
         def after(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if gradients:
+            if gradients and output.requires_grad:
                 output.register_hook(lambda g: see(name, inputs[0], g.square()))
-            else:
+            else:  # also what no image reaches, as the latent query of attention pooling
                 see(name, inputs[0], torch.ones_like(output))
 
         return module.get_submodule(name).register_forward_hook(after)

@@ -145,7 +145,8 @@ def traced(
 
     def hook(name: str) -> torch.utils.hooks.RemovableHandle:
         def keep(_: nn.Module, __: Any, output: Tensor) -> None:
-            output.retain_grad()
+            if output.requires_grad:  # not what no image reaches
+                output.retain_grad()
             outputs[name] = output
 
         return module.get_submodule(name).register_forward_hook(keep)

@@ -163,11 +163,12 @@ def _task(model: VitModel, config: MergeConfig, context: Context | None = None) 
             f"{where}: {name} is no plain ViT, and tokens that sit in windows or on a grid, or "
             "blocks of another build, cannot be merged: take the stage out of the recipe"
         )
-    if any(block.attn is None for block in blocks):
-        raise InputError(
-            f"{where}: a block without attention cannot merge tokens: leave `attention` out of the "
-            "structures that are pruned"
-        )
+    for part, what in (("attn", "attention"), ("mlp", "mlp")):
+        if any(getattr(block, part) is None for block in blocks):
+            raise InputError(
+                f"{where}: a block without its {what} cannot merge tokens: leave `{what}` out of "
+                "the structures that are pruned"
+            )
     if model.architecture.merging is not None:
         raise InputError(f"{where}: the model already merges tokens: leave one merge stage only")
     if model.architecture.quantized:

@@ -44,7 +44,7 @@ def quantize(
     check(model, config)
     known = prepare(model, config, context)
     names, floats, found, choices = list(known.floats), known.floats, known.found, known.choices
-    if all(len(each) == 1 for each in known.allowed.values()):
+    if isinstance(config.bits, int):
         bits = {name: each[0] for name, each in known.allowed.items()}
         rows = [{"layer": name, "bits": bits[name]} for name in names]
     else:
@@ -117,9 +117,11 @@ def _pictures(
 
 def sensitivity(model: VitModel, config: QuantizeConfig, context: Context) -> list[dict[str, Any]]:
     """What each layer counts, the error each width leaves, and the bits that it would get."""
-    if isinstance(config.bits, int):
-        config = config.model_copy(update={"bits": BitBudget(average=config.bits)})
-    return chosen_bits(model, config, context, prepare(model, config, context))[1]
+    given = choices(model, config)[0] if isinstance(config.bits, int) else {}
+    if given:  # measured at other widths too, as if it could have any
+        config = config.model_copy(update={"bits": BitBudget(average=8)})
+    rows = chosen_bits(model, config, context, prepare(model, config, context))[1]
+    return [{**row, "bits": given.get(row["layer"], (row["bits"],))[0]} for row in rows]
 
 
 def plan(model: VitModel, config: QuantizeConfig) -> tuple[VitModel, dict[str, Any]]:

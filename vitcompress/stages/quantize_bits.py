@@ -170,8 +170,7 @@ def allocated(
     where nothing fits.
     """
     budget, key = config.bits, f"stages.{config.name}.bits"
-    if not isinstance(budget, BitBudget):
-        return {name: min(each) for name, each in costs.items()}
+    assert isinstance(budget, BitBudget)
     if budget.bytes is not None:
         sparse = model.architecture.sparse
         sizes = {

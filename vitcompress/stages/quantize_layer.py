@@ -25,6 +25,7 @@ Rounding = Literal["nearest", "gptq", "descent"]
 _SHARES = (1.0, *(1 - 10.0**-digits for digits in (6, 5.5, 5, 4.75, 4.5, 4.25, 4, 3.5, 3)))
 _JUDGED_ROWS = 512  # enough to tell candidates apart
 _PROBED_BATCHES = 2  # of 16 images, to measure layers one by one
+_VARYING = 1e-5  # the least share of an input's mean square that is variance and not rounding
 _GROUPED_BITS = 6  # at most; the multipliers of wider codes would have too few values
 _REFITS, _SWEEPS = 3, 2  # of scales to the codes, and of the codes to these
 
@@ -129,8 +130,10 @@ def covariance(fold: Fold, found: LayerStatistics) -> Tensor:
 
 def metric(fold: Fold, found: LayerStatistics, bits: int) -> Tensor:
     """What errors of weights are measured by, float64 [in, in]: the covariance of the input, since
-    the mean error goes into the bias; for 8 bits, whose rounding loses little, the mean of x xᵀ."""
-    return covariance(fold, found) if bits < 8 else gram(fold, found)
+    the mean error goes into the bias; for 8 bits, whose rounding loses little, the mean of x xᵀ;
+    so also for an input that never changes, whose covariance is rounding errors."""
+    whole, spread = gram(fold, found), covariance(fold, found)
+    return spread if bits < 8 and spread.trace() > _VARYING * whole.trace() else whole
 
 
 def weight_step(
