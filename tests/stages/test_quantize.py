@@ -254,6 +254,16 @@ def test_the_description_makes_the_model_again(
     assert torch.equal(again(pixels), model.module(pixels))
 
 
+def test_a_second_stage_keeps_what_the_first_stored_small(vit: VitModel, context: Context) -> None:
+    for rest in ("float16", "int8"):
+        first, _ = run(vit, context, layers=("*.attn.*",), bits=4, rest=rest)
+        second, _ = run(first, context, layers=("*.mlp.*",), bits=4)
+        gone = {f"{n}.weight" for n in second.architecture.quantized}
+        assert set(second.architecture.coded) == set(first.architecture.coded) - gone
+        assert set(first.architecture.half) - gone <= set(second.architecture.half)
+        stored_tensors(second)
+
+
 def test_what_stays_float_can_be_stored_in_half(vit: VitModel, context: Context) -> None:
     model, _ = run(vit, context, rest="float16")
     stored, state = stored_tensors(model), model.module.state_dict()

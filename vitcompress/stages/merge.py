@@ -138,7 +138,7 @@ def sensitivity(model: VitModel, config: MergeConfig, context: Context) -> list[
     """What merging in one block alone would cost, by the share of its tokens that stay."""
     if config.method == "cls_only_tail":
         return []
-    return sensitivities(_task(model, config, context), context, config.images)
+    return sensitivities(_task(model, config), context, config.images)
 
 
 def tailed(model: VitModel, tokens: int) -> VitModel:
@@ -194,7 +194,8 @@ def _task(model: VitModel, config: MergeConfig, context: Context | None = None) 
 def _timed(task: Task, share: float, cache: Path, resume: bool) -> Task:
     """`task` with a budget of latency, which is measured and kept in `cache`."""
     table = LatencyTable.load(cache if resume else None)
-    some = task.merging_to(replace(task, limit=0.75 * task.dense).shaped("constant"))
+    whole = task.cost((task.tokens,) * task.all_blocks)
+    some = task.merging_to(replace(task, limit=0.75 * whole).shaped("constant"))
     cost = schedule_latency(task.model, some, table)
     dense = table.rest(unfilled(task.model), branches=0.0)
     table.save(cache)

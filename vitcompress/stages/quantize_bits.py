@@ -305,13 +305,18 @@ def describe(
         for name, q in layers.items()
     }
     floats = choices(model, config)[1]
+    left = {name for name, _ in module.named_parameters()}
+    # What another quantize stage decided stays.
+    half = [name for name in model.architecture.half if name in left]
+    coded = [name for name in model.architecture.coded if name in left]
+    decided = {*half, *coded}
     pinned = {f"{name}.weight": kind for name, kind in floats.items()}
-    half = [name for name, kind in pinned.items() if kind == "float16"]
-    coded: list[str] = []
+    half += [n for n, kind in pinned.items() if kind == "float16" and n not in decided]
+    decided |= set(pinned)
     if config.rest != "float32":
         sparse = {f"{name}.weight" for name in model.architecture.sparse}
         for name, parameter in module.named_parameters():
-            if parameter.ndim > 1 and name not in pinned:
+            if parameter.ndim > 1 and name not in decided:
                 weight = name.endswith(".weight") and name not in sparse
                 (coded if weight and config.rest == "int8" else half).append(name)
     for name in half:
