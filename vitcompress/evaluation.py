@@ -13,6 +13,7 @@ from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.measure.accuracy import agreement, mean_kl, top_k
 from vitcompress.model.architecture import VitModel
+from vitcompress.model.structure import placed
 
 _BATCH = 16
 
@@ -57,7 +58,7 @@ def judge(
 
 
 def torch_runner(model: VitModel, device: torch.device) -> Runner:
-    module = model.module.to(device)
+    module = placed(model.module, device)
 
     def run(pixels: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -207,9 +206,8 @@ class _Run:
         baseline_file = self.scratch / "baseline.onnx"
         with _step("baseline: fp32 export, checked and measured"):
             self.parity_pixels = self._parity_pixels()
-            dense_logits = self.dense.module(self.parity_pixels).numpy()
             export_onnx(self.dense, baseline_file, {})
-            check(baseline_file, self.dense, self.parity_pixels, dense_logits, 0)
+            check(baseline_file, self.dense, self.parity_pixels, 0)
             self.judged_dense = self._judge_onnx(baseline_file)
         model, stages, warnings = self.dense, list[StageReport](), self.data.warnings()
         for config in self.recipe.stages:
@@ -231,7 +229,7 @@ class _Run:
                 )
             )
         with _step("export, parity and measurement"):
-            artifacts, final, baseline = self._finish(model, dense_logits, baseline_file)
+            artifacts, final, baseline = self._finish(model, baseline_file)
         if stages:
             stages[-1] = stages[-1].model_copy(update={"metrics": final})
         return Report(
@@ -246,14 +244,14 @@ class _Run:
         )
 
     def _finish(
-        self, model: VitModel, dense_logits: np.ndarray, baseline_file: Path
+        self, model: VitModel, baseline_file: Path
     ) -> tuple[list[Artifact], Metrics, Metrics]:
         """Write and check the artifacts; the figures of the exported file and of the baseline."""
         export = self.recipe.export
         home = self.target if export.onnx else self.scratch
         file = home / output.ONNX
         export_onnx(model, file, facts_of(model, output.identity(self.recipe, self.dense)))
-        parity = check(file, model, self.parity_pixels, dense_logits, 0)
+        parity = check(file, model, self.parity_pixels, 0)
         artifacts = []
         if export.onnx:
             artifacts += [output.artifact(file, parity)]
@@ -324,7 +322,7 @@ class _Run:
 def _check_reload(home: Path, model: VitModel, pixels: Tensor) -> dict[str, Any]:
     """Read the safetensors again and compare logits, which must be the same to the last bit."""
     again = folder.load_folder(home).module(pixels)
-    if not torch.equal(again, model.module.cpu()(pixels)):
+    if not torch.equal(again, model.module(pixels)):
         raise ParityError(f"{folder.SAFETENSORS}: the model read again gives other logits")
     return {"passed": True, "images": len(pixels), "reloaded": "same logits"}
 

@@ -19,6 +19,7 @@ from vitcompress.console import console
 from vitcompress.data.images import open_images
 from vitcompress.evaluation import judge, torch_runner
 from vitcompress.measure import cost
+from vitcompress.measure.branches import LatencyTable
 from vitcompress.model.architecture import from_source
 from vitcompress.stages.prune import choose, described, meters, rebuilt
 from vitcompress.stages.pruning.config import PruneConfig
@@ -67,7 +68,7 @@ def main() -> None:
         for name in given.only or VARIANTS:
             config = PruneConfig(budget={"macs": given.macs}, **VARIANTS[name])
             found = study(dense, config, images_for)
-            meter = meters(dense, config, images_for.cache, resume=True)
+            meter = meters(dense, config, LatencyTable())
             _, chosen, stream = choose(dense, config, found, meter)
             row(name, rebuilt(dense, found, chosen, stream.width, config.compensate)[0])
             if config.compensate:

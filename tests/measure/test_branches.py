@@ -26,25 +26,26 @@ def test_branches_are_run_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = [table.branch(64, 17, leaving, part) for part in parts for leaving in (17, 1)]
     assert all(value > 0 for value in found)
     assert table.branch(64, 17, 17, None) == 0
-    table.save(tmp_path / "new")
-    again = LatencyTable.load(tmp_path / "new")
+    table.save(tmp_path / "table.json")
+    again = LatencyTable.load(tmp_path / "table.json")
 
     def measured(*_: Any) -> Any:
         raise AssertionError("measured again")
 
     monkeypatch.setattr(branches, "_milliseconds", measured)
     assert [again.branch(64, 17, t, part) for part in parts for t in (17, 1)] == found
-    assert LatencyTable.load(tmp_path / "other").grids == {}
-    assert LatencyTable.load(None).grids == {}
 
 
-def test_between_measured_sizes_it_interpolates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_between_measured_sizes_and_beyond_it_follows_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def by_size(graphs: dict[str, Any], shape: Any) -> dict[str, float]:
         return {name: float(sum(map(int, name.split()))) for name in graphs}
 
     monkeypatch.setattr(branches, "_milliseconds", by_size)
     table = LatencyTable()
     assert table.branch(64, 17, 17, 200) == pytest.approx(200)
+    assert table.branch(64, 17, 17, 300) == pytest.approx(300)
     assert table.branch(64, 17, 17, sizes(10, 31)) == pytest.approx(41)
 
 

@@ -1,6 +1,7 @@
 """The exact choice under a budget, against trying everything."""
 
 import itertools
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -35,6 +36,21 @@ def test_it_finds_what_trying_everything_finds(items: list[list[Option]], budget
         picked = [each[i] for each, i in zip(items, chosen, strict=True)]
         assert sum(o.weight for o in picked) <= budget
         assert sum(o.cost for o in picked) == pytest.approx(best, abs=1e-9)
+
+
+@pytest.mark.parametrize("fixed", [10**7, 10**12])
+def test_weights_without_a_choice_change_nothing(fixed: int) -> None:
+    for seed in range(50):
+        draw = random.Random(seed)
+        items = [
+            [Option(draw.randint(1, 9), draw.random()) for _ in range(draw.randint(2, 4))]
+            for _ in range(draw.randint(2, 5))
+        ]
+        budget = sum(draw.choice(each).weight for each in items)
+        chosen = choose([*items, [Option(fixed, 0.0)]], budget + fixed)
+        assert chosen is not None
+        picked = [each[i] for each, i in zip(items, chosen[:-1], strict=True)]
+        assert sum(o.cost for o in picked) == pytest.approx(brute_force(items, budget))
 
 
 def test_two_hundred_layers_of_unequal_sizes_are_no_trouble() -> None:

@@ -20,6 +20,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "registers, LayerScale": ("vit_tiny_patch16_224", {"init_values": 0.5, "reg_tokens": 2}),
     "average pooling": ("vit_tiny_patch16_224", {"global_pool": "avg", "class_token": False}),
     "rotary": ("vit_small_patch16_rope_mixed_224", {}),
+    "RMSNorm, gated MLP": ("aimv2_large_patch14_224", {}),
     "rotary, gated MLP": ("eva02_base_patch14_224", {"global_pool": "token"}),
 }
 # What adds to the activations; all other parameters multiply them.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel, adopt, set_tail
 from vitcompress.model.layers import QuantizedLinear
-from vitcompress.model.structure import input_fold, linears, match
+from vitcompress.model.structure import input_fold, linears, match, placed
 
 MakeVit = Callable[..., VitModel]
 
@@ -194,3 +194,10 @@ def test_swin_blocks_are_left_alone() -> None:
 def test_blocks_of_other_make_are_left_alone(layer: str) -> None:
     tnt = timm.create_model("tnt_s_legacy_patch16_224", depth=1, num_classes=3)
     assert input_fold(adopt(tnt), f"blocks.0.{layer}") is None
+
+
+def test_a_copy_is_placed_on_another_device(vit: VitModel) -> None:
+    assert placed(vit.module, torch.device("cpu")) is vit.module
+    elsewhere = placed(vit.module, torch.device("meta"))
+    assert {t.device.type for t in elsewhere.state_dict().values()} == {"meta"}
+    assert {t.device.type for t in vit.module.state_dict().values()} == {"cpu"}

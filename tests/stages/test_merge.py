@@ -5,10 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import timm
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from vitcompress.data.images import ImageSet
 from vitcompress.errors import InputError
 from vitcompress.measure.branches import LatencyTable
 from vitcompress.measure.cost import macs
@@ -52,6 +54,22 @@ def test_a_search_is_repeatable_and_cached(
     assert torch.equal(first.module(pixels), cached.module(pixels))
 
 
+def test_a_few_images_are_counted_exactly_and_some_held_back(
+    deep: VitModel, context: Context
+) -> None:
+    _, details = merge(deep, config(budget={"macs": 0.7}, images=10), context)
+    assert details["searched_images"] == 6  # in batches of two
+    assert all(row["search_kl"] != row["held_back_kl"] for row in details["candidates"])
+
+
+def test_a_search_needs_images_to_hold_back(
+    deep: VitModel, make_context: Callable[..., Context], images: ImageSet
+) -> None:
+    few = make_context(calibration=images.subset(range(3)))
+    with pytest.raises(InputError, match=r"stages\.merge\.schedule: .* at least 4 calibration"):
+        merge(deep, config(budget={"macs": 0.7}), few)
+
+
 def test_the_model_given_stays_as_it_was(deep: VitModel, context: Context, pixels: Tensor) -> None:
     before = deep.module(pixels)
     merge(deep, config(budget={"macs": 0.7}, images=16), context)
@@ -86,7 +104,7 @@ def test_a_budget_of_latency_is_met_by_what_was_measured(
 ) -> None:
     # Time that follows the work, so that the test does not depend on the machine.
     monkeypatch.setattr(
-        LatencyTable, "branch", lambda _, width, entering, leaving, part: float(leaving + entering)
+        LatencyTable, "branch", lambda _, width, entering, leaving, *__: float(leaving + entering)
     )
     monkeypatch.setattr(
         LatencyTable, "rest", lambda _, model, branches: 0.001 * macs(model) - branches
@@ -138,7 +156,6 @@ def test_sensitivities_name_blocks(deep: VitModel, context: Context) -> None:
         ({"schedule": [12, 13, 9]}, r"block 1 cannot keep 13 of its 12 tokens"),
         ({"budget": {"macs": 0.1}}, r"stages\.merge\.budget\.macs: fisher .* does not go below"),
         ({"schedule": "deit_small@2.9"}, r"schedule: deit_small@2.9 is for 12 blocks"),
-        ({"schedule": "linear"}, r"schedule: 'linear' is none of search, constant"),
     ],
 )
 def test_what_cannot_be_met_is_refused(
@@ -153,6 +170,8 @@ def test_what_cannot_be_met_is_refused(
     [
         ({"method": "cls_only_tail", "budget": {"macs": 0.5}}, "cls_only_tail has none"),
         ({"method": "fisher"}, "budget: missing"),
+        ({"schedule": "linear"}, "'linear' is none of search, constant"),
+        ({"schedule": "linear", "budget": {"macs": 0.5}}, "'linear' is none of search, constant"),
         ({"budget": {}}, "give either macs or latency"),
         ({"budget": {"macs": 0.5, "latency": 0.5}}, "give either macs or latency"),
         ({"method": "fisher", "schedule": [9], "budget": {"macs": 0.5}}, "take one of the two"),
@@ -163,18 +182,20 @@ def test_configs_that_contradict_themselves(options: dict[str, Any], message: st
         MergeConfig.model_validate(options)
 
 
-def test_windowed_models_are_refused(make_vit: MakeVit, context: Context) -> None:
-    import timm
-
-    swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=56, window_size=7)
-    vit = make_vit()
-    model = replace(
-        vit,
-        module=adopt(swin),
-        architecture=vit.architecture.model_copy(update={"timm": "swin_tiny_patch4_window7_224"}),
-    )
-    with pytest.raises(InputError, match=r"stages\.merge: swin_tiny.* is no plain ViT"):
-        merge(model, config(budget={"macs": 0.7}), context)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("swin_tiny_patch4_window7_224", {"img_size": 56, "window_size": 7}),
+        ("naflexvit_base_patch16_gap", {"embed_dim": 48, "depth": 2, "num_heads": 3}),
+    ],
+)
+def test_models_of_another_build_are_refused(
+    name: str, options: dict[str, Any], vit: VitModel
+) -> None:
+    named = vit.architecture.model_copy(update={"timm": name})
+    model = replace(vit, module=adopt(timm.create_model(name, **options)), architecture=named)
+    with pytest.raises(InputError, match=rf"stages\.merge: {name} is no plain ViT"):
+        plan(model, config(budget={"macs": 0.7}))
 
 
 def test_it_comes_before_quantize(vit: VitModel, context: Context) -> None:

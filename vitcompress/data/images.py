@@ -85,6 +85,10 @@ class Batch:
     labels: "torch.Tensor | None"
     names: list[str]
 
+    def first(self, count: int) -> "Batch":
+        labels = None if self.labels is None else self.labels[:count]
+        return Batch(self.pixels[:count], labels, self.names[:count])
+
 
 def open_images(
     source: str | Path,

@@ -1,7 +1,7 @@
 """Latencies of attentions and MLPs of any sizes in onnxruntime, from a table measured here.
 
-A branch is timed with its LayerNorm and its residual addition, at a few sizes; between these,
-latencies are interpolated. The table is kept by processor and version of onnxruntime.
+A branch is timed with its LayerNorm and its residual addition, at a few sizes; between these and
+beyond, latencies follow straight lines. A table is of one processor and version of onnxruntime.
 """
 
 import hashlib
@@ -36,15 +36,11 @@ class LatencyTable:
     grids: dict[str, list[Any]] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, cache: Path | None) -> "LatencyTable":
-        """The table of this machine, empty where none was kept."""
-        if cache is None or not _file(cache).is_file():
-            return cls()
-        return cls(json.loads(_file(cache).read_text(encoding="utf-8")))
+    def load(cls, file: Path) -> "LatencyTable":
+        return cls(json.loads(file.read_text(encoding="utf-8")))
 
-    def save(self, cache: Path) -> None:
-        cache.mkdir(parents=True, exist_ok=True)
-        _file(cache).write_text(json.dumps(self.grids), encoding="utf-8")
+    def save(self, file: Path) -> None:
+        file.write_text(json.dumps(self.grids), encoding="utf-8")
 
     def branch(
         self,
@@ -68,7 +64,7 @@ class LatencyTable:
             if name not in self.grids:
                 graphs = {str(n): _mlp(width, leaving, n) for n in sizes}
                 self.grids[name] = list(_milliseconds(graphs, (leaving, width)).values())
-            return float(np.interp(part, sizes, self.grids[name]))
+            return _between(part, sizes, self.grids[name])
         sizes = _grid(dense // part.heads)
         name = f"attention {width} {entering} {leaving} {part.heads} {sizes}"
         if name not in self.grids:
@@ -78,8 +74,8 @@ class LatencyTable:
             }
             found = list(_milliseconds(graphs, (entering, width)).values())
             self.grids[name] = np.array(found).reshape(len(sizes), -1).tolist()
-        along = [np.interp(part.value, sizes, row) for row in self.grids[name]]
-        return float(np.interp(part.query_key, sizes, along))
+        along = [_between(part.value, sizes, row) for row in self.grids[name]]
+        return _between(part.query_key, sizes, along)
 
     def rest(self, model: VitModel, branches: float) -> float:
         """Milliseconds of all of `model` but its `branches`, which take as much as is given."""
@@ -95,10 +91,19 @@ class LatencyTable:
         return max(0.0, float(self.grids[name][0]) - branches)
 
 
-def _file(cache: Path) -> Path:
+def table_name() -> str:
+    """The name of the file for the latencies of this machine."""
     machine = f"{platform.processor()} {platform.node()} {ort.__version__}"
     key = hashlib.sha256(machine.encode()).hexdigest()[:16]
-    return cache / f"latency-{key}.json"
+    return f"latency-{key}.json"
+
+
+def _between(size: int, sizes: Sequence[int], found: Sequence[float]) -> float:
+    """Interpolated linearly; beyond the largest of `sizes`, along the last two."""
+    beyond = size - sizes[-1]
+    if beyond > 0 and len(sizes) > 1:
+        return found[-1] + beyond * (found[-1] - found[-2]) / (sizes[-1] - sizes[-2])
+    return float(np.interp(size, sizes, found))
 
 
 def _grid(full: int) -> list[int]:

@@ -11,12 +11,13 @@ from torch import nn
 from vitcompress.measure.branches import LatencyTable
 from vitcompress.measure.cost import macs
 from vitcompress.methods.tokens import choice_macs, combine_macs
-from vitcompress.model.architecture import VitModel, set_merging
+from vitcompress.model.architecture import VitModel, set_merging, unfilled
+from vitcompress.model.embedding import embedding_width
 from vitcompress.model.layers import Block, QuantizedLinear
 from vitcompress.model.merging import Merging
 from vitcompress.model.sizes import AttentionSizes, gates, sizes_of
 
-_TIMED = (0.25, 0.5, 0.75, 1.0)  # shares of the tokens at which branches are timed
+_TIMED = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the tokens at which branches are timed
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,15 @@ def schedule_latency(model: VitModel, merging: Merging, table: LatencyTable) -> 
     """
     vit: Any = model.module
     blocks = [cast(Block, block) for block in vit.blocks]
-    width, tokens = int(vit.num_features), sequence_length(model)
+    width, tokens = embedding_width(vit), sequence_length(model)
+    dense = embedding_width(unfilled(model).module)
     counts = sorted({max(1, round(share * tokens)) for share in _TIMED})
 
+    def branch(entering: int, leaving: int, part: AttentionSizes | int | None) -> float:
+        return table.branch(width, entering, leaving, part, dense)
+
     def timed(part: AttentionSizes | int | None, leaving: int | None, count: int) -> float:
-        grid = [table.branch(width, n, leaving or n, part) for n in counts]
+        grid = [branch(n, min(leaving or n, n), part) for n in counts]
         return float(np.interp(count, counts, grid))
 
     def branches(number: int, entering: int, kept: int) -> float:
@@ -76,7 +81,7 @@ def schedule_latency(model: VitModel, merging: Merging, table: LatencyTable) -> 
         hidden = sizes.hidden and (2 + gates(block)) * sizes.hidden // 2  # of equal work
         through = timed(hidden, None, kept)
         if block.tokens is not None:
-            through = table.branch(width, block.tokens, block.tokens, hidden)
+            through = branch(block.tokens, block.tokens, hidden)
         return timed(sizes.attention, block.tokens, entering) + through
 
     plain = Cost(branches, 0, tokens)

@@ -37,7 +37,7 @@ def choose(items: Sequence[Sequence[Option]], budget: int) -> list[int] | None:
     for options in reversed(items):
         lightest.append(lightest[-1] + min(o.weight for o in options))
     lightest.reverse()
-    slack = 1e-12 * (1 + abs(known))
+    slack = 1e-12 * (1 + abs(known) + price * budget)  # of rounding in the bound
     front: list[tuple[int, float, _Chain]] = [(0, 0.0, None)]
     for place, options in enumerate(items, 1):
         runs = [

@@ -8,6 +8,7 @@ appendix A; here with their CP variant for attention):
 - Linear and convolution: the 0-rule, R_i = Σ_j x_i w_ij / z_j · R_j, the bias taking its share;
 - residual sum: each summand in proportion to its value;
 - LayerNorm: the standard deviation is a constant, (x − mean) and the bias share the relevance;
+  RMSNorm likewise;
 - GELU and other elementwise functions: the identity rule, f(x) = x · const;
 - attention: the probabilities are constants, relevance flows through the values; so are sigmoid
   gates;
@@ -42,6 +43,16 @@ def layer_norm(
     if weight is not None:
         y = y * weight.detach()
     return y if bias is None else y + bias
+
+
+def rms_norm(
+    x: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """RMSNorm whose root mean square counts as a constant."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    y = x / (x.detach().square().mean(axes, keepdim=True) + eps).sqrt()
+    return y if weight is None else y * weight.detach()
 
 
 def elementwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -80,6 +91,7 @@ def constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 RULES: Mapping[Callable[..., Any], Callable[..., Any]] = {
     F.layer_norm: layer_norm,
+    **dict.fromkeys((F.rms_norm, torch.rms_norm), rms_norm),
     F.scaled_dot_product_attention: attend,
     **{f: constant(f) for f in (F.softmax, torch.softmax, Tensor.softmax)},
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__), product),

@@ -173,7 +173,8 @@ def set_merging(module: nn.Module, merging: Merging) -> None:
 def merging_blocks(vit: Any, merging: Merging) -> MergingBlocks:
     """The blocks of `vit`, the same modules, passing on fewer tokens."""
     tokens, prefix = vit.patch_embed.num_patches + vit.num_prefix_tokens, vit.num_prefix_tokens
-    return MergingBlocks(vit.blocks, merging, tokens, prefix, vit.blocks[-1].tokens is None)
+    restore, class_token = vit.blocks[-1].tokens is None, vit.cls_token is not None
+    return MergingBlocks(vit.blocks, merging, tokens, prefix, class_token, restore)
 
 
 def build(architecture: Architecture) -> nn.Module:

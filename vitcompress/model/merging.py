@@ -1,5 +1,6 @@
 """Blocks that pass on fewer tokens: merging between attention and MLP."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated, Literal, NamedTuple, cast
@@ -64,16 +65,24 @@ class State(NamedTuple):
 class MergingBlocks(nn.Sequential):
     """The blocks of a ViT, which carry the sizes of merged tokens from one to the next.
 
-    The first `prefix` of the `tokens` are never touched. With `restore`, every patch gets the token
+    The first `prefix` of the `tokens` are never touched; the very first is a class token, or there
+    is none. With `restore`, every patch gets the token
     it was merged into before the tokens leave, so that a head that pools over patches counts each
     merged token as often as the patches it stands for.
     """
 
     def __init__(
-        self, blocks: Iterable[nn.Module], merging: Merging, tokens: int, prefix: int, restore: bool
+        self,
+        blocks: Iterable[nn.Module],
+        merging: Merging,
+        tokens: int,
+        prefix: int,
+        class_token: bool,
+        restore: bool,
     ) -> None:
         super().__init__(*blocks)
         self.merging, self.prefix, self.restore = merging, prefix, restore
+        self.class_token = class_token
         for number, block in enumerate(self):
             if merging.method == "fisher" and merging.merges(number, tokens):
                 channels = cast(Block, block).attn.qkv.in_features
@@ -114,8 +123,8 @@ class MergingBlocks(nn.Sequential):
 
     def trail(self, x: Tensor) -> list[Tensor]:
         """Where each of the tokens that come in is after each block: int64 [B, p + N, 1] each."""
-        twin = MergingBlocks(self, self.merging, x.shape[1], self.prefix, restore=True)
-        twin.fill(dict(self.named_buffers(recurse=False)))
+        twin = copy.copy(self)
+        twin.restore = True
         unmoved = torch.arange(x.shape[1], device=x.device)[:, None].expand(len(x), -1, -1)
         found: list[Tensor] = []
         state = State(x)
@@ -142,7 +151,7 @@ class MergingBlocks(nn.Sequential):
             attention = cast(Block, self[number]).attn
             heads = attention.num_heads
             # Without a class token: what the mean query pays.
-            query = q[:, :1] if prefix else q.mean(1, keepdim=True)
+            query = q[:, :1] if self.class_token else q.mean(1, keepdim=True)
             paid = attention_paid(query, k, heads, attention.scale, bias)[:, prefix:]
             by_key = method in ("tome", "ppt")
             points = k[:, prefix:].unflatten(-1, (heads, -1)).mean(-2) if by_key else x

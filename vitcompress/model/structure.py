@@ -1,16 +1,35 @@
 """The layers of a model: their names, and which tensors feed which layer."""
 
+import copy
 import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from vitcompress.errors import InputError
-from vitcompress.model.layers import Block
+from vitcompress.model.layers import Block, QuantizedLinear
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def placed(module: _Module, device: torch.device) -> _Module:
+    """`module` itself where it is on `device`, else a copy there."""
+    if all(tensor.device.type == device.type for tensor in module.state_dict().values()):
+        return module
+    return copy.deepcopy(module).to(device)
+
+
+def float_twin(module: nn.Module) -> nn.Module:
+    """A copy of `module` whose quantized layers are float layers of the same weights."""
+    twin = copy.deepcopy(module)
+    for name, layer in list(twin.named_modules()):
+        if isinstance(layer, QuantizedLinear):
+            twin.set_submodule(name, layer.dequantized())
+    return twin
 
 
 def linears(module: nn.Module) -> dict[str, nn.Linear]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vitcompress.methods import saliency
 from vitcompress.methods.histogram import Histogram
+from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
 
 _ROWS = 2048  # sampled input rows a layer
@@ -188,6 +189,7 @@ def statistics(
         context.say(f"calibration results reused from {file.name}")
         return _unflatten(load_file(file))
     batches = (pixels.to(context.device) for pixels in context.calibration_batches("calibrating"))
+    module = placed(module, context.device)
     result = collect(module, layers, batches, len(context.images), context.seed, weights)
     context.keep(file, lambda path: save_file(_flatten(result), path))
     return result

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from vitcompress.console import console, track
 from vitcompress.data.images import Batch, ImageSet, batches
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
+from vitcompress.measure.branches import LatencyTable, table_name
 
 _CACHED_FILES = 4
 BATCH = 16
@@ -44,21 +46,28 @@ class Context:
     def calibration_fingerprint(self) -> str:
         return f"{self.images.fingerprint()} {self.preprocess.model_dump_json()}"
 
-    def calibration_batches(self, description: str) -> Iterator[Tensor]:
-        """The calibration images, prepared, float32 [≤ 16, C, H, W], with progress."""
-        return (batch.pixels for batch in self.labelled_batches(description))
+    def calibration_batches(self, description: str, images: int | None = None) -> Iterator[Tensor]:
+        """The calibration images, prepared, float32 [≤ 16, C, H, W], with progress.
 
-    def labelled_batches(self, description: str) -> Iterator[Batch]:
+        `images`: how many of them at most.
+        """
+        return (batch.pixels for batch in self.labelled_batches(description, images))
+
+    def labelled_batches(self, description: str, images: int | None = None) -> Iterator[Batch]:
         """The same with their labels, where the images have any, and their names."""
-        total = -(-len(self.images) // BATCH)
+        left = min(len(self.images), len(self.images) if images is None else images)
         stream = batches(self.images, self.preprocess, BATCH, max_unreadable=self.max_unreadable)
-        yield from track(stream, description, total)
+        for batch in track(stream, description, -(-left // BATCH)):
+            yield batch.first(left)
+            left -= len(batch.names)
+            if left <= 0:
+                return
 
     def say(self, text: str) -> None:
         console.print(f"  {text}")
 
     def keep(self, file: Path, save: Callable[[Path], None]) -> None:
-        """Write `file` to the cache, of which the few newest files stay.
+        """Write `file`, named KIND-KEY, to the cache, where the few newest of each kind stay.
 
         The cache is a convenience: where it cannot be written, that is said and the run goes on.
         """
@@ -67,10 +76,21 @@ class Context:
             file.parent.mkdir(parents=True, exist_ok=True)
             save(temporary)
             temporary.replace(file)
-            files = sorted(file.parent.glob("*.safetensors"), key=lambda f: f.stat().st_mtime)
+            alike = file.parent.glob(f"{file.name.partition('-')[0]}-*{file.suffix}")
+            files = sorted(alike, key=lambda f: f.stat().st_mtime)
             for old in files[:-_CACHED_FILES]:
                 old.unlink(missing_ok=True)
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            self.say(f"calibration results are not kept: {error}")
+            self.say(f"{file.name} is not kept: {error}")
+
+    @contextmanager
+    def latencies(self) -> Iterator[LatencyTable]:
+        """A table of latencies of this machine to read and fill; what is new in it is kept."""
+        file = self.cache / table_name()
+        table = LatencyTable.load(file) if self.resume and file.is_file() else LatencyTable()
+        known = len(table.grids)
+        yield table
+        if len(table.grids) > known:
+            self.keep(file, table.save)

@@ -1,27 +1,25 @@
 """What each layer counts for the output of a model: relevance, Fisher information, or neither."""
 
-import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import islice
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.console import track
 from vitcompress.data.pictures import heat_map, photograph
 from vitcompress.errors import InputError
 from vitcompress.methods import relevance
 from vitcompress.methods.saliency import fisher_readout
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.structure import float_twin, placed
 from vitcompress.stages.context import Context
 
 Score = Literal["lrp", "fisher", "kl", "uniform", "random"]
 
-_BATCHES = 4  # of 16 images
+_SCORED = 64  # images
 _SHOWN, _CELLS = 4, 14  # images with pictures of their relevance, and its fields a side
 
 
@@ -49,11 +47,11 @@ def importance(
             f"score {score} needs gradients, which a model that is quantized already does not "
             "give; quantize in one stage, or use score kl"
         )
-    totals = dict.fromkeys(names, 0.0)
+    module, totals = placed(module, context.device), dict.fromkeys(names, 0.0)
     generator = torch.Generator().manual_seed(context.seed)
     seen = 0
     with torch.enable_grad():
-        for pixels in track(_images(context), "scoring layers", _BATCHES):
+        for pixels in context.calibration_batches("scoring layers", _SCORED):
             seen += len(pixels)
             logits, outputs = traced(module, names, pixels.to(context.device), score == "lrp")
             if score == "lrp":
@@ -93,14 +91,15 @@ def relevance_maps(before: VitModel, after: VitModel, context: Context) -> list[
 
     Of a few calibration images: the image, and the relevance of its parts for either model.
     """
-    shown = next(context.calibration_batches("drawing relevance"))[:_SHOWN].to(context.device)
+    batch = next(context.labelled_batches("drawing relevance", _SHOWN))
+    shown = batch.pixels.to(context.device)
     twins = [float_twin(model.module).to(context.device) for model in (before, after)]
     classes = twins[0](shown).argmax(-1)
     maps = [heat(twin, shown, classes, _CELLS) for twin in twins]
     look = context.preprocess
     return [
         {
-            "image": context.images.names[place],
+            "image": batch.names[place],
             "input": photograph(pixels, look.mean, look.std, 112),
             "before": heat_map(maps[0][place]),
             "after": heat_map(maps[1][place]),
@@ -119,19 +118,6 @@ def heat(module: nn.Module, pixels: Tensor, classes: Tensor, cells: int) -> Tens
         explained = module(given).gather(1, classes[:, None])
         explained.sum().backward()
     return F.adaptive_avg_pool2d(relevance.of(given).sum(1), cells)
-
-
-def float_twin(module: nn.Module) -> nn.Module:
-    """A copy of `module` whose quantized layers are float layers of the same weights."""
-    twin = copy.deepcopy(module)
-    for name, layer in list(twin.named_modules()):
-        if isinstance(layer, QuantizedLinear):
-            twin.set_submodule(name, layer.dequantized())
-    return twin
-
-
-def _images(context: Context) -> Any:
-    return islice(context.calibration_batches("reading images"), _BATCHES)
 
 
 def traced(

@@ -4,10 +4,9 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
 from vitcompress.errors import InputError
@@ -18,6 +17,7 @@ from vitcompress.methods import schedule as schedules
 from vitcompress.model.architecture import VitModel, set_merging, set_tail, unfilled
 from vitcompress.model.layers import Block
 from vitcompress.model.merging import Merging, Method
+from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge_pictures import pictures
 from vitcompress.stages.merge_search import readers, search, sensitivities
@@ -70,6 +70,14 @@ class MergeConfig(BaseModel):
     images: Annotated[int, Field(ge=8)] = 256
     proportional: bool = True
 
+    @field_validator("schedule", mode="after")
+    @classmethod
+    def _known(cls, value: str | tuple[int, ...]) -> str | tuple[int, ...]:
+        known = ("search", *schedules.SHAPES, *schedules.PUBLISHED)
+        if isinstance(value, str) and value not in known:
+            raise ValueError(f"{value!r} is none of {', '.join(known)}, nor a list")
+        return value
+
     @model_validator(mode="after")
     def _budget_where_needed(self) -> "MergeConfig":
         fitted = self.schedule == "search" or self.schedule in schedules.SHAPES
@@ -93,7 +101,7 @@ def merge(
     """
     if config.method == "cls_only_tail":
         return plan(model, config)
-    task = _task(model, config, context)
+    task = _placed(_task(model, config, context), context)
     dropped: tuple[int, ...] = ()
     tensors = readers(task, context, config.images)
     if config.schedule == "search":
@@ -102,7 +110,9 @@ def merge(
         kept, dropped, found = _given(task, config)
     merged, details = _scheduled(task, kept, dropped, found, tensors)
     merging = task.merging_to(kept, dropped)
-    return merged, {**details, "token_maps": pictures(merged, merging, context)}
+    shown = pictures(merged, merging, context)
+    merged.module.cpu()
+    return merged, {**details, "token_maps": shown}
 
 
 def plan(model: VitModel, config: MergeConfig) -> tuple[VitModel, dict[str, Any]]:
@@ -127,18 +137,14 @@ def _given(
         return task.explicit(schedule), (), {"schedule": "explicit"}
     if schedule in schedules.PUBLISHED:
         return *task.published(schedule), found
-    shape = "published" if schedule == "search" else schedule
-    if shape not in schedules.SHAPES:
-        known = ", ".join(("search", *schedules.SHAPES, *schedules.PUBLISHED))
-        raise InputError(f"{task.where}.schedule: {schedule!r} is none of {known}, nor a list")
-    return task.shaped(shape), (), found
+    return task.shaped("published" if schedule == "search" else schedule), (), found
 
 
 def sensitivity(model: VitModel, config: MergeConfig, context: Context) -> list[dict[str, Any]]:
     """What merging in one block alone would cost, by the share of its tokens that stay."""
     if config.method == "cls_only_tail":
         return []
-    return sensitivities(_task(model, config), context, config.images)
+    return sensitivities(_placed(_task(model, config), context), context, config.images)
 
 
 def tailed(model: VitModel, tokens: int) -> VitModel:
@@ -158,10 +164,11 @@ def _task(model: VitModel, config: MergeConfig, context: Context | None = None) 
     where, name = f"stages.{config.name}", model.architecture.timm
     module: Any = model.module
     blocks = list(getattr(module, "blocks", ()))
-    if not blocks or not all(isinstance(block, Block) for block in blocks):
+    fixed = hasattr(getattr(module, "patch_embed", None), "num_patches")
+    if not (blocks and fixed and all(isinstance(block, Block) for block in blocks)):
         raise InputError(
-            f"{where}: {name} is no plain ViT, and tokens that sit in windows or on a grid, or "
-            "blocks of another build, cannot be merged: take the stage out of the recipe"
+            f"{where}: {name} is no plain ViT, and tokens that sit in windows or on a grid, or in "
+            "other numbers for each image, cannot be merged: take the stage out of the recipe"
         )
     for part, what in (("attn", "attention"), ("mlp", "mlp")):
         if any(getattr(block, part) is None for block in blocks):
@@ -188,17 +195,22 @@ def _task(model: VitModel, config: MergeConfig, context: Context | None = None) 
     task = Task(where, model, merging, "macs", schedule_macs(model, merging), limit, dense)
     if budget.latency is None or context is None:
         return task
-    return _timed(task, share, context.cache, context.resume)
+    with context.latencies() as table:
+        return _timed(task, share, table)
 
 
-def _timed(task: Task, share: float, cache: Path, resume: bool) -> Task:
-    """`task` with a budget of latency, which is measured and kept in `cache`."""
-    table = LatencyTable.load(cache if resume else None)
+def _placed(task: Task, context: Context) -> Task:
+    """`task` with its model on the device of `context`."""
+    module = placed(task.model.module, context.device)
+    return replace(task, model=replace(task.model, module=module))
+
+
+def _timed(task: Task, share: float, table: LatencyTable) -> Task:
+    """`task` with a budget of latency, measured where it is not in `table`."""
     whole = task.cost((task.tokens,) * task.all_blocks)
     some = task.merging_to(replace(task, limit=0.75 * whole).shaped("constant"))
     cost = schedule_latency(task.model, some, table)
     dense = table.rest(unfilled(task.model), branches=0.0)
-    table.save(cache)
     return replace(task, unit="latency", cost=cost, limit=share * dense, dense=dense)
 
 

@@ -16,14 +16,15 @@ _SHOWN, _SIZE = 4, 168  # images, and their height in pixels
 def pictures(model: VitModel, merging: Merging, context: Context) -> list[dict[str, str]]:
     """Of a few calibration images, which patches are one token after a third of the blocks, after
     two thirds, and in the end."""
-    module: Any = model.module.to(context.device)
-    shown = next(context.calibration_batches("drawing tokens"))[:_SHOWN].to(context.device)
+    module: Any = model.module
+    batch = next(context.labelled_batches("drawing tokens", _SHOWN))
+    shown = batch.pixels.to(context.device)
     maps, grid, look = token_maps(module, shown), module.patch_embed.grid_size, context.preprocess
     depths = {round(len(maps) * share) - 1: None for share in (1 / 3, 2 / 3, 1)}
     rows = []
     for place, pixels in enumerate(shown):
         row = {
-            "image": context.images.names[place],
+            "image": batch.names[place],
             "input": photograph(pixels, look.mean, look.std, _SIZE),
         }
         for depth in depths:

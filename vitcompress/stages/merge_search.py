@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitcompress.console import track
+from vitcompress.errors import InputError
 from vitcompress.methods import schedule as schedules
 from vitcompress.methods.readers import ReaderStatistics, normalised
 from vitcompress.methods.saliency import fisher_readout
@@ -32,6 +33,7 @@ from vitcompress.model.merging import State
 from vitcompress.stages.context import BATCH, Context
 from vitcompress.stages.merge_task import Schedule, Task
 
+_VERSION = 1  # of the search, part of the cache key
 _SHARES = (0.95, 0.8, 0.6)  # kept in one block, to measure what that costs
 _PROBED = 32  # images for that
 _MOVES = (0.16, 0.08, 0.04)  # sizes of a change, as logarithms of the share kept
@@ -100,14 +102,16 @@ class _Images:
 
 
 def _images(task: Task, context: Context, images: int, tensors: Mapping[str, Tensor]) -> _Images:
-    """Up to `images` calibration images, in batches of 16."""
-    vit: Any = task.model.module.to(context.device)
+    """Up to `images` calibration images, in four batches or more, so that some can be held back."""
+    vit: Any = task.model.module
+    size = min(BATCH, max(1, min(images, len(context.images)) // 4))
     start: list[Tensor] = []
     handle = vit.blocks[0].register_forward_pre_hook(lambda _, inputs: start.append(inputs[0]))
     try:
         dense = [
-            vit(pixels.to(context.device)).log_softmax(-1)
-            for pixels in islice(context.calibration_batches("reading images"), -(-images // BATCH))
+            vit(part.to(context.device)).log_softmax(-1)
+            for pixels in context.calibration_batches("reading images", images)
+            for part in pixels.split(size)
         ]
     finally:
         handle.remove()
@@ -121,7 +125,7 @@ def readers(task: Task, context: Context, images: int) -> dict[str, Tensor]:
     """
     if task.merging.method != "fisher":
         return {}
-    vit: Any = task.model.module.to(context.device)
+    vit: Any = task.model.module
     blocks = list(vit.blocks)[: task.blocks]
     statistics = [ReaderStatistics(block.attn.qkv.in_features) for block in blocks]
     generator = torch.Generator().manual_seed(context.seed)
@@ -130,9 +134,8 @@ def readers(task: Task, context: Context, images: int) -> dict[str, Tensor]:
         block.norm2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         for block in blocks
     ]
-    batches = islice(context.calibration_batches("measuring gradients"), -(-images // BATCH))
     try:
-        for pixels in batches:
+        for pixels in context.calibration_batches("measuring gradients", images):
             seen.clear()
             with torch.enable_grad():
                 logits = vit(pixels.to(context.device).requires_grad_())
@@ -178,15 +181,20 @@ def search(
     `tensors`: those of `readers`.
 
     Kept in the cache by the content of model and images. Raises `InputError` where no schedule
-    meets the budget.
+    meets the budget, and where no image can be held back.
     """
+    if len(context.images) < 4:
+        raise InputError(
+            f"{task.where}.schedule: a search needs at least 4 calibration images; give more, or "
+            "take `published`"
+        )
     candidates = {"constant": task.shaped("constant")}
     for name in schedules.SHAPES:
         if task.cost(kept := task.fitted(name)) <= task.limit:
             candidates[name] = kept
     identity = [task.model.fingerprint(), context.calibration_fingerprint, context.seed, images]
     identity += [task.merging.model_dump_json(), task.unit, task.limit]
-    identity += [_SHARES, _PROBED, _MOVES, _GRID]
+    identity += [_VERSION, _SHARES, _PROBED, _MOVES, _GRID]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     file = context.cache / f"schedule-{key}.json"
     if context.resume and file.is_file():
@@ -195,10 +203,8 @@ def search(
         return tuple(kept), found
     everything = _images(task, context, images, tensors)
     batches = len(everything.dense)
-    searched, held_back = everything.split(max(1, batches * 3 // 4))
-    if not held_back.dense:
-        held_back = searched
-    rows = _sensitivities(task, searched.split(_PROBED // BATCH)[0])
+    searched, held_back = everything.split(batches * 3 // 4)
+    rows = _sensitivities(task, searched.split(_PROBED // len(everything.dense[0]))[0])
     programmed = _programmed(task, rows)
     if task.cost(programmed) <= task.limit:
         candidates["dynamic programme"] = programmed

@@ -10,11 +10,11 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
 
+from vitcompress.measure.branches import LatencyTable
 from vitcompress.methods.subspace import stream_map
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.embedding import embedding_width, resize_embedding
@@ -55,8 +55,8 @@ def prune(
     """
     plan(model, config)  # what is wrong is told before anything is measured
     found = study(model, config, context)
-    meter = meters(model, config, context.cache, context.resume)
-    axes, chosen, stream = choose(model, config, found, meter)
+    with context.latencies() as table:
+        axes, chosen, stream = choose(model, config, found, meters(model, config, table))
     module, kl = rebuilt(model, found, chosen, stream.width, config.compensate)
     unit, share = config.budget.only
     return described(model, module), {
@@ -147,7 +147,7 @@ def plan(model: VitModel, config: PruneConfig) -> tuple[VitModel, dict[str, Any]
             if structures.supported(block, kind)
         ]
     )
-    meter = meters(model, config, Path(), resume=False)
+    meter = meters(model, config, LatencyTable())
     stream = even_stream(model, config, axes, meter)
     chosen = spend(model, config, axes, meter(stream.width))
     module = copy.deepcopy(model.module)
@@ -199,17 +199,14 @@ def _less(share: float) -> str:
 
 
 def meters(
-    model: VitModel, config: PruneConfig, cache: Path, resume: bool
+    model: VitModel, config: PruneConfig, table: LatencyTable
 ) -> Callable[[int], costs.Meter]:
     """How a model like `model` with a stream of given width is to be measured."""
     unit, full = config.budget.only[0], embedding_width(model.module)
-    whole = costs.meter(model, unit, cache, resume)
 
     @lru_cache(None)
     def at(width: int) -> costs.Meter:
-        if width == full:
-            return whole
-        return costs.meter(sized(model, width), unit, cache, resume=True)  # latencies just taken
+        return costs.meter(model if width == full else sized(model, width), unit, table)
 
     return at
 

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Literal, cast
 
 import torch
@@ -15,7 +14,7 @@ from vitcompress.methods.folding import Fold
 from vitcompress.methods.histogram import quantiles
 from vitcompress.methods.rounding import descend, gptq, output_error, refitted
 from vitcompress.model.layers import Activations, QuantizedLinear
-from vitcompress.model.structure import input_fold
+from vitcompress.model.structure import input_fold, placed
 from vitcompress.stages.calibrate import LayerStatistics
 from vitcompress.stages.context import Context
 
@@ -24,7 +23,7 @@ Rounding = Literal["nearest", "gptq", "descent"]
 # Shares of the values that a static range holds; the rest is clipped at either end.
 _SHARES = (1.0, *(1 - 10.0**-digits for digits in (6, 5.5, 5, 4.75, 4.5, 4.25, 4, 3.5, 3)))
 _JUDGED_ROWS = 512  # enough to tell candidates apart
-_PROBED_BATCHES = 2  # of 16 images, to measure layers one by one
+_PROBED = 32  # images, to measure layers one by one
 _VARYING = 1e-5  # the least share of an input's mean square that is variance and not rounding
 _GROUPED_BITS = 6  # at most; the multipliers of wider codes would have too few values
 _REFITS, _SWEEPS = 3, 2  # of scales to the codes, and of the codes to these
@@ -249,18 +248,17 @@ def roomy(choice: Choice, found: LayerStatistics) -> Choice:
 
 def probe(module: nn.Module, context: Context) -> Cost:
     """The measured cost of replacing layers of `module`, on a few calibration images."""
-    batches = islice(context.calibration_batches("reading images"), _PROBED_BATCHES)
-    pixels = torch.cat(list(batches)).to(context.device)
+    pixels = torch.cat(list(context.calibration_batches("reading images", _PROBED)))
+    module, pixels = placed(module, context.device), pixels.to(context.device)
     dense = module(pixels).log_softmax(-1)
 
     def cost(layers: Mapping[str, nn.Module]) -> float:
         before = {name: module.get_submodule(name) for name in layers}
         for name, layer in layers.items():
-            module.set_submodule(name, layer.to(context.device))
+            module.set_submodule(name, placed(layer, context.device))
         now = module(pixels).log_softmax(-1)
         for name, layer in before.items():
             module.set_submodule(name, layer)
-            layers[name].cpu()
         return float(F.kl_div(now, dense, reduction="batchmean", log_target=True))
 
     return cost

@@ -23,6 +23,7 @@ from vitcompress.methods.sparsity import reconstructed
 from vitcompress.model.layers import Block, QuantizedLinear
 from vitcompress.model.merging import MergingBlocks
 from vitcompress.model.sizes import blocks
+from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize_bits import Prepared
 from vitcompress.stages.quantize_layer import Choice, Style, coded, with_range
@@ -66,14 +67,15 @@ def round_in_sequence(
 
     `others`: layers that are in their final form already.
     """
-    twin, done = copy.deepcopy(known.module), dict[str, QuantizedLinear]()
-    pairs = list(zip(blocks(known.module), blocks(twin), strict=True))
+    module, done = placed(known.module, context.device), dict[str, QuantizedLinear]()
+    twin = copy.deepcopy(module)
+    pairs = list(zip(blocks(module), blocks(twin), strict=True))
     for name, layer in others.items():
-        twin.set_submodule(name, copy.deepcopy(layer).to(context.device))
+        twin.set_submodule(name, placed(layer, context.device))
     with TemporaryFile() as one, TemporaryFile() as other:
         streams = Stream(one), Stream(other)
         for pixels in context.calibration_batches("reading images"):
-            x = first_input(known.module, pixels.to(context.device))
+            x = first_input(module, pixels.to(context.device))
             for stream in streams:
                 stream.add(x)
         for number, pair in enumerate(track(pairs, "rounding in sequence", len(pairs))):
@@ -84,11 +86,11 @@ def round_in_sequence(
                         choice, linear = known.choices[name], known.floats[name]
                         found = _moments(half, pair, kind, streams, choice, style, context.device)
                         done[name] = fitted(linear, choice, found, style, bits[name])
-                        pair[1].set_submodule(kind, done[name].to(context.device))
+                        pair[1].set_submodule(kind, placed(done[name], context.device))
                 for stream, block in zip(streams, pair, strict=True):
                     for index in range(len(stream)):
                         stream.replace(index, half(block, stream.read(index, context.device)))
-    return {name: layer.cpu() for name, layer in done.items()}
+    return done
 
 
 def fitted(

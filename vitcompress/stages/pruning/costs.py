@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -38,14 +37,13 @@ class Meter:
     fixed: float
 
 
-def meter(model: VitModel, unit: Unit, cache: Path, resume: bool) -> Meter:
+def meter(model: VitModel, unit: Unit, table: LatencyTable) -> Meter:
     """How `model` is to be measured in `unit`.
 
-    Latencies are taken now and kept in `cache`; to `resume` is to use those that are there.
+    Latencies that are not in `table` are taken now, and put there.
     """
     baseline = unfilled(model)
     if unit == "latency":
-        table = LatencyTable.load(cache if resume else None)
         dense_width, width = _width(baseline), _width(model)
 
         def nanoseconds(model: VitModel) -> Callable[[Branch, BlockSizes], float]:
@@ -63,8 +61,6 @@ def meter(model: VitModel, unit: Unit, cache: Path, resume: bool) -> Meter:
 
         branches = _sum(baseline, nanoseconds(baseline))
         rest = _NANOSECONDS * table.rest(baseline, branches / _NANOSECONDS)
-        _sum(model, nanoseconds(model))
-        table.save(cache)
         # What is no branch, the patch embedding and the head, is in proportion to the width.
         return Meter(nanoseconds(model), branches + rest, rest * width / dense_width)
     if unit == "macs":

@@ -112,10 +112,8 @@ def study(model: VitModel, config: PruneConfig, context: Context) -> Study:
     prefix_tokens = int(cast(Any, module).num_prefix_tokens)
     fit, held = _split(context, config)
 
-    few = fit.images.subset(range(min(_GRADIENT_IMAGES, len(fit.images))))
-
     def sample(title: str) -> Iterator[Sample]:
-        for batch in replace(fit, calibration=few).labelled_batches(title):
+        for batch in fit.labelled_batches(title, _GRADIENT_IMAGES):
             labels = batch.labels if config.targets == "labels" else None
             yield batch.pixels.to(context.device), labels
 
