@@ -342,12 +342,16 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        return self.fed(x[:, : self.tokens] if self.attn is None else self.attended(x)[0])
+        return self.fed(self.mixed(x))
+
+    def mixed(self, x: Tensor) -> Tensor:
+        """The first half: tokens after attention."""
+        return x[:, : self.tokens] if self.attn is None else self.attended(x)[0]
 
     def attended(
         self, x: Tensor, bias: Tensor | None = None, places: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The first half: tokens after attention, and its queries and keys."""
+        """The first half of a block with attention, and its queries and keys."""
         y, q, k = self.attn.attended(self.norm1(x), self.tokens, bias, places)
         return x[:, : self.tokens] + self.ls1(y), q, k
 

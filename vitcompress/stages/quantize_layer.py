@@ -77,11 +77,7 @@ def _best_range(
     fold: Fold, weight: Tensor, found: LayerStatistics, style: Style, bits: int
 ) -> Choice:
     """The activation range with the least output error under `fold`, weights rounded to nearest."""
-    rows = fold.apply(found.rows[:_JUDGED_ROWS])
-    weight = weight * fold.scale
-    target = rows @ weight.T
-    step = weight_step(weight, gram(fold, found), style, bits)[2]
-    weight = quantizer.round_weight(weight, step, bits) * step
+    rows, weight, target = trial(fold, weight, found, style, bits)
 
     def choice(low: Tensor, high: Tensor, share: float) -> Choice:
         x_scale, zero_point = quantizer.activation_parameters(low, high)
@@ -92,6 +88,16 @@ def _best_range(
     if style.activations == "dynamic":
         ranges = ranges[:1]
     return min((choice(*r) for r in ranges), key=lambda c: c.error)
+
+
+def trial(
+    fold: Fold, weight: Tensor, found: LayerStatistics, style: Style, bits: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Some rows of the input under `fold`, weights rounded to nearest, and the float outputs."""
+    rows = fold.apply(found.rows[:_JUDGED_ROWS])
+    weight = weight * fold.scale
+    step = weight_step(weight, gram(fold, found), style, bits)[2]
+    return rows, quantizer.round_weight(weight, step, bits) * step, rows @ weight.T
 
 
 def _ranges(fold: Fold, found: LayerStatistics) -> list[tuple[Tensor, Tensor, float]]:

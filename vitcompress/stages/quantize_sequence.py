@@ -35,13 +35,9 @@ _Half = Callable[[Block, Tensor], Tensor]
 """One half of a block, from the stream of tokens before it to that after it."""
 
 
-def _attended(block: Block, x: Tensor) -> Tensor:
-    return x[:, : block.tokens] if block.attn is None else block.attended(x)[0]
-
-
 # With the Linears that follow one another in it. The last adds to the stream.
 _HALVES: tuple[tuple[_Half, tuple[str, str]], ...] = (
-    (_attended, ("attn.qkv", "attn.proj")),
+    (Block.mixed, ("attn.qkv", "attn.proj")),
     (Block.fed, ("mlp.fc1", "mlp.fc2")),
 )
 

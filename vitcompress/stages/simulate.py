@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitcompress.console import track
 from vitcompress.errors import InputError
-from vitcompress.methods import folding, quantizer
+from vitcompress.methods import folding
 from vitcompress.methods.activations import Kind, Quantizer, fitted
 from vitcompress.methods.folding import Fold
 from vitcompress.model.architecture import VitModel
@@ -24,10 +24,9 @@ from vitcompress.model.structure import hidden_source, input_fold
 from vitcompress.stages.calibrate import LayerStatistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize_config import QuantizeConfig, Simulation
-from vitcompress.stages.quantize_layer import Choice, Style, gram, rounded, weight_step
+from vitcompress.stages.quantize_layer import Choice, Style, rounded, trial
 
 _STRENGTHS = (0.5, 0.75, 1.0)  # of folds: the fewer the values, the more a full one pays
-_JUDGED_ROWS = 512  # enough to tell candidates apart
 _FITTED_IMAGES = 8  # that the quantizers of attention are fitted to: each has every token and head
 
 
@@ -185,11 +184,7 @@ def _fitted(
     bits: int,
 ) -> tuple[Choice, Quantizer]:
     """The best quantizer of the input under `fold`, weights rounded to nearest."""
-    rows = fold.apply(found.rows[:_JUDGED_ROWS])
-    weight = weight * fold.scale
-    target = rows @ weight.T
-    step = weight_step(weight, gram(fold, found), style, bits)[2]
-    weight = quantizer.round_weight(weight, step, bits) * step
+    rows, weight, target = trial(fold, weight, found, style, bits)
 
     def error(x: Tensor) -> float:
         left = x @ weight.T - target
