@@ -105,6 +105,23 @@ def test_a_run_writes_the_whole_folder(recipe: Path, tmp_path: Path) -> None:
     assert json.loads(stdout)[str(out)]["p50_ms"] > 0
 
 
+def test_images_that_cannot_be_read_are_in_the_report(recipe: Path, tmp_path: Path) -> None:
+    images, random = tmp_path / "images", np.random.default_rng(0)
+    images.mkdir()
+    for number in range(80):
+        picture = Image.fromarray(random.integers(0, 256, (48, 48, 3), dtype=np.uint8))
+        picture.save(images / f"{number:02}.png")
+    damaged = [f"{number:02}.png" for number in range(8)]
+    for name in damaged:
+        (images / name).write_text("no image")
+    own = ("--calibration", images, "--set", "data.evaluation=null", "--set", "data.images=40")
+    out = tmp_path / "out"
+    code, _, stderr = call("run", recipe, *own, "--set", "data.max_unreadable=0.3", "--out", out)
+    assert code == 0, stderr
+    told = json.loads((out / "report.json").read_text())["warnings"]
+    assert sorted(line.split(": ")[1].removesuffix(" skipped") for line in told) == damaged
+
+
 def test_the_same_run_gives_the_same_weights(recipe: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         code, _, stderr = call("run", recipe, "--out", tmp_path / name, "--limit", 33)

@@ -209,7 +209,7 @@ class _Run:
             export_onnx(self.dense, baseline_file, {})
             check(baseline_file, self.dense, self.parity_pixels, 0)
             self.judged_dense = self._judge_onnx(baseline_file)
-        model, stages, warnings = self.dense, list[StageReport](), self.data.warnings()
+        model, stages, warnings = self.dense, list[StageReport](), list[str]()
         for config in self.recipe.stages:
             with _step(f"{config.name} ({config.type})") as started:
                 model, details = STAGES[type(config)].run(model, config, self.context)
@@ -240,7 +240,7 @@ class _Run:
             artifacts=artifacts,
             gates=gates.evaluate(self.recipe.gates, baseline, final),
             environment=output.environment(self.options.threads),
-            warnings=warnings,
+            warnings=[*self.data.warnings(), *warnings],
         )
 
     def _finish(
@@ -315,8 +315,9 @@ class _Run:
         return judge(runner, images, self.dense.preprocess, unreadable, "evaluating")
 
     def _parity_pixels(self) -> Tensor:
-        images = self.data.evaluation.subset(range(min(_PARITY_IMAGES, len(self.data.evaluation))))
-        return torch.cat([b.pixels for b in batches(images, self.dense.preprocess, 8)])
+        unreadable = self.recipe.data.max_unreadable
+        images, spec = self.data.evaluation, self.dense.preprocess
+        return next(batches(images, spec, _PARITY_IMAGES, max_unreadable=unreadable)).pixels
 
 
 def _check_reload(home: Path, model: VitModel, pixels: Tensor) -> dict[str, Any]:

@@ -342,6 +342,16 @@ def test_a_set_without_any_readable_image_ends_the_run(tmp_path: Path) -> None:
         list(batches(damaged(tmp_path, 1, of=1), SPEC, 32))
 
 
+def test_what_is_skipped_of_a_part_is_skipped_of_the_whole(tmp_path: Path) -> None:
+    images = damaged(tmp_path, 0, of=6)
+    for name in ("000.png", "004.png"):
+        (tmp_path / name).write_bytes(b"not an image")
+    first, last = images.subset(range(3)), images.subset(range(3, 6))
+    for part in (first, last):  # one each, as many as are allowed
+        assert len(next(batches(part, SPEC, 4)).names) == 2
+    assert list(images.skipped) == ["000.png", "004.png"]
+
+
 def test_a_file_that_vanished_is_unreadable(tmp_path: Path) -> None:
     images = damaged(tmp_path, 0, of=3)
     (tmp_path / "001.png").unlink()

@@ -50,6 +50,18 @@ INPUTS = {
 }
 
 
+@pytest.mark.parametrize("group", [None, 8])
+def test_rows_of_zeros_have_a_scale_that_float16_holds(group: int | None) -> None:
+    weight = randn(5, 24)
+    weight[2], weight[4, :8] = 0, 0
+    scale, multipliers = quantizer.weight_scale(weight, 4, group=group)
+    assert quantizer.fits_half(scale)
+    step = quantizer.weight_step(scale, multipliers, group, 24)
+    rounded = quantizer.round_weight(weight, step, 4) * step
+    assert torch.equal(rounded[weight == 0], torch.zeros(32))
+    assert float((rounded - weight).abs().max()) < 0.4
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_scale_is_never_worse_than_that_of_the_largest_weight(

@@ -151,6 +151,12 @@ def test_ppt_drops_where_attention_is_uneven() -> None:
     assert not uneven.share.any()
     best = flat.importance[0, :, 0].argsort(descending=True)[:KEEP]
     assert torch.equal(uneven.kept[0, :, 0], best)
+    kept = set(best.tolist())
+    products = flat.points[0] @ flat.points[0].T
+    where = methods.places(uneven)[0, :, 0]  # what is dropped shows the token most like it
+    for patch in set(range(N)) - kept:
+        near = max(kept, key=lambda other: float(products[patch, other]))
+        assert where[patch] == where[near]
 
 
 def test_mctf_goes_both_ways() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from vitcompress.stages.context import Context
 
@@ -35,6 +36,16 @@ def test_latencies_are_kept_for_later(make_context: MakeContext) -> None:
         assert again.grids == {"a branch": [1.0]}
     with make_context(resume=False).latencies() as fresh:
         assert fresh.grids == {}
+
+
+def test_tensors_that_cannot_be_written_are_only_said(
+    context: Context, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: Path) -> None:
+        raise SafetensorError("no space left")
+
+    context.keep(context.cache / "calibration-key.safetensors", full)
+    assert "calibration-key.safetensors is not kept: no space left" in capsys.readouterr().err
 
 
 def test_latencies_that_cannot_be_kept_are_only_said(

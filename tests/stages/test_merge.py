@@ -82,6 +82,38 @@ def test_a_plan_needs_no_images(schedule: str, deep: VitModel) -> None:
     assert 0.6 * macs(deep) < macs(planned) <= 0.75 * macs(deep)
 
 
+def test_a_plan_refuses_no_budget_that_a_search_can_meet(
+    make_vit: MakeVit, context: Context
+) -> None:
+    shallow = make_vit(depth=3)  # where the published shape, which spares the first block, ends
+    wanted = config(method="tome", budget={"macs": 0.62}, images=16)
+    planned, _ = plan(shallow, wanted)
+    found, _ = merge(shallow, wanted, context)
+    assert macs(planned) <= 0.62 * macs(shallow)
+    assert macs(found) <= 0.62 * macs(shallow)
+
+
+def test_a_plan_refuses_no_budget_of_latency(deep: VitModel) -> None:
+    planned, _ = plan(deep, config(method="tome", budget={"latency": 0.01}))
+    assert macs(planned) < macs(deep)
+
+
+def test_latencies_of_few_tokens_are_timed(
+    make_vit: MakeVit, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LatencyTable, "branch", lambda *_: 1.0)
+    monkeypatch.setattr(LatencyTable, "rest", lambda *_, **__: 1.0)
+    few = make_vit(patch_size=16)
+    loose = config(method="tome", budget={"latency": 1.0}, schedule="constant")
+    assert kept(merge(few, loose, context)[0]) == (5, 5)
+
+
+def test_a_model_of_one_block_is_refused(make_vit: MakeVit) -> None:
+    with pytest.raises(InputError, match=r"stages\.merge: .* has one block"):
+        plan(make_vit(depth=1), config(budget={"macs": 0.9}))
+    plan(make_vit(depth=1, class_token=False, global_pool="avg"), config(budget={"macs": 0.9}))
+
+
 def test_a_schedule_can_be_given(deep: VitModel, context: Context, pixels: Tensor) -> None:
     found, details = merge(deep, config(schedule=[15, 12, 10], images=16), context)
     assert found.architecture.merging.kept == (15, 12, 10, 10)  # type: ignore[union-attr]

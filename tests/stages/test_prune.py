@@ -225,6 +225,12 @@ def test_a_plan_meets_the_budget_without_images(vit: VitModel) -> None:
             assert 0.6 < cost.macs(planned) / cost.macs(vit) <= 0.7
 
 
+def test_a_plan_refuses_no_budget_of_latency(vit: VitModel) -> None:
+    planned, details = plan(vit, configured(budget={"latency": 0.01}))
+    assert planned is vit
+    assert details["widths"] == "known when latencies are measured"
+
+
 def test_a_latency_budget_spends_measured_milliseconds(
     vit: VitModel, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:

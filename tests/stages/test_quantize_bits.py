@@ -84,6 +84,8 @@ def test_an_average_is_met_and_used_up(score: str, vit: VitModel, context: Conte
 
 
 def test_a_budget_of_bytes_is_of_the_whole_model(vit: VitModel, context: Context) -> None:
+    vit.module.blocks[0].mlp.fc1.weight[3] = 0
+
     def stored(model: VitModel) -> int:
         return sum(t.nbytes for t in stored_tensors(model).values())
 
@@ -234,6 +236,24 @@ def test_sensitivity_has_a_row_for_each_layer_and_an_error_for_each_width(
             errors = [row[f"error_{b}"] for b in (8, 6, 5, 4, 3)]
             assert errors == sorted(errors)
             assert errors[0] > 0
+
+
+@pytest.mark.parametrize("score", ["fisher", "kl"])
+def test_a_model_whose_output_never_changes_has_no_such_score(
+    score: str, make_vit: MakeVit, context: Context
+) -> None:
+    one_output = make_vit(num_classes=1)
+    with pytest.raises(InputError, match=rf"stages\.quantize\.score: by {score} no layer counts"):
+        run(one_output, context, bits={"average": 5}, score=score)
+
+
+def test_layers_that_round_tokens_unlike_have_no_error_on_the_sample(
+    vit: VitModel, context: Context
+) -> None:
+    rows = run(vit, context, bits=8, fine=0.01)[1]["layers"]
+    few = [row for row in rows if row["fine_tokens"] is not None]
+    assert few
+    assert all((row["output_error"] is None) == (row in few) for row in rows)
 
 
 def test_sensitivity_names_the_bits_of_a_run(vit: VitModel, context: Context) -> None:

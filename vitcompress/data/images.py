@@ -49,14 +49,13 @@ class ImageSet:
         return decode(self.fetch(index))
 
     def subset(self, indices: Sequence[int]) -> "ImageSet":
-        """The images at `indices`, in that order."""
+        """The images at `indices`, in that order; what is skipped of them is skipped of these."""
         labels = self.labels
         return replace(
             self,
             names=[self.names[i] for i in indices],
             labels=None if labels is None else [labels[i] for i in indices],
             fetch=lambda index: self.fetch(indices[index]),
-            skipped={},
         )
 
     def fingerprint(self) -> str:
@@ -247,9 +246,10 @@ def _skip(images: ImageSet, index: int, reason: str, allowed: int) -> None:
         images.skipped[name] = reason
         warning = f"warning: {name} is unreadable and left out ({reason})"
         console.print(warning, style="yellow", markup=False, soft_wrap=True)
-    count = len(images.skipped)
+    here = [name for name in images.names if name in images.skipped]
+    count = len(here)
     if count > allowed or count == len(images):
-        first = ", ".join(list(images.skipped)[:3])
+        first = ", ".join(here[:3])
         raise RunError(
             f"{images.source}: {count} of {len(images)} images are unreadable "
             f"(allowed: {allowed}): {first}"

@@ -53,15 +53,16 @@ def weight_scale(
         Scale [out], not zero; multipliers int8 [groups, out], whole and not zero, or None.
     """
     ones = torch.ones(weight.shape[1]) if importance is None else importance
+    empty = weight.abs().amax(1) == 0  # any scale will do: one that float16 holds
     if group is None:
-        return _best_steps(weight[:, None], ones[None], bits)[:, 0], None
+        return _best_steps(weight[:, None], ones[None], bits)[:, 0].masked_fill(empty, 1.0), None
     groups = -(-weight.shape[1] // group)
     missing = groups * group - weight.shape[1]
     grouped = F.pad(weight, (0, missing)).view(len(weight), groups, group)
     weights = F.pad(ones, (0, missing)).view(groups, group)
     wanted = _best_steps(grouped, weights, bits)
     scale, multipliers = _factored(grouped, weights, wanted, bits)
-    return scale, multipliers.T.contiguous().to(torch.int8)
+    return scale.masked_fill(empty, 1.0), multipliers.T.contiguous().to(torch.int8)
 
 
 def _best_steps(grouped: Tensor, importance: Tensor, bits: int) -> Tensor:

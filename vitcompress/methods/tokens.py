@@ -77,7 +77,10 @@ def combine(x: Tensor, sizes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
 
 
 def places(choice: Choice, prefix: int = 0) -> Tensor:
-    """Where each of p + n tokens is after `combine`, the first p staying: int64 [B, p + n, 1]."""
+    """Where each of p + n tokens is after `combine`, the first p staying: int64 [B, p + n, 1].
+
+    One that was dropped is where the token most like it is.
+    """
     batch, kept = choice.kept.shape[0], choice.kept.shape[1]
     stay = torch.arange(kept, device=choice.kept.device)[:, None].expand(batch, -1, -1)
     order = torch.cat([choice.kept, choice.gone], 1)
@@ -197,11 +200,12 @@ def ppt(tokens: Tokens, keep: int, threshold: float = 2.7) -> Choice:
     uneven = (attention / attention.mean(1, keepdim=True)).var(1, keepdim=True) > threshold
     merging = tome(tokens, keep)
     order = descending(attention)
+    kept, gone = order.split([keep, order.shape[1] - keep], 1)
     takes = (~uneven).to(tokens.sizes.dtype)
     return Choice(
-        kept=torch.where(uneven, order[:, :keep], merging.kept),
-        gone=torch.where(uneven, order[:, keep:], merging.gone),
-        target=merging.target,
+        kept=torch.where(uneven, kept, merging.kept),
+        gone=torch.where(uneven, gone, merging.gone),
+        target=torch.where(uneven[..., 0], _nearest(tokens.points, kept, gone), merging.target),
         share=takes,
     )
 
@@ -246,8 +250,13 @@ def choice_macs(method: str, count: int, keep: int, width: int) -> int:
     removed = count - keep
     pairs = count // 2 * (count - count // 2)
     nearest = removed * keep
-    compared = {"diffrate": nearest, "fisher": count**2 + nearest, "evit": 0}.get(method, pairs)
-    return compared * width
+    compared = {
+        "diffrate": nearest,
+        "fisher": count**2 + nearest,
+        "evit": 0,
+        "ppt": pairs + nearest,
+    }
+    return compared.get(method, pairs) * width
 
 
 def combine_macs(method: str, count: int, keep: int, channels: int, mixed: bool) -> int:

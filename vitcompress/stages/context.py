@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from vitcompress.console import console, track
@@ -80,7 +81,7 @@ class Context:
             files = sorted(alike, key=lambda f: f.stat().st_mtime)
             for old in files[:-_CACHED_FILES]:
                 old.unlink(missing_ok=True)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             self.say(f"{file.name} is not kept: {error}")

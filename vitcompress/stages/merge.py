@@ -137,7 +137,12 @@ def _given(
         return task.explicit(schedule), (), {"schedule": "explicit"}
     if schedule in schedules.PUBLISHED:
         return *task.published(schedule), found
-    return task.shaped("published" if schedule == "search" else schedule), (), found
+    if config.budget is not None and config.budget.latency is not None and task.unit == "macs":
+        return task.fitted("published"), (), found  # what it costs is not known before it is timed
+    if schedule == "search":
+        kept = task.fitted("published")
+        return kept if task.cost(kept) <= task.limit else task.shaped("constant"), (), found
+    return task.shaped(schedule), (), found
 
 
 def sensitivity(model: VitModel, config: MergeConfig, context: Context) -> list[dict[str, Any]]:
@@ -193,6 +198,11 @@ def _task(model: VitModel, config: MergeConfig, context: Context | None = None) 
     share = cast(float, budget.macs or budget.latency)
     limit = share * dense if config.budget else math.inf
     task = Task(where, model, merging, "macs", schedule_macs(model, merging), limit, dense)
+    if task.blocks == 0:
+        raise InputError(
+            f"{where}: {name} has one block, which computes nothing after attention but what the "
+            "head reads: take the stage out of the recipe"
+        )
     if budget.latency is None or context is None:
         return task
     with context.latencies() as table:
@@ -208,7 +218,7 @@ def _placed(task: Task, context: Context) -> Task:
 def _timed(task: Task, share: float, table: LatencyTable) -> Task:
     """`task` with a budget of latency, measured where it is not in `table`."""
     whole = task.cost((task.tokens,) * task.all_blocks)
-    some = task.merging_to(replace(task, limit=0.75 * whole).shaped("constant"))
+    some = task.merging_to(replace(task, limit=0.75 * whole).fitted("constant"))
     cost = schedule_latency(task.model, some, table)
     dense = table.rest(unfilled(task.model), branches=0.0)
     return replace(task, unit="latency", cost=cost, limit=share * dense, dense=dense)

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from vitcompress.errors import InputError
 from vitcompress.measure.branches import LatencyTable
 from vitcompress.methods.subspace import stream_map
 from vitcompress.model.architecture import VitModel
@@ -148,8 +149,13 @@ def plan(model: VitModel, config: PruneConfig) -> tuple[VitModel, dict[str, Any]
         ]
     )
     meter = meters(model, config, LatencyTable())
-    stream = even_stream(model, config, axes, meter)
-    chosen = spend(model, config, axes, meter(stream.width))
+    try:
+        stream = even_stream(model, config, axes, meter)
+        chosen = spend(model, config, axes, meter(stream.width))
+    except InputError:
+        if unit != "latency":
+            raise
+        return model, {"latency_budget": share, "widths": "known when latencies are measured"}
     module = copy.deepcopy(model.module)
     if stream.narrower:
         resize_embedding(module, stream.width)

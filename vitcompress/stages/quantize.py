@@ -119,7 +119,9 @@ def sensitivity(model: VitModel, config: QuantizeConfig, context: Context) -> li
     """What each layer counts, the error each width leaves, and the bits that it would get."""
     given = choices(model, config)[0] if isinstance(config.bits, int) else {}
     if given:  # measured at other widths too, as if it could have any
-        config = config.model_copy(update={"bits": BitBudget(average=8)})
+        widths = {*BitBudget(average=8).widths, *(b for each in given.values() for b in each)}
+        budget = BitBudget.model_validate({"average": 8, "widths": sorted(widths)})
+        config = config.model_copy(update={"bits": budget})
     rows = chosen_bits(model, config, context, prepare(model, config, context))[1]
     return [{**row, "bits": given.get(row["layer"], (row["bits"],))[0]} for row in rows]
 

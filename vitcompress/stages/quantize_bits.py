@@ -130,6 +130,11 @@ def counts(
         if score in ("lrp", "fisher"):
             found = {name: value**0.5 for name, value in found.items()}
     total = sum(found.values())
+    if total == 0:
+        raise InputError(
+            f"stages.{config.name}.score: by {score} no layer counts for this model, as where it "
+            "has one output; take lrp or uniform"
+        )
     return {name: count / total for name, count in found.items()}
 
 

@@ -240,8 +240,13 @@ def with_range(quantized: QuantizedLinear, choice: Choice) -> QuantizedLinear:
 
 def layer_error(
     quantized: QuantizedLinear, layer: nn.Linear, choice: Choice, found: LayerStatistics
-) -> float:
-    """The mean squared error of the output on the sample, as a share of its variance."""
+) -> float | None:
+    """The mean squared error of the output on the sample, as a share of its variance.
+
+    None where some tokens have a second term: the sample does not tell which its rows are.
+    """
+    if quantized.fine_tokens is not None:
+        return None
     rows = choice.fold.apply(found.rows)
     return _error(quantized(rows), layer(rows))
 
