@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from vitcompress.cli import app
+from vitcompress.cli import app, main
 
 QUANTIZE = '  - {name: quant, type: quantize, layers: ["blocks.0.*"]}\n'
 RECIPE = f"""
@@ -119,7 +120,9 @@ def test_images_that_cannot_be_read_are_in_the_report(recipe: Path, tmp_path: Pa
     code, _, stderr = call("run", recipe, *own, "--set", "data.max_unreadable=0.3", "--out", out)
     assert code == 0, stderr
     told = json.loads((out / "report.json").read_text())["warnings"]
-    assert sorted(line.split(": ")[1].removesuffix(" skipped") for line in told) == damaged
+    skipped = [line.split(": ")[1] for line in told if " skipped: " in line]
+    assert sorted(skipped) == [f"{name} skipped" for name in damaged]
+    assert any(line.startswith("all figures rest on") for line in told)  # on fewer than 50
 
 
 def test_the_same_run_gives_the_same_weights(recipe: Path, tmp_path: Path) -> None:
@@ -317,6 +320,23 @@ def test_an_output_folder_that_is_not_ours_is_left_alone(recipe: Path, tmp_path:
 def test_an_unwritable_output_folder_is_named(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot be written" in fails(2, "run", recipe, "--out", tmp_path / "file" / "out")
+
+
+def test_a_damaged_onnx_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(b"\x08\x0a\x12")
+    for command in (("inspect",), ("eval", "--evaluation", "example:glyphs/evaluation")):
+        assert f"{path}: damaged, or not an ONNX file" in fails(2, command[0], path, *command[1:])
+
+
+def test_termination_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("vitcompress.cli.app", lambda: signal.raise_signal(signal.SIGTERM))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_full_disk_ends_with_3(

@@ -14,6 +14,7 @@ from vitcompress.recipe import (
     json_schema,
     load_recipe,
     packaged_recipes,
+    summary,
     to_yaml,
 )
 
@@ -373,3 +374,9 @@ def test_the_schema_knows_every_key_and_allows_no_others() -> None:
     assert stage["properties"]["rounding"]["enum"] == ["nearest", "gptq", "descent"]
     size: dict[str, Any] = schema["$defs"]["DataSection"]["properties"]["input_size"]
     assert "integer" in size["anyOf"][0]["type"]  # one number means a square
+
+
+def test_a_summary_is_the_whole_first_comment_without_the_command() -> None:
+    text = "# Narrow blocks,\n# then few bits:\n#   vitcompress run r MODEL\nversion: 1\n"
+    assert summary(text) == "Narrow blocks, then few bits"
+    assert all(summary(path.read_text()) for path in SHIPPED)

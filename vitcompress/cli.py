@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -354,11 +355,10 @@ def schema() -> None:
 def recipes(as_json: AsJson = False) -> None:
     """List the packaged recipes."""
     from vitcompress.console import console
-    from vitcompress.recipe import packaged_recipes
+    from vitcompress.recipe import packaged_recipes, summary
 
     found = {
-        name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        for name, path in packaged_recipes().items()
+        name: summary(path.read_text(encoding="utf-8")) for name, path in packaged_recipes().items()
     }
     if as_json:
         return _print_json(found)
@@ -379,4 +379,5 @@ def _print_facts(facts: dict[str, Any], indent: str = "") -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was begun is cleared away
     app()

@@ -14,7 +14,7 @@ class InputError(VitcompressError):
 
 
 class RunError(VitcompressError):
-    """The run could not be carried through (disk full, too many unreadable images, …)."""
+    """The run could not be carried through (disk full, …)."""
 
     exit_code = 3
 

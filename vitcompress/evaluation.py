@@ -45,7 +45,7 @@ def judge(
 ) -> Judged:
     """Run all `images` through `run`, with progress.
 
-    Raises `RunError` when too many images cannot be read.
+    Raises `InputError` when too many images cannot be read.
     """
     logits: list[np.ndarray] = []
     labels: list[int] = []

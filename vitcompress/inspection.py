@@ -13,7 +13,7 @@ from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.evaluation import Runner, check_labels, judge, torch_runner
 from vitcompress.export import folder
-from vitcompress.export.onnx import metadata
+from vitcompress.export.onnx import load_onnx, metadata
 from vitcompress.measure import cost
 from vitcompress.measure.runtime import logits, session, time_in_turns
 from vitcompress.model.architecture import VitModel, from_source
@@ -41,7 +41,7 @@ def facts(path: str, name: str | None) -> dict[str, Any]:
 def evaluate(
     model: str, name: str | None, evaluation: str, classes: Path | None, limit: int | None
 ) -> dict[str, Any]:
-    """Accuracy of a model on labelled images. Raises `InputError`, and `RunError` on bad images."""
+    """Accuracy of a model on labelled images. Raises `InputError`."""
     images = open_images(evaluation, classes=classes, labelled=True, limit=limit)
     runner, preprocess, count = _runner(model, name)
     if count is not None:
@@ -124,10 +124,7 @@ def _model_facts(model: VitModel) -> dict[str, Any]:
 
 
 def _onnx_facts(path: Path) -> dict[str, Any]:
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except Exception as error:  # protobuf's own exceptions share no base class
-        raise InputError(f"{path}: not an ONNX file") from error
+    graph = load_onnx(path).graph
     return {
         "bytes": onnx_bytes(path),
         "inputs": {i.name: _shape(i) for i in graph.input},

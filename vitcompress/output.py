@@ -27,12 +27,22 @@ _PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "safetensors"
 def writing(out: Path) -> Iterator[Path]:
     """A new folder beside `out` to write to; it becomes `out` when all went well, else it goes.
 
-    An earlier output in `out` is replaced; anything else there is refused with `InputError`, as is
-    a place that cannot be written to. A disk that fills up on the way is a `RunError`.
+    An earlier output in `out` is replaced; anything else there, and what was put beside an earlier
+    output, is refused with `InputError`, as is a place that cannot be written to. A disk that fills
+    up on the way is a `RunError`.
     """
     out = out.absolute()
-    if out.exists() and not (out / MANIFEST).is_file() and not _is_empty(out):
-        raise InputError(f"--out {out}: exists and is no output of vitcompress; give another place")
+    if out.exists() and not _is_empty(out):
+        written = _written(out)
+        if not written:
+            raise InputError(
+                f"--out {out}: exists and is no output of vitcompress; give another place"
+            )
+        if others := sorted(file.name for file in out.iterdir() if file.name not in written):
+            raise InputError(
+                f"--out {out}: holds {others[0]}, which vitcompress did not write; move it, or "
+                "give another place"
+            )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -53,6 +63,16 @@ def writing(out: Path) -> Iterator[Path]:
         raise RunError(f"{where}: {error.strerror or error}; nothing was left in {out}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _written(out: Path) -> set[str]:
+    """The names of the files of an earlier output in `out`; none where there is no such."""
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        ours = "vitcompress" in manifest["versions"]
+        return {MANIFEST, *manifest["outputs"]} if ours else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _is_empty(path: Path) -> bool:

@@ -32,6 +32,7 @@ from vitcompress.stages.context import Context
 from vitcompress.stages.pruning.config import PruneConfig
 
 _PARITY_IMAGES = 8
+_ENOUGH = 50  # images to judge on; gates on fewer say little
 
 
 @dataclass(frozen=True)
@@ -171,10 +172,10 @@ def _open_data(recipe: Recipe, model: VitModel, options: Options) -> _Data:
     if calibration is not None:  # whole batches of one class would mislead the stages
         order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(seed))
         calibration = calibration.subset(order.tolist())
-    if evaluation is None:
-        raise InputError("no images: give --evaluation DIR (labelled) or --calibration DIR")
     if calibration is None and recipe.stages:
         raise InputError("no calibration images: give --calibration DIR, or data.calibration")
+    if evaluation is None:
+        raise InputError("no images: give --evaluation DIR (labelled) or --calibration DIR")
     return _Data(calibration, evaluation)
 
 
@@ -240,7 +241,7 @@ class _Run:
             artifacts=artifacts,
             gates=gates.evaluate(self.recipe.gates, baseline, final),
             environment=output.environment(self.options.threads),
-            warnings=[*self.data.warnings(), *warnings],
+            warnings=[*self.data.warnings(), *_few(len(self.judged_dense.logits)), *warnings],
         )
 
     def _finish(
@@ -318,6 +319,14 @@ class _Run:
         unreadable = self.recipe.data.max_unreadable
         images, spec = self.data.evaluation, self.dense.preprocess
         return next(batches(images, spec, _PARITY_IMAGES, max_unreadable=unreadable)).pixels
+
+
+def _few(images: int) -> list[str]:
+    """What to say of figures that rest on so many images."""
+    if images >= _ENOUGH:
+        return []
+    share = 100 / images
+    return [f"all figures rest on {images} images only, of which one is {share:.3g} points"]
 
 
 def _check_reload(home: Path, model: VitModel, pixels: Tensor) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The recipe: what to compress, how, and what must hold in the end."""
 
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -218,6 +219,12 @@ def packaged_recipes() -> dict[str, Path]:
         (f for f in (package / "recipes", package.parent / "recipes") if f.is_dir()), None
     )
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))} if folder else {}
+
+
+def summary(text: str) -> str:
+    """What a recipe says of itself: its first comment, up to the command that runs it."""
+    lines = itertools.takewhile(lambda line: re.match(r"# \S", line), text.splitlines())
+    return " ".join(line.removeprefix("# ") for line in lines).rstrip(":")
 
 
 def find_recipe(text: str) -> Path:

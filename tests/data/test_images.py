@@ -17,7 +17,7 @@ from PIL import Image
 from vitcompress.data import images as module
 from vitcompress.data.images import Batch, ImageSet, batches, open_images
 from vitcompress.data.preprocess import Preprocess, prepare
-from vitcompress.errors import RunError
+from vitcompress.errors import InputError
 from vitcompress.example import glyphs
 
 SPEC = Preprocess(
@@ -332,13 +332,13 @@ def test_labels_stay_with_their_images_when_one_is_skipped(tmp_path: Path) -> No
 
 def test_too_many_unreadable_images_end_the_run(tmp_path: Path) -> None:
     assert len(list(batches(damaged(tmp_path, 1, of=20), SPEC, 32))) == 1
-    with pytest.raises(RunError, match=r"2 of 20 .*allowed: 1.*000\.png, 001\.png") as caught:
+    with pytest.raises(InputError, match=r"2 of 20 .*allowed: 1.*000\.png, 001\.png") as caught:
         list(batches(damaged(tmp_path, 2, of=20), SPEC, 32))
     assert str(tmp_path) in str(caught.value)
 
 
 def test_a_set_without_any_readable_image_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="1 of 1"):
+    with pytest.raises(InputError, match="1 of 1"):
         list(batches(damaged(tmp_path, 1, of=1), SPEC, 32))
 
 

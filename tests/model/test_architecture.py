@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ from timm.layers import Attention as TimmAttention
 from torch import Tensor, nn
 
 from vitcompress.errors import InputError
+from vitcompress.export.folder import save_folder
 from vitcompress.model.architecture import (
     Architecture,
     QuantizedLayer,
     VitModel,
     adopt,
     build,
+    from_source,
     set_tail,
     stored_tensors,
 )
@@ -183,3 +186,9 @@ def test_the_description_is_plain_json(vit: VitModel) -> None:
 
 def test_the_number_of_classes_is_that_of_the_head(make_vit: MakeVit) -> None:
     assert make_vit(num_classes=7).num_classes == 7
+
+
+def test_an_output_is_no_checkpoint(vit: VitModel, tmp_path: Path) -> None:
+    save_folder(vit, tmp_path)
+    with pytest.raises(InputError, match="an output of vitcompress, which is compressed already"):
+        from_source(str(tmp_path), None, {}, None, {})

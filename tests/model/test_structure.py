@@ -196,6 +196,11 @@ def test_blocks_of_other_make_are_left_alone(layer: str) -> None:
     assert input_fold(adopt(tnt), f"blocks.0.{layer}") is None
 
 
+def test_layers_that_are_quantized_already_are_told_apart() -> None:
+    with pytest.raises(InputError, match=r"key: the layers of 'blocks\.\*' are quantized already"):
+        match(["blocks.*"], ["head"], "key", quantized=NAMES)
+
+
 def test_a_copy_is_placed_on_another_device(vit: VitModel) -> None:
     assert placed(vit.module, torch.device("cpu")) is vit.module
     elsewhere = placed(vit.module, torch.device("meta"))

@@ -15,7 +15,7 @@ from PIL.Image import Image
 from vitcompress.console import console
 from vitcompress.data.preprocess import Preprocess, prepare
 from vitcompress.data.sources import Listing, decode, list_source
-from vitcompress.errors import InputError, RunError
+from vitcompress.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -188,7 +188,7 @@ def batches(
 
     Images are decoded by a few threads a bounded number ahead, so memory does not depend on how
     many there are. An unreadable image is left out, named on the console once, and noted in
-    `images.skipped`. Raises RunError when more than max(1, `max_unreadable` × their number), or
+    `images.skipped`. Raises InputError when more than max(1, `max_unreadable` × their number), or
     all of them, are unreadable.
     """
     import torch
@@ -250,8 +250,8 @@ def _skip(images: ImageSet, index: int, reason: str, allowed: int) -> None:
     count = len(here)
     if count > allowed or count == len(images):
         first = ", ".join(here[:3])
-        raise RunError(
-            f"{images.source}: {count} of {len(images)} images are unreadable "
+        raise InputError(
+            f"{images.source}: at least {count} of {len(images)} images are unreadable "
             f"(allowed: {allowed}): {first}"
             f"{', …' if count > 3 else ''}; replace or remove them"
         )

@@ -49,7 +49,7 @@ def list_source(source: str) -> Listing:
         return _folder(path)
     kinds = {".tar": _tar, ".npz": _npz}
     if not path.exists():
-        raise InputError(f"{path}: there is no such file or folder of images")
+        raise InputError(f"{path}: no such file or folder; check where the images are said to lie")
     if path.suffix.lower() not in kinds:
         raise InputError(f"{path}: images come from a folder, a .tar or a .npz, not from this file")
     return kinds[path.suffix.lower()](path)
@@ -170,7 +170,8 @@ def _npz(path: Path) -> Listing:
             keys = ", ".join(arrays.files)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
-            f"{path}: not readable as plain arrays ({error}); write it with numpy.savez"
+            f"{path}: not readable as plain arrays ({str(error).partition('.')[0]}); write numbers "
+            "with numpy.savez"
         ) from error
     if images is None:
         raise InputError(f"{path}: no array 'images' or 'x' in it, only {keys or 'nothing'}")

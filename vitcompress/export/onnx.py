@@ -14,6 +14,7 @@ import onnxscript.optimizer
 import torch
 from torch import nn
 
+from vitcompress.errors import InputError
 from vitcompress.export.functions import outline
 from vitcompress.export.translate import OPSET, TABLE
 from vitcompress.methods import quantizer
@@ -54,9 +55,19 @@ def export_onnx(model: VitModel, path: Path, facts: Mapping[str, str]) -> None:
     onnx.checker.check_model(str(path), full_check=True)
 
 
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """The ONNX file at `path`, tensors beside it left out. Raises `InputError` for other files."""
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own exceptions share no base class
+        raise InputError(
+            f"{path}: damaged, or not an ONNX file; give one that `export` or `run` has written"
+        ) from error
+
+
 def metadata(path: Path) -> dict[str, str]:
-    """The facts that `export_onnx` wrote, by key without the prefix."""
-    props = onnx.load(path, load_external_data=False).metadata_props
+    """The facts that `export_onnx` wrote, by key without the prefix; raises as `load_onnx` does."""
+    props = load_onnx(path).metadata_props
     return {p.key.removeprefix(PREFIX): p.value for p in props if p.key.startswith(PREFIX)}
 
 

@@ -115,6 +115,11 @@ def from_source(
             name, options = glyphs.TIMM_NAME, {**glyphs.TIMM_OPTIONS, **options}
             preprocess = {"mean": glyphs.MEAN, "std": glyphs.STD, "crop_pct": 1.0, **preprocess}
             source = str(Path(glyphs.__file__).with_name("glyphs.safetensors"))
+        if isinstance(naming.hub_config(Path(source)).get("architecture"), dict):
+            raise InputError(
+                f"{source}: an output of vitcompress, which is compressed already; give the "
+                "checkpoint it was made from"
+            )
         state = checkpoint.read_state_dict(Path(source))
         module, spec = checkpoint.load_model(state, name, options, num_classes, source=source)
     facts = checkpoint.pretrained_cfg(spec)

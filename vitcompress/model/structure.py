@@ -37,11 +37,19 @@ def linears(module: nn.Module) -> dict[str, nn.Linear]:
     return {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
 
 
-def match(patterns: Iterable[str], names: Sequence[str], key: str) -> list[str]:
+def quantized_linears(module: nn.Module) -> list[str]:
+    """The names of all quantized Linear layers."""
+    return [name for name, m in module.named_modules() if isinstance(m, QuantizedLinear)]
+
+
+def match(
+    patterns: Iterable[str], names: Sequence[str], key: str, quantized: Sequence[str] = ()
+) -> list[str]:
     """The `names` that any pattern selects, in their order.
 
     A pattern is a shell pattern (`blocks.*.mlp.fc1`) or, after `re:`, a regular expression for the
-    whole name. Raises `InputError` naming `key` for a pattern that selects nothing.
+    whole name. Raises `InputError` naming `key` for a pattern that selects nothing; where it would
+    select layers that are `quantized` already, the message says so.
     """
     chosen: set[str] = set()
     for pattern in patterns:
@@ -51,6 +59,11 @@ def match(patterns: Iterable[str], names: Sequence[str], key: str) -> list[str]:
         except re.error as error:
             raise InputError(f"{key}: {pattern!r} is no regular expression: {error}") from error
         found = [name for name in names if test.fullmatch(name)]
+        if not found and any(test.fullmatch(name) for name in quantized):
+            raise InputError(
+                f"{key}: the layers of {pattern!r} are quantized already; name others, or put the "
+                "stage before the one that quantizes"
+            )
         if not found:
             near = difflib.get_close_matches(pattern, names, 3, 0.0)
             raise InputError(f"{key}: {pattern!r} matches no layer; nearest: {', '.join(near)}")

@@ -52,7 +52,10 @@ def comparison(reports: dict[str, Report]) -> RenderableType:
     for figure in figures.FIGURES:
         if figure.key not in _LEFT_OUT:
             shown.add_row(figure.label, *(figure.text(figure.read(m)) for m in columns))
-    passed = ("yes" if report.passed else "no" for report in reports.values())
+    passed = (
+        format.DASH if not report.gates else "yes" if report.passed else "no"
+        for report in reports.values()
+    )
     shown.add_row("Gates passed", format.DASH, *passed)
     judged = {(figures.model_name(r), r.baseline.images, r.baseline.top1) for r in reports.values()}
     notes = [Text("! not one model on one set of images", "yellow")] if len(judged) > 1 else []

@@ -64,7 +64,7 @@ class MergeConfig(BaseModel):
 
     type: Literal["merge"] = "merge"
     name: str = "merge"
-    method: Method | Literal["cls_only_tail"] = "cls_only_tail"
+    method: Literal[Method, "cls_only_tail"] = "cls_only_tail"
     budget: MergeBudget | None = None
     schedule: str | tuple[int, ...] = "search"
     images: Annotated[int, Field(ge=8)] = 256

@@ -140,13 +140,15 @@ def plan(model: VitModel, config: QuantizeConfig) -> tuple[VitModel, dict[str, A
         for name, each in allowed.items()
     }
     bits = {name: each[-1] for name, each in allowed.items()}
-    if isinstance(config.bits, BitBudget) and config.bits.max_kl is None:
+    measured = isinstance(config.bits, BitBudget) and config.bits.max_kl is not None
+    if isinstance(config.bits, BitBudget) and not measured:
         bits = allocated(model, config, floats, costs, lambda _: 0.0)
     layers = {name: empty(floats[name], bits[name], config) for name in floats}
     return describe(model, copy.deepcopy(model.module), layers, config), {
         "average_bits": _average(bits, floats),
         "activations": config.activations,
         "quantized_layers": len(layers),
+        **({"widths": "the widest; a run chooses them by the KL it measures"} if measured else {}),
         "layers": list(layers),
     }
 

@@ -8,7 +8,7 @@ from vitcompress.errors import InputError
 from vitcompress.methods.activations import Kind
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.layers import Activations
-from vitcompress.model.structure import linears, match
+from vitcompress.model.structure import linears, match, quantized_linears
 from vitcompress.stages.importance import Score
 from vitcompress.stages.quantize_layer import Rounding, Style
 
@@ -120,6 +120,8 @@ def choices(
     Raises `InputError` for a pattern that matches no layer, and for a floor no width reaches.
     """
     names, key = selected(model, config), f"stages.{config.name}"
+    if not names:
+        raise InputError(f"{key}.skip: leaves no layer to quantize; skip fewer, or drop the stage")
     bits = config.bits
     every = tuple(sorted(set(bits.widths))) if isinstance(bits, BitBudget) else (bits,)
     floors = dict.fromkeys(names, 0)
@@ -152,7 +154,8 @@ def choices(
 
 def selected(model: VitModel, config: QuantizeConfig) -> list[str]:
     """The names of the layers that `config` selects, in the order of the model."""
-    names = list(linears(model.module))
+    names, done = list(linears(model.module)), quantized_linears(model.module)
     key = f"stages.{config.name}"
     skipped = set(match(config.skip, names, f"{key}.skip"))
-    return [n for n in match(config.layers, names, f"{key}.layers") if n not in skipped]
+    chosen = match(config.layers, names, f"{key}.layers", done)
+    return [name for name in chosen if name not in skipped]

@@ -9,7 +9,7 @@ from vitcompress.errors import InputError
 from vitcompress.methods import sparsity
 from vitcompress.methods.sparsity import Criterion, Pattern
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.structure import linears, match
+from vitcompress.model.structure import linears, match, quantized_linears
 
 MIXED = "mixed"
 
@@ -68,10 +68,10 @@ def choices(model: VitModel, config: SparsifyConfig) -> dict[str, list[tuple[Pat
     that is missing or has no effect.
     """
     key = f"stages.{config.name}"
-    names = list(linears(model.module))
+    names, done = list(linears(model.module)), quantized_linears(model.module)
     skipped = set(match(config.skip, names, f"{key}.skip"))
     texts = dict.fromkeys(
-        (n for n in match(config.layers, names, f"{key}.layers") if n not in skipped),
+        (n for n in match(config.layers, names, f"{key}.layers", done) if n not in skipped),
         config.pattern,
     )
     if not texts:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Saliency = Literal["obs", "hessian", "taylor", "magnitude", "random"]
 Kind = Literal["query_key", "value", "hidden", "heads", "attention", "mlp"]
-Structure = Kind | Literal["embedding"]
+Structure = Literal[Kind, "embedding"]
 Unit = Literal["macs", "params", "bytes", "latency"]
 _Share = Annotated[float, Field(gt=0, le=1)]
 
