@@ -106,7 +106,10 @@ def test_a_run_writes_the_whole_folder(recipe: Path, tmp_path: Path) -> None:
     assert json.loads(stdout)[str(out)]["p50_ms"] > 0
 
 
-def test_images_that_cannot_be_read_are_in_the_report(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wanted", [40, 80])  # those to judge on: others, or a part of these
+def test_images_that_cannot_be_read_are_in_the_report(
+    wanted: int, recipe: Path, tmp_path: Path
+) -> None:
     images, random = tmp_path / "images", np.random.default_rng(0)
     images.mkdir()
     for number in range(80):
@@ -115,7 +118,14 @@ def test_images_that_cannot_be_read_are_in_the_report(recipe: Path, tmp_path: Pa
     damaged = [f"{number:02}.png" for number in range(8)]
     for name in damaged:
         (images / name).write_text("no image")
-    own = ("--calibration", images, "--set", "data.evaluation=null", "--set", "data.images=40")
+    own = (
+        "--calibration",
+        images,
+        "--set",
+        "data.evaluation=null",
+        "--set",
+        f"data.images={wanted}",
+    )
     out = tmp_path / "out"
     code, _, stderr = call("run", recipe, *own, "--set", "data.max_unreadable=0.3", "--out", out)
     assert code == 0, stderr
@@ -324,9 +334,10 @@ def test_an_unwritable_output_folder_is_named(recipe: Path, tmp_path: Path) -> N
 
 def test_a_damaged_onnx_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "cut.onnx"
-    path.write_bytes(b"\x08\x0a\x12")
-    for command in (("inspect",), ("eval", "--evaluation", "example:glyphs/evaluation")):
-        assert f"{path}: damaged, or not an ONNX file" in fails(2, command[0], path, *command[1:])
+    for content in (b"", b"\x08\x0a\x12"):
+        path.write_bytes(content)
+        for name, *given in (("inspect",), ("eval", "--evaluation", "example:glyphs/evaluation")):
+            assert f"{path}: damaged, or not an ONNX file" in fails(2, name, path, *given)
 
 
 def test_termination_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ def earlier_output(out: Path) -> None:
 
 def test_an_earlier_output_is_replaced(tmp_path: Path) -> None:
     earlier_output(tmp_path / "out")
+    (tmp_path / "out" / ".DS_Store").touch()
     with writing(tmp_path / "out") as partial:
         (partial / "model.onnx").write_text("new")
     assert [(f.name, f.read_text()) for f in (tmp_path / "out").iterdir()] == [
@@ -29,6 +30,7 @@ def test_an_earlier_output_is_replaced(tmp_path: Path) -> None:
 def test_what_was_put_beside_an_earlier_output_is_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "out"
     earlier_output(out)
+    (out / ".DS_Store").touch()
     (out / "notes.txt").write_text("precious")
     with (
         pytest.raises(InputError, match=r"--out .*/out: holds notes\.txt, .* move it"),

@@ -20,6 +20,7 @@ from vitcompress.report import html, junit, markdown
 from vitcompress.report.model import Artifact, Report
 
 ONNX, MANIFEST = "model.onnx", "manifest.json"
+_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # that file managers leave
 _PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy")
 
 
@@ -38,10 +39,10 @@ def writing(out: Path) -> Iterator[Path]:
             raise InputError(
                 f"--out {out}: exists and is no output of vitcompress; give another place"
             )
-        if others := sorted(file.name for file in out.iterdir() if file.name not in written):
+        if others := sorted({file.name for file in out.iterdir()} - written - _LITTER):
             raise InputError(
-                f"--out {out}: holds {others[0]}, which vitcompress did not write; move it, or "
-                "give another place"
+                f"--out {out}: holds {others[0]}, which is no part of the output there; move it "
+                "away, or give another place"
             )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

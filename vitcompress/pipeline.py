@@ -146,9 +146,10 @@ class _Data:
 
     def warnings(self) -> list[str]:
         sets = [images for images in (self.calibration, self.evaluation) if images is not None]
-        return [
+        found = (
             f"{i.source}: {name} skipped: {why}" for i in sets for name, why in i.skipped.items()
-        ]
+        )
+        return list(dict.fromkeys(found))  # both may be parts of one set
 
 
 def _open_data(recipe: Recipe, model: VitModel, options: Options) -> _Data:

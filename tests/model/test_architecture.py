@@ -190,5 +190,6 @@ def test_the_number_of_classes_is_that_of_the_head(make_vit: MakeVit) -> None:
 
 def test_an_output_is_no_checkpoint(vit: VitModel, tmp_path: Path) -> None:
     save_folder(vit, tmp_path)
-    with pytest.raises(InputError, match="an output of vitcompress, which is compressed already"):
-        from_source(str(tmp_path), None, {}, None, {})
+    for source in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(InputError, match="an output of vitcompress; give the checkpoint"):
+            from_source(str(source), None, {}, None, {})

@@ -37,6 +37,16 @@ def test_latencies_are_kept_for_later(make_context: MakeContext) -> None:
     with make_context(resume=False).latencies() as fresh:
         assert fresh.grids == {}
 
+    def interrupted() -> None:
+        with make_context().latencies() as table:
+            table.grids["another"] = [2.0]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with make_context().latencies() as again:
+        assert set(again.grids) == {"a branch", "another"}
+
 
 def test_tensors_that_cannot_be_written_are_only_said(
     context: Context, capsys: pytest.CaptureFixture[str]

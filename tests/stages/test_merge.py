@@ -65,9 +65,11 @@ def test_a_few_images_are_counted_exactly_and_some_held_back(
 def test_a_search_needs_images_to_hold_back(
     deep: VitModel, make_context: Callable[..., Context], images: ImageSet
 ) -> None:
-    few = make_context(calibration=images.subset(range(3)))
-    with pytest.raises(InputError, match=r"stages\.merge\.schedule: .* at least 4 calibration"):
-        merge(deep, config(budget={"macs": 0.7}), few)
+    damaged = replace(images, fetch=lambda index: images.fetch(index) if index < 3 else b"")
+    for few in (images.subset(range(3)), damaged.subset(range(5))):
+        context = make_context(calibration=few, max_unreadable=0.9)
+        with pytest.raises(InputError, match=r"stages\.merge\.schedule: .* at least 4 calibration"):
+            merge(deep, config(budget={"macs": 0.7}), context)
 
 
 def test_the_model_given_stays_as_it_was(deep: VitModel, context: Context, pixels: Tensor) -> None:

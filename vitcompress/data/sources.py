@@ -170,8 +170,8 @@ def _npz(path: Path) -> Listing:
             keys = ", ".join(arrays.files)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
-            f"{path}: not readable as plain arrays ({str(error).partition('.')[0]}); write numbers "
-            "with numpy.savez"
+            f"{path}: not readable as plain arrays ({str(error).partition('. ')[0]}); write it "
+            "with numpy.savez, numbers only"
         ) from error
     if images is None:
         raise InputError(f"{path}: no array 'images' or 'x' in it, only {keys or 'nothing'}")

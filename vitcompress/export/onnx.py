@@ -58,11 +58,14 @@ def export_onnx(model: VitModel, path: Path, facts: Mapping[str, str]) -> None:
 def load_onnx(path: Path) -> onnx.ModelProto:
     """The ONNX file at `path`, tensors beside it left out. Raises `InputError` for other files."""
     try:
-        return onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's own exceptions share no base class
+        model = onnx.load(path, load_external_data=False)
+    except Exception:  # protobuf's own exceptions share no base class
+        model = onnx.ModelProto()
+    if not model.graph.node:
         raise InputError(
             f"{path}: damaged, or not an ONNX file; give one that `export` or `run` has written"
-        ) from error
+        )
+    return model
 
 
 def metadata(path: Path) -> dict[str, str]:

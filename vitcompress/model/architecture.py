@@ -115,10 +115,10 @@ def from_source(
             name, options = glyphs.TIMM_NAME, {**glyphs.TIMM_OPTIONS, **options}
             preprocess = {"mean": glyphs.MEAN, "std": glyphs.STD, "crop_pct": 1.0, **preprocess}
             source = str(Path(glyphs.__file__).with_name("glyphs.safetensors"))
-        if isinstance(naming.hub_config(Path(source)).get("architecture"), dict):
+        home = Path(source).parent if Path(source).name == "model.safetensors" else Path(source)
+        if isinstance(naming.hub_config(home).get("architecture"), dict):
             raise InputError(
-                f"{source}: an output of vitcompress, which is compressed already; give the "
-                "checkpoint it was made from"
+                f"{source}: an output of vitcompress; give the checkpoint it was made from"
             )
         state = checkpoint.read_state_dict(Path(source))
         module, spec = checkpoint.load_model(state, name, options, num_classes, source=source)

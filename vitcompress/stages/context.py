@@ -92,6 +92,8 @@ class Context:
         file = self.cache / table_name()
         table = LatencyTable.load(file) if self.resume and file.is_file() else LatencyTable()
         known = len(table.grids)
-        yield table
-        if len(table.grids) > known:
-            self.keep(file, table.save)
+        try:
+            yield table
+        finally:
+            if len(table.grids) > known:
+                self.keep(file, table.save)

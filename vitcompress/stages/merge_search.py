@@ -104,15 +104,12 @@ class _Images:
 def _images(task: Task, context: Context, images: int, tensors: Mapping[str, Tensor]) -> _Images:
     """Up to `images` calibration images, in four batches or more, so that some can be held back."""
     vit: Any = task.model.module
-    size = min(BATCH, max(1, min(images, len(context.images)) // 4))
+    pixels = torch.cat(list(context.calibration_batches("reading images", images)))
+    parts = pixels.split(min(BATCH, max(1, len(pixels) // 4)))
     start: list[Tensor] = []
     handle = vit.blocks[0].register_forward_pre_hook(lambda _, inputs: start.append(inputs[0]))
     try:
-        dense = [
-            vit(part.to(context.device)).log_softmax(-1)
-            for pixels in context.calibration_batches("reading images", images)
-            for part in pixels.split(size)
-        ]
+        dense = [vit(part.to(context.device)).log_softmax(-1) for part in parts]
     finally:
         handle.remove()
     return _Images(task, tensors, start, dense)
@@ -183,11 +180,6 @@ def search(
     Kept in the cache by the content of model and images. Raises `InputError` where no schedule
     meets the budget, and where no image can be held back.
     """
-    if len(context.images) < 4:
-        raise InputError(
-            f"{task.where}.schedule: a search needs at least 4 calibration images; give more, or "
-            "take `published`"
-        )
     candidates = {"constant": task.shaped("constant")}
     for name in schedules.SHAPES:
         if task.cost(kept := task.fitted(name)) <= task.limit:
@@ -203,6 +195,11 @@ def search(
         return tuple(kept), found
     everything = _images(task, context, images, tensors)
     batches = len(everything.dense)
+    if batches < 4:
+        raise InputError(
+            f"{task.where}.schedule: a search needs at least 4 calibration images that can be "
+            "read; give more, or take `published`"
+        )
     searched, held_back = everything.split(batches * 3 // 4)
     rows = _sensitivities(task, searched.split(_PROBED // len(everything.dense[0]))[0])
     programmed = _programmed(task, rows)

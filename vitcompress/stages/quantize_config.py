@@ -156,6 +156,6 @@ def selected(model: VitModel, config: QuantizeConfig) -> list[str]:
     """The names of the layers that `config` selects, in the order of the model."""
     names, done = list(linears(model.module)), quantized_linears(model.module)
     key = f"stages.{config.name}"
-    skipped = set(match(config.skip, names, f"{key}.skip"))
+    skipped = set(match(config.skip, names, f"{key}.skip", done))
     chosen = match(config.layers, names, f"{key}.layers", done)
     return [name for name in chosen if name not in skipped]

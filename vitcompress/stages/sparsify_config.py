@@ -69,7 +69,7 @@ def choices(model: VitModel, config: SparsifyConfig) -> dict[str, list[tuple[Pat
     """
     key = f"stages.{config.name}"
     names, done = list(linears(model.module)), quantized_linears(model.module)
-    skipped = set(match(config.skip, names, f"{key}.skip"))
+    skipped = set(match(config.skip, names, f"{key}.skip", done))
     texts = dict.fromkeys(
         (n for n in match(config.layers, names, f"{key}.layers", done) if n not in skipped),
         config.pattern,
