@@ -37,7 +37,8 @@ def test_a_run_warns_beyond_the_knee(recipe: Path, tmp_path: Path) -> None:
     assert [row["layer"] for row in details["layers"]] == ["blocks.0.mlp.fc1", "blocks.0.mlp.fc2"]
     assert details["beyond_knee"]
     assert "beyond the knee" in " ".join(said.split())
-    (warning,) = report["warnings"]
+    few, warning = report["warnings"]
+    assert few.startswith("all figures rest on 33 images only")
     assert warning.startswith("stages.sparse.density: 0.1 lies beyond the knee")
     page = (out / "report.html").read_text()
     assert "beyond the knee" in page
