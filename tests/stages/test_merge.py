@@ -16,7 +16,7 @@ from vitcompress.measure.branches import LatencyTable
 from vitcompress.measure.cost import macs
 from vitcompress.model.architecture import VitModel, adopt
 from vitcompress.model.sizes import resize, sizes_of
-from vitcompress.stages import prune, quantize
+from vitcompress.stages import merge_search, prune, quantize
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge import MergeConfig, merge, plan, sensitivity
 
@@ -52,6 +52,20 @@ def test_a_search_is_repeatable_and_cached(
     cached, told = merge(deep, wanted, make_context(resume=True))
     assert told == details
     assert torch.equal(first.module(pixels), cached.module(pixels))
+
+
+def test_a_step_has_to_be_worth_its_time(
+    make_vit: MakeVit, make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_vit(depth=6)
+    steps = {}
+    for price in (0.0, 10.0):
+        monkeypatch.setattr(merge_search, "_STEP", price)
+        found, details = merge(model, config(budget={"macs": 0.7}, images=16), make_context())
+        steps[price] = len(set(kept(found)) - {17})
+        rows = {row["candidate"]: row for row in details["candidates"]}
+        assert rows[details["schedule"]]["steps"] == steps[price]
+    assert steps[10.0] < steps[0.0]
 
 
 def test_a_few_images_are_counted_exactly_and_some_held_back(
