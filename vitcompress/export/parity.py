@@ -27,7 +27,7 @@ from vitcompress.measure.runtime import session
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.layers import QuantizedLinear
-from vitcompress.model.structure import float_twin
+from vitcompress.model.structure import float_twin, quantized_linears
 
 _FUSED = {"MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
 _FLOAT_TOLERANCE = 1e-4
@@ -41,11 +41,7 @@ def check(path: Path, model: VitModel, pixels: Tensor, threads: int) -> dict[str
     Returns the facts for the report. Raises `ParityError` naming the layer, or the figure and its
     limit.
     """
-    layers = {
-        name: layer
-        for name, layer in model.module.named_modules()
-        if isinstance(layer, QuantizedLinear)
-    }
+    layers = quantized_linears(model.module)
     facts: dict[str, Any] = {"images": len(pixels)}
     if layers:
         facts["fused_layers"] = fused_layers(path, layers)

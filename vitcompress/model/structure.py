@@ -4,7 +4,7 @@ import copy
 import difflib
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -26,9 +26,8 @@ def placed(module: _Module, device: torch.device) -> _Module:
 def float_twin(module: nn.Module) -> nn.Module:
     """A copy of `module` whose quantized layers are float layers of the same weights."""
     twin = copy.deepcopy(module)
-    for name, layer in list(twin.named_modules()):
-        if isinstance(layer, QuantizedLinear):
-            twin.set_submodule(name, layer.dequantized())
+    for name, layer in quantized_linears(twin).items():
+        twin.set_submodule(name, layer.dequantized())
     return twin
 
 
@@ -37,13 +36,13 @@ def linears(module: nn.Module) -> dict[str, nn.Linear]:
     return {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
 
 
-def quantized_linears(module: nn.Module) -> list[str]:
-    """The names of all quantized Linear layers."""
-    return [name for name, m in module.named_modules() if isinstance(m, QuantizedLinear)]
+def quantized_linears(module: nn.Module) -> dict[str, QuantizedLinear]:
+    """All quantized Linear layers by name, in the order of the module."""
+    return {name: m for name, m in module.named_modules() if isinstance(m, QuantizedLinear)}
 
 
 def match(
-    patterns: Iterable[str], names: Sequence[str], key: str, quantized: Sequence[str] = ()
+    patterns: Iterable[str], names: Sequence[str], key: str, quantized: Collection[str] = ()
 ) -> list[str]:
     """The `names` that any pattern selects, in their order.
 

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,7 +85,7 @@ class Context:
                 temporary.unlink(missing_ok=True)
             self.say(f"{file.name} is not kept: {error}")
 
-    @contextmanager
+    @contextlib.contextmanager
     def latencies(self) -> Iterator[LatencyTable]:
         """A table of latencies of this machine to read and fill; what is new in it is kept."""
         file = self.cache / table_name()
