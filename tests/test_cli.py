@@ -302,6 +302,14 @@ def test_a_pickle_with_code_is_refused_and_not_run(recipe: Path, tmp_path: Path)
     assert not (tmp_path / "owned").exists()
 
 
+@pytest.mark.parametrize("device", ["nonsense", "meta"])
+def test_a_device_that_computes_nothing_is_refused(
+    device: str, recipe: Path, tmp_path: Path
+) -> None:
+    line = fails(2, "run", recipe, "--device", device, "--out", tmp_path / "out")
+    assert line == f"error: --device {device}: not to be had here; use cpu"
+
+
 def test_another_class_count_is_refused(recipe: Path, tmp_path: Path) -> None:
     line = fails(2, "run", recipe, "--set", "model.num_classes=10", "--out", tmp_path / "out")
     assert "33 classes" in line

@@ -341,9 +341,11 @@ def _check_reload(home: Path, model: VitModel, pixels: Tensor) -> dict[str, Any]
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"--device {name}: not to be had here; use cpu") from error
+    # By default a GPU rounds the inputs of convolutions to 10 bits, which statistics would show.
+    torch.backends.cudnn.allow_tf32 = False
     return device
 
 

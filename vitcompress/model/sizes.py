@@ -76,7 +76,9 @@ def resize(block: Block, sizes: BlockSizes) -> None:
             attention.widths = sizes.attention.widths
             if attention.rotation is not None:
                 pairs = sizes.attention.query_key // 2
-                attention.rotation.frequencies = torch.zeros(3, attention.num_heads, pairs)
+                frequencies = attention.rotation.frequencies
+                shape = 3, attention.num_heads, pairs
+                attention.rotation.frequencies = frequencies.new_zeros(shape)
             attention.qkv = _like(attention.qkv, width, sum(attention.widths))
             attention.proj = _like(attention.proj, attention.widths[2], width)
     if sizes.hidden != now.hidden:

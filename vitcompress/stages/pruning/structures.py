@@ -193,7 +193,7 @@ def worths(
                 if config.saliency == "random":
                     flat[number, kind] = saliency.random(len(tied[0]), generator)
                 elif config.saliency == "magnitude":
-                    flat[number, kind] = saliency.magnitude(*tied)
+                    flat[number, kind] = saliency.magnitude(*tied).cpu()
                 else:
                     flat[number, kind] = _energy(number, block, kind, moments, importance)
     found: Worth = {}
