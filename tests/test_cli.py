@@ -211,7 +211,7 @@ def test_sensitivity_of_a_score_as_a_page(recipe: Path, tmp_path: Path) -> None:
         found[score] = [row["importance"] for row in json.loads(stdout)["quant"]]
     assert len(set(found["uniform"])) == 1 < len(set(found["fisher"]))
     page = out.read_text()
-    assert page.count("<svg") == 4  # importance, bits, and the error of 8 and of 4 bits
+    assert page.count("<svg") == 7  # fisher, importance, bits, and the errors of 4 widths
     assert "blocks.0.attn.qkv" in page
 
 
@@ -228,6 +228,8 @@ def test_sensitivity_looks_at_the_output_first(recipe: Path, tmp_path: Path) -> 
         f"error: --out {tmp_path}/none/tables.json: there is no folder {tmp_path}/none; "
         "make it first"
     )
+    message = fails(2, "sensitivity", recipe, "--out", tmp_path / "tables.csv")
+    assert message == f"error: --out {tmp_path}/tables.csv: name it .json, or .html for pictures"
 
 
 def test_sensitivity_needs_a_stage_with_a_choice(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ def test_a_simulation_is_called_one_wherever_its_figures_are(recipe: Path, tmp_p
     assert figures["images"] == 33
     assert figures["kl"] > report["final"]["kl"]  # 3 bits instead of the 8 that are exported
     words = (
-        "3-bit activations are simulation only, not exported; "
-        "the exported file has 8-bit activations"
+        "3-bit inputs of layers and of attention are simulation only, not exported; "
+        "in the exported file layers have 8-bit inputs, and attention is float"
     )
     assert simulated["note"] == words
     warning = next(text for text in report["warnings"] if text.startswith(f"quant: {words}; "))

@@ -242,6 +242,8 @@ def sensitivity(
 
     if out is not None and not out.absolute().parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if out is not None and out.suffix not in (".json", ".html"):
+        raise InputError(f"--out {out}: name it .json, or .html for pictures")
     resolved = _resolved(recipe, model, name, calibration, None, None, settings)
     if score is not None:
         scored = [s.name for s in resolved.stages if s.type == "quantize"]

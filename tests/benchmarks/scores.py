@@ -26,7 +26,14 @@ from vitcompress.console import console
 from vitcompress.data.images import batches, open_images
 from vitcompress.model.architecture import from_source
 from vitcompress.stages.importance import Score
-from vitcompress.stages.quantize_bits import allocated, counts, prepare, weight_errors, weighted
+from vitcompress.stages.quantize_bits import (
+    allocated,
+    counts,
+    prepare,
+    scores,
+    weight_errors,
+    weighted,
+)
 from vitcompress.stages.quantize_config import BitBudget, QuantizeConfig
 
 
@@ -103,7 +110,8 @@ def compare(
         row("same bits", "", ["–" if b is None else figures((int(b),) * count) for b in whole])
         for score in get_args(Score):
             start = time.monotonic()
-            costs = weighted(errors, counts(known, config, score, errors, images))
+            found = scores(known, config, score, errors, images)
+            costs = weighted(errors, counts(found, score))
             seconds = time.monotonic() - start
             cells = []
             for average in given.bits:

@@ -56,7 +56,7 @@ Operator = Callable[[Tokens, int], Choice]
 def combine(x: Tensor, sizes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
     """Apply `choice` to `x` [B, n, C] of `sizes` [B, n, 1]: [B, k, C] and [B, k, 1]."""
     kept, gone = choice.kept, choice.gone
-    into = one_hot(choice.target, kept.shape[1])
+    into = one_hot(choice.target, kept.shape[1]).to(x)
     if choice.share is not None:
         into = into * choice.share
 

@@ -9,8 +9,8 @@ LONG = 8
 """A mapping of more scalars than this is shown as a table, not as single facts."""
 
 CHARTED = (
-    *("output_error", "bits", "importance", "weight_bytes"),
-    *("error_8", "error_4", "error_3"),
+    *("output_error", "bits", "relevance", "fisher", "importance", "weight_bytes"),
+    *("error_8", "error_6", "error_5", "error_4", "error_3", "error_2"),
     *("sparsity", "density", "kept", "width", "kl_if_halved"),
     *("kl", "kl_less_50%", "kl_at_80%"),
 )

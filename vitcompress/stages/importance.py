@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.data.pictures import heat_map, photograph
-from vitcompress.errors import InputError
 from vitcompress.methods import relevance
 from vitcompress.methods.saliency import fisher_readout
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.structure import float_twin, placed
 from vitcompress.stages.context import Context
 
 Score = Literal["lrp", "fisher", "kl", "uniform", "random"]
+
+BY_GRADIENT: tuple[Score, ...] = ("lrp", "fisher")
 
 _SCORED = 64  # images
 _SHOWN, _CELLS = 4, 14  # images with pictures of their relevance, and its fields a side
@@ -42,11 +42,6 @@ def importance(
     if score == "random":
         drawn = torch.rand(len(names), generator=torch.Generator().manual_seed(context.seed))
         return dict(zip(names, drawn.tolist(), strict=True))
-    if any(isinstance(m, QuantizedLinear) for m in module.modules()):
-        raise InputError(
-            f"score {score} needs gradients, which a model that is quantized already does not "
-            "give; quantize in one stage, or use score kl"
-        )
     module, totals = placed(module, context.device), dict.fromkeys(names, 0.0)
     generator = torch.Generator().manual_seed(context.seed)
     seen = 0

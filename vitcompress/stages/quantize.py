@@ -13,11 +13,12 @@ from torch import nn
 from vitcompress.console import track
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.layers import QuantizedLinear
-from vitcompress.model.structure import block_of
+from vitcompress.model.structure import block_of, quantized_linears
 from vitcompress.stages.calibrate import LayerStatistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.importance import relevance_maps
 from vitcompress.stages.quantize_bits import (
+    Prepared,
     allocated,
     chosen_bits,
     code_bytes,
@@ -75,8 +76,10 @@ def quantize(
     if later:
         layers |= round_in_sequence(known, later, layers, config.style, context)
         layers = {name: layers[name] for name in names}
+    against_limit = _against_limit(known, layers, config)
     quantized = describe(model, known.module, layers, config)
     return quantized, {
+        **against_limit,
         "average_bits": _average(bits, floats),
         **({"score": config.score} if isinstance(config.bits, BitBudget) else {}),
         "activations": config.activations,
@@ -106,6 +109,19 @@ def quantize(
     }
 
 
+def _against_limit(
+    known: Prepared, layers: dict[str, QuantizedLinear], config: QuantizeConfig
+) -> dict[str, Any]:
+    """What a limit of KL, which widths are chosen by with float inputs, comes to in the end."""
+    limit = config.bits.max_kl if isinstance(config.bits, BitBudget) else None
+    if limit is None:
+        return {}
+    reached = known.cost(layers)
+    key = f"stages.{config.name}.bits.max_kl"
+    told = f"{key}: {reached:.3g} nats with inputs rounded too; {limit:g} held for weights alone"
+    return {"kl_reached": reached, "warnings": [told] if reached > limit else []}
+
+
 def _pictures(
     before: VitModel, after: VitModel, config: QuantizeConfig, context: Context
 ) -> dict[str, Any]:
@@ -121,7 +137,8 @@ def sensitivity(model: VitModel, config: QuantizeConfig, context: Context) -> li
     if given:  # measured at other widths too, as if it could have any
         widths = {*BitBudget(average=8).widths, *(b for each in given.values() for b in each)}
         budget = BitBudget.model_validate({"average": 8, "widths": sorted(widths)})
-        config = config.model_copy(update={"bits": budget})
+        score = "uniform" if quantized_linears(model.module) else config.score  # none decides
+        config = config.model_copy(update={"bits": budget, "score": score})
     rows = chosen_bits(model, config, context, prepare(model, config, context))[1]
     return [{**row, "bits": given.get(row["layer"], (row["bits"],))[0]} for row in rows]
 

@@ -15,7 +15,7 @@ from vitcompress.model.compact import packed
 from vitcompress.model.layers import QuantizedLinear
 from vitcompress.stages.calibrate import LayerStatistics, Weights, statistics
 from vitcompress.stages.context import Context
-from vitcompress.stages.importance import Score, importance
+from vitcompress.stages.importance import BY_GRADIENT, Score, importance
 from vitcompress.stages.quantize_config import BitBudget, QuantizeConfig, choices
 from vitcompress.stages.quantize_layer import (
     Choice,
@@ -108,16 +108,13 @@ def weight_errors(known: Prepared, config: QuantizeConfig) -> Table:
     }
 
 
-def counts(
+def scores(
     known: Prepared, config: QuantizeConfig, score: Score, errors: Table, context: Context
 ) -> dict[str, float]:
-    """What each layer counts under `score`, to a sum of 1: the factor of its errors.
+    """The share of each layer in the `score` of all.
 
-    For `lrp` and `fisher` it is the square root of the importance: as estimates of what errors of a
-    layer cost they are right in direction and exaggerate, so half way to counting alike, on a scale
-    of logarithms, comes nearest to the measured KL of layers rounded one at a time.
-    For `kl` it is measured: the KL of the model with this one layer rounded to about 4 bits, for
-    each share of error in the layer's output.
+    `kl` is measured: the KL of the model with this one layer rounded to about 4 bits, for each
+    share of error in the layer's output.
     """
     if score == "kl":
         found = {}
@@ -127,15 +124,25 @@ def counts(
             found[name] = known.cost({name: twin}) / max(errors[name][width], 1e-12)
     else:
         found = importance(known.module, list(known.floats), score, context)
-        if score in ("lrp", "fisher"):
-            found = {name: value**0.5 for name, value in found.items()}
     total = sum(found.values())
     if total == 0:
         raise InputError(
             f"stages.{config.name}.score: by {score} no layer counts for this model, as where it "
             "has one output; take lrp or uniform"
         )
-    return {name: count / total for name, count in found.items()}
+    return {name: value / total for name, value in found.items()}
+
+
+def counts(found: Mapping[str, float], score: Score) -> dict[str, float]:
+    """What layers of these `scores` count, to a sum of 1: the factors of their errors.
+
+    For `lrp` and `fisher` it is the square root: as estimates of what errors of a layer cost they
+    are right in direction and exaggerate, so half way to counting alike, on a scale of logarithms,
+    comes nearest to the measured KL of layers rounded one at a time.
+    """
+    power = 0.5 if score in BY_GRADIENT else 1.0
+    total = sum(value**power for value in found.values())
+    return {name: value**power / total for name, value in found.items()}
 
 
 def weighted(errors: Table, factors: Mapping[str, float]) -> Table:
@@ -147,14 +154,18 @@ def chosen_bits(
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """The width of each layer, and the rows of a table that tells why."""
     errors = weight_errors(known, config)
-    factors = counts(known, config, config.score, errors, context)
+    found = scores(known, config, config.score, errors, context)
+    factors = counts(found, config.score)
     bits = allocated(model, config, known.floats, weighted(errors, factors), _kl(known, config))
+    shown = {"lrp": "relevance"}.get(config.score, config.score)
+    widths = sorted({b for each in errors.values() for b in each}, reverse=True)
     rows = [
         {
             "layer": name,
             "weights": linear.weight.numel(),
+            **({shown: found[name]} if config.score in BY_GRADIENT else {}),
             "importance": factors[name],
-            **{f"error_{b}": error for b, error in reversed(errors[name].items())},
+            **{f"error_{b}": errors[name].get(b) for b in widths},
             "bits": bits[name],
         }
         for name, linear in known.floats.items()
@@ -224,8 +235,9 @@ def _least_average(
     key: str,
 ) -> dict[str, int]:
     """The allocation of the least average between `low` and `high` whose KL is within `limit`."""
-    best = allot(high)
-    reached = kl(best)
+    if kl(best := allot(low)) <= limit:
+        return best
+    reached = kl(best := allot(high))
     if reached > limit:
         raise InputError(f"{key}: the widest weights are {reached:.3g} nats away; raise the limit")
     for _ in range(_STEPS):

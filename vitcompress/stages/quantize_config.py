@@ -9,7 +9,7 @@ from vitcompress.methods.activations import Kind
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.layers import Activations
 from vitcompress.model.structure import linears, match, quantized_linears
-from vitcompress.stages.importance import Score
+from vitcompress.stages.importance import BY_GRADIENT, Score
 from vitcompress.stages.quantize_layer import Rounding, Style
 
 Bits = Literal[2, 3, 4, 5, 6, 8]
@@ -71,10 +71,10 @@ class QuantizeConfig(BaseModel):
     `bits`: the width of all weights, or a budget from which each layer gets its own. `score`: what
     the layers count in that: `lrp` (their relevance), `fisher` (squared gradients), `kl` (measured
     one by one), `uniform` or `random`; times the error that each width leaves. `floor`: the least
-    width of the layers of a pattern; `pin`: their exact width, or `float16` or `float32` to leave
-    them as they are. `layers`: patterns over layer names; `skip`: patterns taken out again.
-    `activations`: `static` fixes each range from calibration images; `dynamic` takes it at run time
-    from each batch. `rounding`: `gptq` feeds each rounding error to the weights not yet rounded;
+    width of the layers of a pattern; `pin`: their exact width whatever the floor, or `float16` or
+    `float32` to leave them as they are; of several patterns for a layer the last counts. `layers`:
+    patterns over layer names; `skip`: patterns taken out again. `activations`: `static` fixes each
+    range from calibration images; `dynamic` takes it at run time from each batch. `rounding`: `gptq` feeds each rounding error to the weights not yet rounded;
     `descent` then improves the codes one by one, and the scales. `sequential`: layers below 8 bits
     are rounded one after the other, each fitted to what those before leave of its input; in models
     whose tokens merge, and for `nearest`, each is rounded for the input it had. `group`: how many
@@ -117,12 +117,19 @@ def choices(
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, Float]]:
     """The widths that each layer to quantize may have, ascending, and the layers that stay float.
 
-    Raises `InputError` for a pattern that matches no layer, and for a floor no width reaches.
+    Raises `InputError` for a pattern that matches no layer, a floor that no width reaches, and a
+    score that the model does not give.
     """
     names, key = selected(model, config), f"stages.{config.name}"
     if not names:
         raise InputError(f"{key}.skip: leaves no layer to quantize; skip fewer, or drop the stage")
     bits = config.bits
+    by_gradient = isinstance(bits, BitBudget) and config.score in BY_GRADIENT
+    if by_gradient and quantized_linears(model.module):
+        raise InputError(
+            f"{key}.score: {config.score} needs gradients, which a model that is quantized already "
+            "does not give; quantize in one stage, or take kl"
+        )
     every = tuple(sorted(set(bits.widths))) if isinstance(bits, BitBudget) else (bits,)
     floors = dict.fromkeys(names, 0)
     for pattern, least in config.floor.items():

@@ -105,8 +105,8 @@ def simulated(
     module = simulation(model.module, config, study, bits, found, context)
     return {
         "simulated": {
-            "note": f"{study.bits}-bit activations are simulation only, not exported; "
-            "the exported file has 8-bit activations",
+            "note": f"{study.bits}-bit inputs of layers and of attention are simulation only, not "
+            "exported; in the exported file layers have 8-bit inputs, and attention is float",
             "quantizers": {
                 "inputs, queries, keys and values": f"{study.bits} bits, uniform",
                 "after GELU": f"{study.bits} bits, {study.gelu}",
