@@ -74,18 +74,19 @@ class QuantizeConfig(BaseModel):
     width of the layers of a pattern; `pin`: their exact width whatever the floor, or `float16` or
     `float32` to leave them as they are; of several patterns for a layer the last counts. `layers`:
     patterns over layer names; `skip`: patterns taken out again. `activations`: `static` fixes each
-    range from calibration images; `dynamic` takes it at run time from each batch. `rounding`: `gptq` feeds each rounding error to the weights not yet rounded;
-    `descent` then improves the codes one by one, and the scales. `sequential`: layers below 8 bits
-    are rounded one after the other, each fitted to what those before leave of its input; in models
-    whose tokens merge, and for `nearest`, each is rounded for the input it had. `group`: how many
-    inputs share a multiplier, in codes of 6 bits or less. `fold`: move channel ranges into the
-    neighbouring tensors where that lowers the error. `fine`: the share of the layers'
-    multiply-accumulates that may be spent once more, on a second 8-bit term of the inputs whose
-    rounding costs most for that work; beyond it, in costly layers the class token alone has a
-    second term where that takes away most of the cost.
-    `rest`: the type in which matrices that stay float (patch and position embeddings, …) are
-    stored; `int8` is for the weights among them, the others have float16 then. `simulate`: measure
-    besides what inputs of fewer bits would cost; the model that is exported stays the same.
+    range from calibration images; `dynamic` takes it at run time from each batch. `rounding`:
+    `gptq` feeds each rounding error to the weights not yet rounded; `descent` then improves the
+    codes one by one, and the scales. `sequential`: layers below 8 bits are rounded one after the
+    other, each fitted to what those before leave of its input; in models whose tokens merge, and
+    for `nearest`, each is rounded for the input it had. `group`: how many inputs share a
+    multiplier, in codes of 6 bits or less. `fold`: move channel ranges into the neighbouring
+    tensors where that lowers the error. `fine`: the share of the layers' multiply-accumulates that
+    may be spent once more, on a second 8-bit term of the inputs whose rounding costs most for that
+    work; beyond it, in costly layers the class token alone has a second term where that takes away
+    most of the cost. `rest`: the type in which matrices that stay float (patch and position
+    embeddings, …) are stored; `int8` is for the weights among them, the others have float16 then.
+    `simulate`: measure besides what inputs of fewer bits would cost; the model that is exported
+    stays the same.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
