@@ -189,6 +189,7 @@ def _context(recipe: Recipe, model: VitModel, data: _Data, options: Options) -> 
         cache=output.cache_folder(),
         resume=options.resume,
         max_unreadable=recipe.data.max_unreadable,
+        evaluation=data.evaluation,
     )
 
 

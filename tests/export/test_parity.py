@@ -1,6 +1,7 @@
 """The check has to catch what it is there for."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -10,10 +11,12 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from vitcompress.errors import ParityError
+from vitcompress.export import parity
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check
 from vitcompress.model.architecture import VitModel
 from vitcompress.stages.context import Context
+from vitcompress.stages.merge import MergeConfig, plan
 from vitcompress.stages.quantize import QuantizeConfig, quantize
 
 
@@ -45,6 +48,27 @@ def test_a_float_export_passes_and_a_changed_weight_does_not(
     altered(path, "head.bias", lambda b: b + 0.01)
     with pytest.raises(ParityError, match=r"differ by up to 0\.01"):
         check(path, vit, pixels, 1)
+
+
+def test_one_image_in_eight_may_have_a_tie_where_tokens_merge(
+    vit: VitModel, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = torch.cat(list(context.calibration_batches("")))[:8]
+    config = MergeConfig.model_validate({"method": "tome", "schedule": [12, 12]})
+    for model in (vit, plan(vit, config)[0]):
+        merges, path = model is not vit, tmp_path / "m.onnx"
+        export_onnx(model, path, {})
+        logits = model.module(pixels).numpy()
+        for ties in (1, 2):
+            other = logits.copy()
+            other[:ties] += 1
+            answers = SimpleNamespace(run=lambda _, __, other=other: [other])
+            monkeypatch.setattr(parity, "session", lambda *_, answers=answers: answers)
+            if merges and ties == 1:
+                assert check(path, model, pixels, 1)["tied_images"] == 1
+                continue
+            with pytest.raises(ParityError, match=r"differ by up to 1 "):
+                check(path, model, pixels, 1)
 
 
 @pytest.mark.parametrize("activations", ["static", "dynamic"])

@@ -150,7 +150,7 @@ def test_ppt_drops_where_attention_is_uneven() -> None:
     assert uneven.share is not None
     assert not uneven.share.any()
     best = flat.importance[0, :, 0].argsort(descending=True)[:KEEP]
-    assert torch.equal(uneven.kept[0, :, 0], best)
+    assert torch.equal(uneven.kept[0, :, 0], best.sort().values)
     kept = set(best.tolist())
     products = flat.points[0] @ flat.points[0].T
     where = methods.places(uneven)[0, :, 0]  # what is dropped shows the token most like it
@@ -160,9 +160,46 @@ def test_ppt_drops_where_attention_is_uneven() -> None:
 
 
 def test_mctf_goes_both_ways() -> None:
-    gone = OPERATORS["mctf"](one(some_tokens(), 0), KEEP).gone[0, :, 0]
-    assert int((gone % 2 == 1).sum()) == (N - KEEP) - (N - KEEP) // 2
-    assert int((gone % 2 == 0).sum()) == (N - KEEP) // 2
+    tokens, removed = one(some_tokens(), 0), N - KEEP
+    points, sizes, paid = tokens.points[0], tokens.sizes[0, :, 0], tokens.importance[0, :, 0]
+
+    def attraction(one: int, other: int) -> float:
+        likeness = (float(points[one] @ points[other]) + 1) / 2
+        return likeness / float(
+            (paid[one] * paid[other]) ** (1 / 20) * (sizes[one] * sizes[other]) ** (1 / 40)
+        )
+
+    odd, even = range(1, N, 2), range(0, N, 2)
+    partner = {i: max(even, key=lambda j: attraction(i, j)) for i in odd}
+    going = sorted(odd, key=lambda i: attraction(i, partner[i]), reverse=True)
+    going, left = going[: removed - removed // 2], going[removed - removed // 2 :]
+    home = {j: max(left, key=lambda i: attraction(i, j)) for j in even}
+    back = sorted(even, key=lambda j: attraction(home[j], j), reverse=True)[: removed // 2]
+    wanted = {j: home[j] for j in back}
+    wanted |= {i: wanted.get(partner[i], partner[i]) for i in going}
+    assert merged_into(OPERATORS["mctf"](tokens, KEEP)) == wanted
+
+
+def test_evit_fuses_all_that_is_not_attended() -> None:
+    tokens, x = one(some_tokens(), 0), draw(1, N, 5)
+    order = tokens.importance[0, :, 0].argsort(descending=True).tolist()
+    choice = OPERATORS["evit"](tokens, KEEP)
+    assert choice.kept[0, :, 0].tolist() == order[:KEEP]
+    assert merged_into(choice) == dict.fromkeys(order[KEEP:], order[KEEP - 1])
+    fused = order[KEEP - 1 :]
+    weight = (tokens.sizes * tokens.importance)[0, fused]
+    merged, sizes = combine(x, tokens.sizes, choice)
+    assert torch.allclose(merged[0, -1], (weight * x[0, fused]).sum(0) / weight.sum(), atol=1e-5)
+    assert torch.allclose(sizes[0, -1], tokens.sizes[0, fused].sum())
+
+
+@pytest.mark.parametrize("method", ["tome", "mctf", "ppt"])
+def test_the_order_of_what_stays_does_not_depend_on_scores(method: str) -> None:
+    for image in range(3):
+        kept = OPERATORS[method](one(some_tokens(), image), KEEP).kept[0, :, 0]
+        for side in (0, 1):  # of the bipartition
+            places = kept[kept % 2 == side]
+            assert torch.equal(places, places.sort().values)
 
 
 def test_sizes_in_attention_are_repeated_keys() -> None:

@@ -177,10 +177,31 @@ def test_the_report_shows_tokens(deep: VitModel, context: Context) -> None:
         "image",
         "input",
         "after block 0: 14 tokens",
+        "after block 1: 11 tokens",
         "after block 2: 9 tokens",
-        "after block 3: 9 tokens",
     ]
     assert all(row["after block 2: 9 tokens"].startswith("data:image/png") for row in rows)
+    assert [row["image"] for row in rows] == list(context.images.names[:4])
+    judged = replace(context.images, names=context.images.names[::-1])
+    _, details = merge(
+        deep, config(schedule=[15, 15, 15], images=16), replace(context, evaluation=judged)
+    )
+    assert [row["image"] for row in details["token_maps"]] == list(judged.names[:4])
+    assert list(details["token_maps"][0])[2:] == ["after block 0: 14 tokens"]
+
+
+def test_a_schedule_can_drop_tokens_before_it_merges(deep: VitModel, context: Context) -> None:
+    options = {"method": "diffrate", "schedule": [[16, 15], 12, [11, 10]]}
+    model, details = merge(deep, config(**options), context)
+    assert details["kept"] == "15, 12, 10, 10"
+    merging = model.architecture.merging
+    assert merging is not None
+    assert (merging.kept, merging.dropped) == ((15, 12, 10, 10), (1, 0, 1, 0))
+
+
+def test_a_budget_that_is_met_already_is_told(deep: VitModel, context: Context) -> None:
+    _, details = merge(deep, config(budget={"macs": 1.0}, schedule="constant"), context)
+    assert details["warnings"] == ["stages.merge: nothing merges, the model is within its budget"]
 
 
 def kept(model: VitModel) -> tuple[int, ...]:
@@ -204,6 +225,12 @@ def test_sensitivities_name_blocks(deep: VitModel, context: Context) -> None:
             r"schedule: block 1 cannot keep 8 of its 17 tokens; with tome from 9 to 17",
         ),
         ({"schedule": [12, 13, 9]}, r"block 1 cannot keep 13 of its 12 tokens"),
+        ({"schedule": [12, 11, 10, 13]}, r"block 3 cannot keep 13 of its 10 tokens"),
+        ({"schedule": [[14, 12], 11, 10]}, r"block 0 cannot drop 3 tokens .* only diffrate drops"),
+        (
+            {"method": "diffrate", "schedule": [[12, 13], 11, 10]},
+            r"block 0 cannot drop 5 tokens and keep 13 of 17 with diffrate",
+        ),
         ({"budget": {"macs": 0.1}}, r"stages\.merge\.budget\.macs: fisher .* does not go below"),
         ({"schedule": "deit_small@2.9"}, r"schedule: deit_small@2.9 is for 12 blocks"),
     ],
@@ -219,6 +246,7 @@ def test_what_cannot_be_met_is_refused(
     ("options", "message"),
     [
         ({"method": "cls_only_tail", "budget": {"macs": 0.5}}, "cls_only_tail has none"),
+        ({"schedule": [12, 11, 10]}, "schedule: cls_only_tail has none; .* change method"),
         ({"method": "fisher"}, "budget: missing"),
         ({"schedule": "linear"}, "'linear' is none of search, constant"),
         ({"schedule": "linear", "budget": {"macs": 0.5}}, "'linear' is none of search, constant"),

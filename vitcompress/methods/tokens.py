@@ -126,7 +126,7 @@ def tome(tokens: Tokens, keep: int) -> Choice:
     best, target = similarity.max(-1)
     order = descending(best[..., None])
     removed = tokens.points.shape[1] - keep
-    gone, stay = order[:, :removed], order[:, removed:]
+    gone, stay = order[:, :removed], _in_place(order[:, removed:])
     other = torch.arange(0, tokens.points.shape[1], 2, device=order.device)
     others = other[:, None].expand(order.shape[0], -1, -1)
     joined = rows(target[..., None], gone)[..., 0] + stay.shape[1]
@@ -173,15 +173,16 @@ def mctf(tokens: Tokens, keep: int) -> Choice:
     there, back = removed - removed // 2, removed // 2
     best, target = attraction.max(-1)
     order = descending(best[..., None])
-    gone_odd, kept_odd = order[:, :there], order[:, there:]
+    gone_odd, kept_odd = order[:, :there], _in_place(order[:, there:])
     returned, home = rows(attraction, kept_odd).max(1)
     order = descending(returned[..., None])
-    gone_even, kept_even = order[:, :back], order[:, back:]
+    gone_even, kept_even = order[:, :back], _in_place(order[:, back:])
     # An odd token whose even partner goes on to an odd one goes there with it.
     slots = kept_odd.shape[1] + torch.arange(kept_even.shape[1], device=order.device)[:, None]
     homes = rows(home[..., None], gone_even)
     place = torch.cat([homes, slots.expand(order.shape[0], -1, -1)], 1)
-    moved = rows(rows(place, inverse(order)), rows(target[..., None], gone_odd))
+    now = rows(place, inverse(torch.cat([gone_even, kept_even], 1)))
+    moved = rows(now, rows(target[..., None], gone_odd))
     return Choice(
         kept=torch.cat([2 * kept_odd + 1, 2 * kept_even], 1),
         gone=torch.cat([2 * gone_odd + 1, 2 * gone_even], 1),
@@ -200,7 +201,7 @@ def ppt(tokens: Tokens, keep: int, threshold: float = 2.7) -> Choice:
     uneven = (attention / attention.mean(1, keepdim=True)).var(1, keepdim=True) > threshold
     merging = tome(tokens, keep)
     order = descending(attention)
-    kept, gone = order.split([keep, order.shape[1] - keep], 1)
+    kept, gone = _in_place(order[:, :keep]), order[:, keep:]
     takes = (~uneven).to(tokens.sizes.dtype)
     return Choice(
         kept=torch.where(uneven, kept, merging.kept),
@@ -270,6 +271,15 @@ def combine_macs(method: str, count: int, keep: int, channels: int, mixed: bool)
 def _bipartite(points: Tensor) -> Tensor:
     """The products of the odd tokens with the even ones: [B, ⌊n/2⌋, ⌈n/2⌉]."""
     return points[:, 1::2] @ points[:, ::2].transpose(1, 2)
+
+
+def _in_place(stay: Tensor) -> Tensor:
+    """The tokens `stay` [B, k, 1] in the order they had.
+
+    Which are odd in the next block then does not depend on the order of scores, where of two that
+    are nearly equal another program may see the other first.
+    """
+    return rows(stay, descending(-stay.float()))
 
 
 def _nearest(points: Tensor, kept: Tensor, gone: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ class Context:
     """Images, seed, device and cache of one run.
 
     `max_unreadable`: the share of images that may be unreadable before the run stops.
+    `evaluation`: images to be shown; a stage measures nothing on them.
     """
 
     calibration: ImageSet | None
@@ -34,6 +35,7 @@ class Context:
     cache: Path
     resume: bool
     max_unreadable: float = 0.01
+    evaluation: ImageSet | None = None
 
     @property
     def images(self) -> ImageSet:
@@ -62,6 +64,11 @@ class Context:
             left -= len(batch.names)
             if left <= 0:
                 return
+
+    def shown(self, images: int) -> Batch:
+        """A few images to draw, evaluation images where there are any."""
+        drawn = self.evaluation or self.images
+        return next(batches(drawn, self.preprocess, images, max_unreadable=self.max_unreadable))
 
     def say(self, text: str) -> None:
         console.print(f"  {text}")

@@ -86,7 +86,7 @@ def relevance_maps(before: VitModel, after: VitModel, context: Context) -> list[
 
     Of a few calibration images: the image, and the relevance of its parts for either model.
     """
-    batch = next(context.labelled_batches("drawing relevance", _SHOWN))
+    batch = context.shown(_SHOWN)
     shown = batch.pixels.to(context.device)
     twins = [float_twin(model.module).to(context.device) for model in (before, after)]
     classes = twins[0](shown).argmax(-1)

@@ -56,7 +56,7 @@ class MergeConfig(BaseModel):
     `schedule`: `search` finds how many tokens each block keeps from `images` calibration images;
     `constant`, `decreasing`, `published` and `stepped` are shapes fitted to the budget;
     `deit_small@2.9` and the like are schedules of DiffRate's authors; a list gives the tokens kept
-    after each block.
+    after each block or, for `diffrate`, pairs of those left after dropping and after merging.
     `proportional`: merged tokens count in attention by their size (off for MAE models).
     """
 
@@ -66,13 +66,13 @@ class MergeConfig(BaseModel):
     name: str = "merge"
     method: Literal[Method, "cls_only_tail"] = "cls_only_tail"
     budget: MergeBudget | None = None
-    schedule: str | tuple[int, ...] = "search"
+    schedule: str | tuple[int | tuple[int, int], ...] = "search"
     images: Annotated[int, Field(ge=8)] = 256
     proportional: bool = True
 
     @field_validator("schedule", mode="after")
     @classmethod
-    def _known(cls, value: str | tuple[int, ...]) -> str | tuple[int, ...]:
+    def _known(cls, value: Any) -> Any:
         known = ("search", *schedules.SHAPES, *schedules.PUBLISHED)
         if isinstance(value, str) and value not in known:
             raise ValueError(f"{value!r} is none of {', '.join(known)}, nor a list")
@@ -82,8 +82,11 @@ class MergeConfig(BaseModel):
     def _budget_where_needed(self) -> "MergeConfig":
         fitted = self.schedule == "search" or self.schedule in schedules.SHAPES
         if self.method == "cls_only_tail":
-            if self.budget is not None:
-                raise ValueError("budget: cls_only_tail has none; take it out, or change method")
+            for key in ("budget", "schedule", "images", "proportional"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(
+                        f"{key}: cls_only_tail has none; take it out, or change method"
+                    )
         elif fitted and self.budget is None:
             raise ValueError("budget: missing; add for example {macs: 0.65}")
         elif not fitted and self.budget is not None:
@@ -112,7 +115,9 @@ def merge(
     merging = task.merging_to(kept, dropped)
     shown = pictures(merged, merging, context)
     merged.module.cpu()
-    return merged, {**details, "token_maps": shown}
+    idle = set(kept) == {task.tokens}
+    warnings = [f"{task.where}: nothing merges, the model is within its budget"] if idle else []
+    return merged, {**details, "token_maps": shown, "warnings": warnings}
 
 
 def plan(model: VitModel, config: MergeConfig) -> tuple[VitModel, dict[str, Any]]:
@@ -134,7 +139,7 @@ def _given(
     schedule = config.schedule
     found = {"schedule": schedule}
     if isinstance(schedule, tuple):
-        return task.explicit(schedule), (), {"schedule": "explicit"}
+        return *task.explicit(schedule), {"schedule": "explicit"}
     if schedule in schedules.PUBLISHED:
         return *task.published(schedule), found
     if config.budget is not None and config.budget.latency is not None and task.unit == "macs":
@@ -242,6 +247,7 @@ def _scheduled(
         "method": merging.method,
         f"{task.unit}_ratio": task.cost(kept) / task.dense,
         "tokens": task.tokens,
+        "kept": ", ".join(map(str, kept)),
         **found,
         "blocks": [{"block": f"blocks.{i}", "kept": count} for i, count in enumerate(kept)],
     }

@@ -14,13 +14,15 @@ _SHOWN, _SIZE = 4, 168  # images, and their height in pixels
 
 @torch.no_grad()
 def pictures(model: VitModel, merging: Merging, context: Context) -> list[dict[str, str]]:
-    """Of a few calibration images, which patches are one token after a third of the blocks, after
-    two thirds, and in the end."""
+    """Of a few images, which patches are one token after the first, a middle and the last block in
+    which tokens merge."""
     module: Any = model.module
-    batch = next(context.labelled_batches("drawing tokens", _SHOWN))
+    batch = context.shown(_SHOWN)
     shown = batch.pixels.to(context.device)
     maps, grid, look = token_maps(module, shown), module.patch_embed.grid_size, context.preprocess
-    depths = {round(len(maps) * share) - 1: None for share in (1 / 3, 2 / 3, 1)}
+    counts = (maps[0].shape[1] + module.num_prefix_tokens, *merging.kept)
+    steps = [i for i in range(len(maps)) if counts[i + 1] < counts[i]] or [len(maps) - 1]
+    depths = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
     rows = []
     for place, pixels in enumerate(shown):
         row = {

@@ -84,23 +84,37 @@ class Task:
             )
         return kept
 
-    def explicit(self, wanted: Sequence[int]) -> Schedule:
-        """`wanted` as it is. Raises `InputError` naming the block that cannot keep so many."""
+    def explicit(self, wanted: Sequence[int | tuple[int, int]]) -> tuple[Schedule, Schedule]:
+        """Tokens kept and tokens dropped as `wanted`: in each block those left after merging, or
+        pairs of those left after dropping and after merging.
+
+        Raises `InputError` naming the block that cannot keep so many.
+        """
         if len(wanted) not in (self.blocks, self.all_blocks):
             raise InputError(
                 f"{self.where}.schedule: {len(wanted)} counts for {self.blocks} blocks that merge; "
                 "give the tokens kept after each"
             )
-        before = self.tokens
-        for block, kept in enumerate(wanted[: self.blocks]):
-            least = self.fewest(before)
+        before, counts, dropped = self.tokens, list[int](), list[int]()
+        for block, given in enumerate(wanted):
+            left, kept = given if isinstance(given, tuple) else (before, given)
+            least = self.fewest(before) if block < self.blocks else self.prefix
             if not least <= kept <= before:
                 raise InputError(
                     f"{self.where}.schedule: block {block} cannot keep {kept} of its {before} "
                     f"tokens; with {self.merging.method} from {least} to {before}"
                 )
+            if not kept <= left <= before or (left < before and self.merging.method != "diffrate"):
+                raise InputError(
+                    f"{self.where}.schedule: block {block} cannot drop {before - left} tokens and "
+                    f"keep {kept} of {before} with {self.merging.method}; only diffrate drops"
+                )
+            if block < self.blocks:
+                counts.append(kept)
+                dropped.append(before - left)
             before = kept
-        return self.rounded(wanted[: self.blocks])
+        dropped += [0] * (self.all_blocks - self.blocks)
+        return self.rounded(counts), tuple(dropped) if any(dropped) else ()
 
     def published(self, name: str) -> tuple[Schedule, tuple[int, ...]]:
         """The schedule of DiffRate's authors: tokens kept, and tokens dropped, in each block."""
@@ -111,9 +125,7 @@ class Task:
                 f"{after_merge[0]} tokens, and the model has {self.all_blocks} and {self.tokens}; "
                 "take `published`, which fits its shape"
             )
-        kept = self.explicit(after_merge[: self.blocks])
-        before = (self.tokens, *kept)
-        dropped = tuple(before[i] - after_drop[i] for i in range(self.blocks))
-        if self.merging.method != "diffrate":
-            return kept, ()
-        return kept, (*dropped, *[0] * (self.all_blocks - self.blocks))
+        drops = self.merging.method == "diffrate"
+        return self.explicit(
+            list(zip(after_drop, after_merge, strict=True)) if drops else after_merge
+        )
