@@ -5,13 +5,11 @@
 Prints a Markdown table; figures are of the torch models, agreement and KL against the dense one.
 """
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from common import arguments, context_of
 
 from vitcompress.console import console
@@ -22,6 +20,7 @@ from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.output import cache_folder
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge import MergeConfig, merge
+from vitcompress.stages.merge_rival import lower_resolution, resized
 
 WAYS: dict[str, dict[str, Any]] = {
     "ToMe, constant": {"method": "tome", "schedule": "constant"},
@@ -38,26 +37,14 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def smaller(model: VitModel, share: float) -> tuple[str, Runner, int]:
     """`model` at the largest input size that costs at most `share` of its multiply-accumulates."""
-    dense, patch = macs(model), int(model.module.patch_embed.patch_size[0])  # type: ignore[union-attr, index]
-    for size in range(model.preprocess.input_size[0], 0, -patch):
-        module: Any = copy.deepcopy(model.module)
-        module.set_input_size(img_size=(size, size))
-        at_size = VitModel(
-            module,
-            model.architecture,
-            model.preprocess.model_copy(update={"input_size": (size, size)}),
-        )
-        if macs(at_size) <= share * dense:
-            break
-    run = torch_runner(at_size, torch.device("cpu"))
+    at_size = lower_resolution(model, share * macs(model))
+    assert at_size is not None
+    run, small = torch_runner(at_size, torch.device("cpu")), at_size.preprocess.input_size[0]
 
-    def resized(pixels: np.ndarray) -> np.ndarray:
-        small = F.interpolate(
-            torch.from_numpy(pixels), (size, size), mode="bicubic", antialias=True
-        )
-        return run(small.numpy())
+    def rescaled(pixels: np.ndarray) -> np.ndarray:
+        return run(resized(torch.from_numpy(pixels), at_size).numpy())
 
-    return f"{size} px instead", resized, macs(at_size)
+    return f"{small} px instead", rescaled, macs(at_size)
 
 
 def ways(

@@ -19,6 +19,7 @@ from vitcompress.model.sizes import resize, sizes_of
 from vitcompress.stages import merge_search, prune, quantize
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge import MergeConfig, merge, plan, sensitivity
+from vitcompress.stages.merge_rival import lower_resolution
 
 MakeVit = Callable[..., VitModel]
 
@@ -197,6 +198,20 @@ def test_a_schedule_can_drop_tokens_before_it_merges(deep: VitModel, context: Co
     merging = model.architecture.merging
     assert merging is not None
     assert (merging.kept, merging.dropped) == ((15, 12, 10, 10), (1, 0, 1, 0))
+
+
+def test_a_lower_resolution_of_the_same_cost_is_the_rival(deep: VitModel, context: Context) -> None:
+    model, details = merge(deep, config(budget={"macs": 0.7}, schedule="constant"), context)
+    rival = details["lower_resolution"]
+    smaller = lower_resolution(deep, macs(model))
+    assert smaller is not None
+    rows, columns = smaller.preprocess.input_size
+    assert rival["input_size"] == f"{rows}×{columns}"
+    assert rival["macs"] <= 1
+    assert macs(smaller) <= macs(model) < macs(deep)
+    assert rival["images"] == len(context.images) // 4
+    assert rival["kl"] > rival["kl_merged"] > 0
+    assert lower_resolution(deep, 1) is None
 
 
 def test_a_budget_that_is_met_already_is_told(deep: VitModel, context: Context) -> None:

@@ -20,6 +20,7 @@ from vitcompress.model.merging import Merging, Method
 from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge_pictures import pictures
+from vitcompress.stages.merge_rival import compared
 from vitcompress.stages.merge_search import readers, search, sensitivities
 from vitcompress.stages.merge_task import Task
 
@@ -115,9 +116,10 @@ def merge(
     merging = task.merging_to(kept, dropped)
     shown = pictures(merged, merging, context)
     merged.module.cpu()
+    rival = compared(model, merged, context, config.images)
     idle = set(kept) == {task.tokens}
     warnings = [f"{task.where}: nothing merges, the model is within its budget"] if idle else []
-    return merged, {**details, "token_maps": shown, "warnings": warnings}
+    return merged, {**details, **rival, "token_maps": shown, "warnings": warnings}
 
 
 def plan(model: VitModel, config: MergeConfig) -> tuple[VitModel, dict[str, Any]]:

@@ -1,0 +1,74 @@
+"""What any merging has to beat: the same model on smaller images, at the same cost."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitcompress.measure.accuracy import agreement, mean_kl
+from vitcompress.measure.cost import macs
+from vitcompress.model.architecture import VitModel
+from vitcompress.model.structure import placed
+from vitcompress.stages.context import BATCH, Context
+
+
+def lower_resolution(model: VitModel, limit: float) -> VitModel | None:
+    """`model` for the largest images, in whole patches, that cost at most `limit`
+    multiply-accumulates; None where there are none, or where positions are not those of a table
+    that can be resized (rotary embeddings)."""
+    module: Any = model.module
+    if not hasattr(module, "set_input_size"):
+        return None
+    (rows, columns), (height, width) = module.patch_embed.grid_size, module.patch_embed.patch_size
+    for fewer in range(rows - 1, 0, -1):
+        size = height * fewer, width * max(1, round(columns * fewer / rows))
+        smaller = copy.deepcopy(module)
+        smaller.set_input_size(img_size=size)
+        preprocess = model.preprocess.model_copy(update={"input_size": size})
+        found = replace(model, module=smaller, preprocess=preprocess)
+        if macs(found) <= limit:
+            return found
+    return None
+
+
+def resized(pixels: Tensor, model: VitModel) -> Tensor:
+    """`pixels` [n, C, H, W] at the input size of `model`."""
+    return F.interpolate(pixels, model.preprocess.input_size, mode="bicubic", antialias=True)
+
+
+@torch.no_grad()
+def compared(dense: VitModel, merged: VitModel, context: Context, images: int) -> dict[str, Any]:
+    """`merged` and its rival against `dense`, on the last quarter of `images` calibration images,
+    those that a search holds back."""
+    cost = macs(merged)
+    rival = lower_resolution(dense, cost)
+    if rival is None:
+        return {}
+    pixels = torch.cat(list(context.calibration_batches("running at a lower resolution", images)))
+    pixels = pixels[-max(1, len(pixels) // 4) :]
+
+    def logits(model: VitModel) -> np.ndarray:
+        module = placed(model.module, context.device)
+        parts = resized(pixels, model).split(BATCH)
+        return torch.cat([module(part.to(context.device)).cpu() for part in parts]).numpy()
+
+    whole, ours, theirs = map(logits, (dense, merged, rival))
+    size = "×".join(map(str, rival.preprocess.input_size))
+    found = {
+        "input_size": size,
+        "macs": macs(rival) / cost,
+        "images": len(whole),
+        "agreement": agreement(theirs, whole),
+        "kl": mean_kl(theirs, whole),
+        "agreement_merged": agreement(ours, whole),
+        "kl_merged": mean_kl(ours, whole),
+    }
+    context.say(
+        f"at {size} pixels instead: {found['agreement']:.1f} % agreement, KL {found['kl']:.3g}; "
+        f"merged: {found['agreement_merged']:.1f} %, {found['kl_merged']:.3g}"
+    )
+    return {"lower_resolution": found}
