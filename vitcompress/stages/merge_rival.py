@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitcompress.measure.accuracy import agreement, mean_kl
-from vitcompress.measure.cost import macs
+from vitcompress.measure.cost import dense_macs, macs
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.structure import placed
 from vitcompress.stages.context import BATCH, Context
@@ -44,8 +44,7 @@ def resized(pixels: Tensor, model: VitModel) -> Tensor:
 def compared(dense: VitModel, merged: VitModel, context: Context, images: int) -> dict[str, Any]:
     """`merged` and its rival against `dense`, on the last quarter of `images` calibration images,
     those that a search holds back."""
-    cost = macs(merged)
-    rival = lower_resolution(dense, cost)
+    rival = lower_resolution(dense, macs(merged))
     if rival is None:
         return {}
     pixels = torch.cat(list(context.calibration_batches("running at a lower resolution", images)))
@@ -60,7 +59,7 @@ def compared(dense: VitModel, merged: VitModel, context: Context, images: int) -
     size = "×".join(map(str, rival.preprocess.input_size))
     found = {
         "input_size": size,
-        "macs": macs(rival) / cost,
+        "macs_ratio": macs(rival) / dense_macs(dense),
         "images": len(whole),
         "agreement": agreement(theirs, whole),
         "kl": mean_kl(theirs, whole),
