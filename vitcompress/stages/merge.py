@@ -113,8 +113,7 @@ def merge(
     else:
         kept, dropped, found = _given(task, config)
     merged, details = _scheduled(task, kept, dropped, found, tensors)
-    merging = task.merging_to(kept, dropped)
-    shown = pictures(merged, merging, context)
+    shown = pictures(merged, context)
     merged.module.cpu()
     rival = compared(model, merged, context, config.images)
     idle = set(kept) == {task.tokens}

@@ -1,22 +1,23 @@
 """Pictures of the tokens of a few images, for the report."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from vitcompress.data.pictures import photograph, token_map
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.merging import Merging, token_maps
+from vitcompress.model.merging import token_maps
 from vitcompress.stages.context import Context
 
 _SHOWN, _SIZE = 4, 168  # images, and their height in pixels
 
 
 @torch.no_grad()
-def pictures(model: VitModel, merging: Merging, context: Context) -> list[dict[str, str]]:
+def pictures(model: VitModel, context: Context) -> list[dict[str, str]]:
     """Of a few images, which patches are one token after the first, a middle and the last block in
     which tokens merge."""
-    module: Any = model.module
+    module, merging = cast(Any, model.module), model.architecture.merging
+    assert merging is not None
     batch = context.shown(_SHOWN)
     shown = batch.pixels.to(context.device)
     maps, grid, look = token_maps(module, shown), module.patch_embed.grid_size, context.preprocess

@@ -50,12 +50,12 @@ def compared(dense: VitModel, merged: VitModel, context: Context, images: int) -
     pixels = torch.cat(list(context.calibration_batches("running at a lower resolution", images)))
     pixels = pixels[-max(1, len(pixels) // 4) :]
 
-    def logits(model: VitModel) -> np.ndarray:
-        module = placed(model.module, context.device)
-        parts = resized(pixels, model).split(BATCH)
+    def logits(model: VitModel, pixels: Tensor) -> np.ndarray:
+        module, parts = placed(model.module, context.device), pixels.split(BATCH)
         return torch.cat([module(part.to(context.device)).cpu() for part in parts]).numpy()
 
-    whole, ours, theirs = map(logits, (dense, merged, rival))
+    whole, ours = logits(dense, pixels), logits(merged, pixels)
+    theirs = logits(rival, resized(pixels, rival))
     size = "×".join(map(str, rival.preprocess.input_size))
     found = {
         "input_size": size,

@@ -34,7 +34,7 @@ from vitcompress.model.merging import State
 from vitcompress.stages.context import BATCH, Context
 from vitcompress.stages.merge_task import Schedule, Task
 
-_VERSION = 2  # of the search, part of the cache key
+_VERSION = 3  # of search and operators, part of the cache key
 _SHARES = (0.95, 0.8, 0.6)  # kept in one block, to measure what that costs
 _PROBED = 32  # images for that
 _MOVES = (0.16, 0.08, 0.04)  # sizes of a change, as logarithms of the share kept

@@ -13,6 +13,7 @@ from vitcompress.methods import knapsack, quantizer
 from vitcompress.model.architecture import QuantizedLayer, VitModel, stored_tensors
 from vitcompress.model.compact import packed
 from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.structure import quantized_linears
 from vitcompress.stages.calibrate import LayerStatistics, Weights, statistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.importance import BY_GRADIENT, Score, importance
@@ -85,7 +86,7 @@ def _weights(module: nn.Module, allowed: Mapping[str, tuple[int, ...]]) -> Weigh
     """Inputs count by their importance too where weights of few bits leave larger errors, and where
     the model has gradients: in late blocks the class token bears most of the output."""
     few = any(bits < 8 for each in allowed.values() for bits in each)
-    quantized = any(isinstance(m, QuantizedLinear) for m in module.modules())
+    quantized = quantized_linears(module)
     return "both" if few and not quantized else "even"
 
 

@@ -16,8 +16,7 @@ from vitcompress.errors import InputError
 from vitcompress.methods import sparsity
 from vitcompress.methods.sparsity import Pattern
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.layers import QuantizedLinear
-from vitcompress.model.structure import hidden_source
+from vitcompress.model.structure import hidden_source, quantized_linears
 from vitcompress.stages.calibrate import statistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.sparsify_config import SparsifyConfig as SparsifyConfig
@@ -83,7 +82,7 @@ def prepare(model: VitModel, config: SparsifyConfig, context: Context) -> Prepar
     Raises `InputError` for a model that is quantized, and what `choices` raises.
     """
     allowed = choices(model, config)
-    if any(isinstance(m, QuantizedLinear) for m in model.module.modules()):
+    if quantized_linears(model.module):
         raise InputError(
             f"stages.{config.name}: the model is quantized already; put the stage before quantize"
         )
