@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import torch
 
+from vitcompress import targets
 from vitcompress.data.images import open_images
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
@@ -15,7 +16,7 @@ from vitcompress.evaluation import Runner, check_labels, judge, torch_runner
 from vitcompress.export import folder
 from vitcompress.export.onnx import load_onnx, metadata
 from vitcompress.measure import cost
-from vitcompress.measure.runtime import logits, session, time_in_turns
+from vitcompress.measure.runtime import logits, time_in_turns
 from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.output import MANIFEST, ONNX, onnx_bytes
 
@@ -57,12 +58,15 @@ def bench(paths: list[str], batch: int, seconds: float, threads: int) -> dict[st
     Raises `InputError` when a file cannot be run, or the files take pixels of different sizes.
     """
     files = {path: _onnx_of(path) for path in dict.fromkeys(paths)}
-    sessions = {path: session(file, threads) for path, file in files.items()}
-    shapes = {path: held.get_inputs()[0].shape[1:] for path, held in sessions.items()}
+    runtime = targets.load(targets.DEFAULT)
+    sessions = {path: runtime.session(file, threads) for path, file in files.items()}
+    shapes = {path: held.input_shape for path, held in sessions.items()}
     shape = shapes[paths[0]]
     for path, other in shapes.items():
         if other != shape:
-            raise InputError(f"{path}: takes pixels {other}, and {paths[0]} takes {shape}")
+            raise InputError(
+                f"{path}: takes pixels {list(other)}, and {paths[0]} takes {list(shape)}"
+            )
     pixels = np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32)
     timed = time_in_turns(sessions, pixels, seconds)
     found: dict[str, Any] = {
@@ -145,8 +149,8 @@ def _runner(model: str, name: str | None) -> tuple[Runner, Preprocess, int | Non
         described = metadata(path).get("preprocessing")
         if described is None:
             raise InputError(f"{path}: says nothing of preprocessing; give the folder of a run")
-        held = session(path, 0)
-        classes = held.get_outputs()[0].shape[1]
+        held = targets.load(targets.DEFAULT).session(path, 0)
+        classes = held.output_shape[1]
         return (
             lambda pixels: next(logits(held, [pixels])),
             Preprocess.model_validate_json(described),

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from vitcompress import targets
 from vitcompress.data.preprocess import CropMode, Interpolation
 from vitcompress.errors import InputError
 from vitcompress.recipe_errors import describe
@@ -40,6 +42,13 @@ def _square(value: object) -> object:
     return (value, value) if isinstance(value, int) else value
 
 
+def _known_target(name: str) -> str:
+    if name not in targets.names():
+        expected = " or ".join(f"'{known}'" for known in targets.names())
+        raise PydanticCustomError("literal_error", "unknown", {"expected": expected})
+    return name
+
+
 _Text = Annotated[str, Field(min_length=1)]
 _Count = Annotated[int, Field(gt=0, strict=True)]
 _Number = Annotated[float, BeforeValidator(_no_boolean)]
@@ -47,6 +56,11 @@ _Size = Annotated[
     tuple[_Count, _Count],
     BeforeValidator(_square),
     WithJsonSchema({"type": ["integer", "array"], "items": {"type": "integer"}}),
+]
+_Target = Annotated[
+    str,
+    AfterValidator(_known_target),
+    WithJsonSchema({"type": "string", "enum": list(targets.names())}),
 ]
 _Limit = Annotated[_Number, Field(ge=0)]
 _Percent = Annotated[_Number, Field(ge=0, le=100)]
@@ -95,10 +109,11 @@ class DataSection(_Section):
 
 
 class ExportSection(_Section):
-    """Which files to write."""
+    """Which files to write; `target`: the runtime that the ONNX file is for."""
 
     onnx: bool = True
     safetensors: bool = True
+    target: _Target = targets.DEFAULT
 
     @model_validator(mode="after")
     def _something(self) -> Self:

@@ -1,10 +1,10 @@
-"""What our operators become in ONNX: standard operators that onnxruntime fuses.
+"""What our operators become in ONNX: operators of opset 23 that onnxruntime fuses.
 
 onnxruntime folds the unpacking of weight codes once, at load, and fuses the rest to one integer
 kernel with rescaling and bias: MatMulIntegerToFloat, or DynamicQuantizeMatMul.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,16 +16,25 @@ from vitcompress.methods.compact import counts
 from vitcompress.methods.packing import parts
 from vitcompress.methods.quantizer import MULTIPLIER_BITS
 from vitcompress.model import compact, layers  # noqa: F401  (register operators)
+from vitcompress.targets import OperatorTable
 
-OPSET = 23
 _END = 2**31 - 1  # of a Slice: as far as there is something
 
 
 def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any = None) -> Any:
-    mask = None
-    if bias is not None:  # onnxruntime wants a row for every query
-        rows = op.Constant(value_ints=[1, 1, int(q.shape[1]), 1])
-        mask = op.Expand(op.Unsqueeze(bias, op.Constant(value_ints=[1, 2])), rows)
+    """`model.layers.attend`, its `bias` float32 [B or 1, heads or 1, M or 1, N], or [B, N] for all
+    queries alike.
+
+    onnxruntime spreads a bias over images and over heads itself, constant or computed: [1, 1, M, N],
+    [1, heads, M, N], [B, 1, M, N] and [B, heads, M, N] are taken as they are. What it refuses is one
+    row for all of several queries ("inconsistent q_sequence_length"), which is repeated here.
+    """
+    mask, rows = bias, int(q.shape[1])
+    if bias is not None:
+        keys_only = len(bias.shape) == 2
+        mask = op.Unsqueeze(bias, _ints(1, 2)) if keys_only else bias
+        if rows > 1 and (keys_only or bias.shape[2] == 1):
+            mask = op.Expand(mask, _ints(1, 1, rows, 1))
     # The 3-D form of the operator needs no transposes; its other three outputs are not wanted.
     output, *_ = op.Attention(q, k, v, mask, q_num_heads=heads, kv_num_heads=heads, scale=scale)
     return output
@@ -187,7 +196,7 @@ def _expanded(
     return matrix
 
 
-TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
+TABLE: OperatorTable = {
     torch.ops.vitcompress.attention.default: _attention,
     torch.ops.vitcompress.rotation.default: _rotation,
     torch.ops.vitcompress.quantized_linear.default: _quantized_linear,
