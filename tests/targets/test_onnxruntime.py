@@ -61,7 +61,7 @@ def test_a_bias_of_any_shape_that_spreads_is_added(
     shape: tuple[int, ...], queries: int, tmp_path: Path
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    module = Attending(torch.randn(shape, generator=generator), queries)
+    module = Attending(torch.randn(shape, generator=generator), queries).eval()
     x = torch.randn(3, 5, HEADS * WIDTH, generator=generator)
     target, path = targets.load("onnxruntime"), tmp_path / "attention.onnx"
     program = torch.onnx.export(

@@ -10,7 +10,7 @@ from vitcompress.model.architecture import SCALE, stored_in_half
 
 
 def narrow(model: ir.Model, source: Source) -> int:
-    """Initializers are float16 or 8-bit codes where the architecture says so, and cast when loaded."""
+    """Initializers are float16 or 8-bit codes where the architecture says so, cast when loaded."""
     graph, changed = model.graph, 0
     for name in (*stored_in_half(source.architecture), *source.architecture.coded):
         value = graph.initializers.get(name)

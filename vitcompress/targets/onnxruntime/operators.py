@@ -25,9 +25,9 @@ def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any = Non
     """`model.layers.attend`, its `bias` float32 [B or 1, heads or 1, M or 1, N], or [B, N] for all
     queries alike.
 
-    onnxruntime spreads a bias over images and over heads itself, constant or computed: [1, 1, M, N],
-    [1, heads, M, N], [B, 1, M, N] and [B, heads, M, N] are taken as they are. What it refuses is one
-    row for all of several queries ("inconsistent q_sequence_length"), which is repeated here.
+    onnxruntime 1.32 spreads a bias over images and heads itself, be it constant or computed:
+    [1, 1, M, N], [1, heads, M, N], [B, 1, M, N] and [B, heads, M, N] are taken as they are. What it
+    refuses is one row for several queries ("inconsistent q_sequence_length"): repeated here.
     """
     mask, rows = bias, int(q.shape[1])
     if bias is not None:
