@@ -23,7 +23,7 @@ SHIPPED = sorted((REPOSITORY / "recipes").glob("*.yaml"))
 # Five lines, so that what a test appends stands in line 6.
 BASE = """version: 1
 stages:
-- {type: merge, name: tail}
+- {type: tail}
 - type: quantize
   name: quant
 """
@@ -76,15 +76,24 @@ def message(text: str | bytes, *overrides: str) -> str:
         ("- {type: quantise}", "6: stages.quantise.type: unknown type; did you mean quantize?"),
         (
             "- {name: q}",
-            "6: stages.q.type: is missing; use one of merge, prune, quantize, sparsify",
+            "6: stages.q.type: is missing; use one of tail, prune, merge, sparsify, quantize",
         ),
         ("- merge", "6: stages.3: must be keys with values, not 'merge'"),
         (
-            "- {type: merge, name: quant}",
+            "- {type: merge, method: cls_only_tail}",
+            "6: stages.merge.method: cls_only_tail is a stage of its own: write `type: tail`",
+        ),
+        (
+            "- {type: merge}",
+            "6: stages.merge: budget: missing; add for example {macs: 0.65}, or write `type: tail` "
+            "to leave out only what the head does not read",
+        ),
+        (
+            "- {type: tail, name: quant}",
             "6: stages.quant: stages 2 and 3 are both called quant; rename one",
         ),
         (
-            "- {type: merge, name: a b}",
+            "- {type: tail, name: a b}",
             "6: stages.a b.name: must consist of letters, digits, - and _, not 'a b'",
         ),
         ("gate:", "6: gate: unknown key; did you mean gates?"),
@@ -156,16 +165,14 @@ def test_of_several_errors_the_first_line_is_told_and_the_others_counted() -> No
 
 @pytest.mark.usefixtures("folder")
 def test_a_stage_without_a_name_takes_its_type() -> None:
-    assert [stage.name for stage in load("stages: [{type: merge}]").stages] == ["merge"]
-    told = message("stages:\n- {type: merge}\n- {type: merge}\n")
-    assert (
-        told == "recipes/x.yaml:3: stages.merge: stages 1 and 2 are both called merge; rename one"
-    )
+    assert [stage.name for stage in load("stages: [{type: tail}]").stages] == ["tail"]
+    told = message("stages:\n- {type: tail}\n- {type: tail}\n")
+    assert told == "recipes/x.yaml:3: stages.tail: stages 1 and 2 are both called tail; rename one"
 
 
 def test_duplicate_names_are_refused_without_a_file_too() -> None:
-    with pytest.raises(ValidationError, match="stages 1 and 2 are both called merge"):
-        Recipe.model_validate({"stages": [{"type": "merge"}, {"type": "merge"}]})
+    with pytest.raises(ValidationError, match="stages 1 and 2 are both called tail"):
+        Recipe.model_validate({"stages": [{"type": "tail"}, {"type": "tail"}]})
 
 
 @pytest.mark.usefixtures("folder")
@@ -190,7 +197,7 @@ def test_numbers_without_a_point_are_numbers() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_an_anchor_may_be_used_again_and_its_keys_changed() -> None:
-    text = "stages:\n- &m {type: merge, name: a}\n- {<<: *m, name: b}\n"
+    text = "stages:\n- &m {type: tail, name: a}\n- {<<: *m, name: b}\n"
     assert [stage.name for stage in load(text).stages] == ["a", "b"]
     changed = load(text, "stages.a.name=c")
     assert [stage.name for stage in changed.stages] == ["c", "b"]

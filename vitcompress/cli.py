@@ -198,18 +198,22 @@ def plan(
     from vitcompress.console import console
     from vitcompress.report.format import size
 
-    rows = pipeline.plan(_resolved(recipe, model, name, None, None, None, settings))
+    stages = pipeline.plan(_resolved(recipe, model, name, None, None, None, settings))
     if as_json:
-        return _print_json(rows)
-    table = Table("after stage", "MACs", "tensors", "what")
-    for row in rows:
-        facts = {k: v for k, v in row["details"].items() if not isinstance(v, list)}
-        what = ", ".join(f"{key} {value}" for key, value in facts.items())
-        table.add_row(row["stage"], f"{row['macs'] / 1e9:.3f} G", size(row["bytes"]), what)
+        return _print_json(
+            [vars(planned) | {"details": planned.details.model_dump()} for planned in stages]
+        )
+    table, names = Table("after stage", "MACs", "tensors", "what"), list[str]()
+    for planned in stages:
+        what = ", ".join(f"{key} {value}" for key, value in planned.details.facts.items())
+        table.add_row(planned.stage, f"{planned.macs / 1e9:.3f} G", size(planned.bytes), what)
+        for layers in (each for each in planned.details.tables if each.name == "layers"):
+            names.append(
+                f"[bold]{planned.stage}[/bold]: {', '.join(str(r['layer']) for r in layers.rows)}"
+            )
     console.print(table)
-    for row in rows:
-        if layers := row["details"].get("layers"):
-            console.print(f"[bold]{row['stage']}[/bold]: {', '.join(layers)}")
+    for line in names:
+        console.print(line)
 
 
 @app.command()
@@ -253,16 +257,17 @@ def sensitivity(
         resolved = _resolved(recipe, model, name, calibration, None, None, settings)
     options = pipeline.Options(seed=seed, device=device, limit=limit, resume=resume)
     tables = pipeline.sensitivity(resolved, options)
-    for stage, rows in tables.items():
-        console.print(terminal.table(stage, rows), crop=False)
+    for stage, found in tables.items():
+        console.print(terminal.table(stage, found), crop=False)
+    rows = {stage: found.rows for stage, found in tables.items()}
     if out is not None:
         page = out.suffix == ".html"
         title = _stem(resolved.model.checkpoint)
-        text = html.sensitivities(title, tables) if page else json.dumps(tables, indent=2) + "\n"
+        text = html.sensitivities(title, tables) if page else json.dumps(rows, indent=2) + "\n"
         out.write_text(text, encoding="utf-8")
         console.print(f"written to [bold]{out}[/bold]")
     if as_json:
-        _print_json(tables)
+        _print_json(rows)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from torch import Tensor
 from vitcompress import gates, output
 from vitcompress.console import console
 from vitcompress.data.images import ImageSet, batches, open_images
+from vitcompress.details import Table
 from vitcompress.errors import InputError, ParityError
 from vitcompress.evaluation import Judged, check_labels, held_back, judge, torch_runner
 from vitcompress.export import folder
@@ -26,10 +27,19 @@ from vitcompress.measure.runtime import session, time_in_turns
 from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.recipe import Recipe
 from vitcompress.report.figures import told
-from vitcompress.report.model import Artifact, Latency, Metrics, Report, StageReport
-from vitcompress.stages import STAGES
+from vitcompress.report.model import (
+    Artifact,
+    Details,
+    Latency,
+    Metrics,
+    Report,
+    StageReport,
+    StudyReport,
+)
 from vitcompress.stages.context import Context
-from vitcompress.stages.pruning.config import PruneConfig
+from vitcompress.stages.prune.config import PruneConfig
+from vitcompress.stages.registry import stage_of
+from vitcompress.stages.stage import StageResult, Study
 
 _PARITY_IMAGES = 8
 _ENOUGH = 50  # images to judge on; gates on fewer say little
@@ -63,30 +73,49 @@ def load(recipe: Recipe) -> VitModel:
     )
 
 
-def plan(recipe: Recipe) -> list[dict[str, Any]]:
-    """What each stage would leave: name, multiply-accumulates, stored bytes, and its details.
+@dataclass(frozen=True)
+class Planned:
+    """What a stage would leave: multiply-accumulates, stored bytes, and what is known of it."""
 
-    The first row is the dense model. Nothing is written and no image is read.
+    stage: str
+    macs: int
+    bytes: int
+    details: Details
+
+
+def plan(recipe: Recipe) -> list[Planned]:
+    """What each stage would leave. The first is the dense model.
+
+    Nothing is written and no image is read.
     """
     model = load(recipe)
-
-    def row(name: str, left: VitModel, details: dict[str, Any]) -> dict[str, Any]:
-        stored = folder.stored_bytes(left)
-        return {"stage": name, "macs": cost.macs(left), "bytes": stored, "details": details}
-
-    dense = row("dense", model, {"timm": model.architecture.timm})
-    return [dense, *(row(*planned) for planned in _planned(recipe, model))]
+    dense = StageResult(model, {"timm": model.architecture.timm})
+    return [
+        Planned(name, cost.macs(left.model), folder.stored_bytes(left.model), _details(left))
+        for name, left in [("dense", dense), *_planned(recipe, model)]
+    ]
 
 
-def _planned(recipe: Recipe, model: VitModel) -> Iterator[tuple[str, VitModel, dict[str, Any]]]:
-    """By stage, its name, a model of the shape that it would leave, and its details."""
+def _planned(recipe: Recipe, model: VitModel) -> Iterator[tuple[str, StageResult]]:
+    """By stage, its name, and a model of the shape that it would leave with what is known of it."""
     for config in recipe.stages:
-        model, details = STAGES[type(config)].plan(model, config)
-        yield config.name, model, details
+        result = stage_of(config).plan(model, config)
+        model = result.model
+        yield config.name, result
+
+
+def _details(result: StageResult, studies: tuple[StudyReport, ...] = ()) -> Details:
+    """What `result` tells, with what was measured of its studies."""
+    return Details(
+        facts=dict(result.facts),
+        tables=result.tables,
+        galleries=result.galleries,
+        studies=studies,
+    )
 
 
 @torch.no_grad()
-def sensitivity(recipe: Recipe, options: Options) -> dict[str, list[dict[str, Any]]]:
+def sensitivity(recipe: Recipe, options: Options) -> dict[str, Table]:
     """By stage name, what each part of the model as it reaches that stage would cost.
 
     The chain is carried out as far as its last stage, which is only looked at; nothing is written.
@@ -96,17 +125,16 @@ def sensitivity(recipe: Recipe, options: Options) -> dict[str, list[dict[str, An
     model = load(recipe)
     _say_model(model)
     context = _context(recipe, model, _open_data(recipe, model, options), options)
-    tables: dict[str, list[dict[str, Any]]] = {}
+    tables: dict[str, Table] = {}
     for config in recipe.stages:
-        stage = STAGES[type(config)]
+        stage = stage_of(config)
         if stage.sensitivity is not None:
             with _step(f"{config.name}: sensitivities"):
-                rows = stage.sensitivity(model, config, context)
-            tables |= {config.name: rows} if rows else {}
+                tables[config.name] = stage.sensitivity(model, config, context)
         if config is recipe.stages[-1]:
             break
         with _step(f"{config.name} ({config.type})"):
-            model, _ = stage.run(model, config, context)
+            model = stage.run(model, config, context).model
     if not tables:
         raise InputError("stages: none of these stages has sensitivities to show; add one that has")
     return tables
@@ -215,11 +243,11 @@ class _Run:
         model, stages, warnings = self.dense, list[StageReport](), list[str]()
         for config in self.recipe.stages:
             with _step(f"{config.name} ({config.type})") as started:
-                model, details = STAGES[type(config)].run(model, config, self.context)
-                seconds = time.monotonic() - started
-                warnings += details.pop("warnings", [])
-                if "simulated" in details:
-                    warnings.append(f"{config.name}: {self._simulated(details['simulated'])}")
+                result = stage_of(config).run(model, config, self.context)
+                model, seconds = result.model, time.monotonic() - started
+                studies = tuple(map(self._studied, result.studies))
+                warnings += result.warnings
+                warnings += [f"{config.name}: {s.note}; {told(s.figures)}" for s in studies]
                 is_last = config is self.recipe.stages[-1]
                 metrics = None if is_last else self._torch_metrics(model)
             stages.append(
@@ -228,7 +256,7 @@ class _Run:
                     type=config.type,
                     seconds=round(seconds, 2),
                     metrics=metrics,
-                    details=details,
+                    details=_details(result, studies),
                 )
             )
         with _step("export, parity and measurement"):
@@ -304,13 +332,12 @@ class _Run:
             macs=cost.macs(model),
         )
 
-    def _simulated(self, details: dict[str, Any]) -> str:
-        """Measure the module in `details`, which get its figures; these in words."""
-        module = details.pop("module")
-        runner = torch_runner(replace(self.dense, module=module), torch.device("cpu"))
+    def _studied(self, study: Study) -> StudyReport:
+        runner = torch_runner(replace(self.dense, module=study.module), torch.device("cpu"))
         figures = Metrics(**self._judge(runner).figures(self.judged_dense))
-        details["figures"] = figures.model_dump(exclude_none=True)
-        return f"{details['note']}; {told(figures)}"
+        return StudyReport(
+            name=study.name, note=study.note, facts=dict(study.facts), figures=figures
+        )
 
     def _judge(self, runner: Any) -> Judged:
         unreadable = self.recipe.data.max_unreadable

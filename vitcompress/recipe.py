@@ -25,7 +25,7 @@ from pydantic_core import PydanticCustomError
 from vitcompress.data.preprocess import CropMode, Interpolation
 from vitcompress.errors import InputError
 from vitcompress.recipe_errors import describe
-from vitcompress.stages import StageConfig
+from vitcompress.stages.registry import StageConfig
 from vitcompress.yamltext import parse, read_override, replaced
 
 

@@ -21,9 +21,9 @@ from vitcompress.evaluation import judge, torch_runner
 from vitcompress.measure import cost
 from vitcompress.measure.branches import LatencyTable
 from vitcompress.model.architecture import from_source
-from vitcompress.stages.prune import choose, described, meters, rebuilt
-from vitcompress.stages.pruning.config import PruneConfig
-from vitcompress.stages.pruning.study import study
+from vitcompress.stages.prune.config import PruneConfig
+from vitcompress.stages.prune.stage import choose, described, meters, rebuilt
+from vitcompress.stages.prune.study import study
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "obs, as it is": {},

@@ -19,8 +19,9 @@ from vitcompress.measure.cost import macs
 from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.output import cache_folder
 from vitcompress.stages.context import Context
-from vitcompress.stages.merge import MergeConfig, merge
-from vitcompress.stages.merge_rival import lower_resolution, resized
+from vitcompress.stages.merge.config import MergeConfig
+from vitcompress.stages.merge.rival import lower_resolution, resized
+from vitcompress.stages.merge.stage import merge
 
 WAYS: dict[str, dict[str, Any]] = {
     "ToMe, constant": {"method": "tome", "schedule": "constant"},
@@ -53,7 +54,7 @@ def ways(
     """Each way's name, its runner and its cost."""
     for name in names:
         config = MergeConfig.model_validate({"budget": {"macs": share}, **WAYS[name]})
-        merged, _ = merge(model, config, context)
+        merged = merge(model, config, context).model
         yield name, torch_runner(merged, context.device), macs(merged)
     yield smaller(model, share)
 

@@ -20,9 +20,10 @@ from common import arguments, context_of
 from vitcompress.console import console
 from vitcompress.data.images import batches, open_images
 from vitcompress.measure.accuracy import agreement, mean_kl
-from vitcompress.methods.sparsity import Criterion, parse
+from vitcompress.methods.patterns import Criterion, parse
 from vitcompress.model.architecture import from_source
-from vitcompress.stages.sparsify import SparsifyConfig, sparsify
+from vitcompress.stages.sparsify.config import SparsifyConfig
+from vitcompress.stages.sparsify.stage import sparsify
 
 BRIEF = ("magnitude", "obs")  # criteria for patterns that leave densities open
 SHARES = ["uniform", "distortion"]
@@ -71,7 +72,7 @@ def main() -> None:
         for options in settings(given.patterns, given.criteria, refits):
             config = SparsifyConfig.model_validate({**options, "layers": given.layers})
             console.quiet = True
-            sparse = sparsify(model, config, images_for)[0]
+            sparse = sparsify(model, config, images_for).model
             console.quiet = False
             now = torch.cat([sparse.module(p) for p in pixels]).numpy()
             density = f" at {config.density:.0%}" if config.density else ""

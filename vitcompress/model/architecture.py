@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
-from vitcompress.methods import quantizer, sparsity
+from vitcompress.methods import patterns, quantizer
 from vitcompress.model import checkpoint, compact, naming
 from vitcompress.model.embedding import obstacle, resize_embedding
-from vitcompress.model.layers import Activations, Attention, Block, GatedMlp, QuantizedLinear
+from vitcompress.model.layers import Attention, Block, GatedMlp, QuantizedLinear
 from vitcompress.model.merging import Merging, MergingBlocks
 from vitcompress.model.rotary import adopt_rotary
 from vitcompress.model.sizes import BlockSizes, blocks, resize
+from vitcompress.terms import Activations
 
 SCALE = ".scale"
 """What the name of a tensor stored as 8-bit codes ends in, for its scale."""
@@ -42,7 +43,7 @@ class QuantizedLayer(BaseModel):
 
 
 def _pattern(text: str) -> str:
-    sparsity.parse(text)
+    patterns.parse(text)
     return text
 
 

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.methods import quantizer
-
-Activations = Literal["static", "dynamic"]
+from vitcompress.terms import Activations
 
 
 def attend(

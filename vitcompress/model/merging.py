@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Annotated, Literal, NamedTuple, cast
+from typing import Annotated, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,7 @@ from vitcompress.methods.readers import normalised
 from vitcompress.methods.selection import rows, unit
 from vitcompress.methods.tokens import OPERATORS, Choice, Tokens, attention_paid, diffrate, fisher
 from vitcompress.model.layers import Block
-
-Method = Literal["tome", "diffrate", "evit", "mctf", "ppt", "fisher"]
-
+from vitcompress.terms import MergeMethod
 
 RANK = 31
 """How many coordinates `fisher` compares tokens by, where nothing else is said: with the level 32
@@ -36,7 +34,7 @@ class Merging(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Method
+    method: MergeMethod
     kept: tuple[Annotated[int, Field(ge=1)], ...]
     dropped: tuple[Annotated[int, Field(ge=0)], ...] = ()
     proportional: bool = True

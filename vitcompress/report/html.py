@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vitcompress.report import figures, svg
+from vitcompress.details import Column, Fact, Table
+from vitcompress.report import details, figures, svg
 from vitcompress.report import format as fmt
-from vitcompress.report.details import Table, sections
 from vitcompress.report.model import GateResult, Metrics, Report
 
 
@@ -52,7 +51,7 @@ def render(report: Report) -> str:
     )
 
 
-def sensitivities(title: str, tables: Mapping[str, list[dict[str, Any]]]) -> str:
+def sensitivities(title: str, tables: Mapping[str, Table]) -> str:
     """A page of what `vitcompress sensitivity` found, by stage: charts and tables."""
     template = _environment().get_template("sensitivity.html.j2")
     return template.render(title=title, tables=tables)
@@ -72,7 +71,9 @@ def _environment() -> Environment:
         change=figures.change,
         gate_limit=figures.gate_limit,
         gate_value=figures.gate_value,
-        sections=sections,
+        facts_of=details.facts,
+        charts=details.charts,
+        numeric=details.numeric,
         bars=svg.bars,
         colour=svg.colour,
         cell=_cell,
@@ -128,11 +129,11 @@ def _meters(columns: list[tuple[str, Metrics]]) -> Iterator[Meter]:
             yield Meter(figure.label, bars)
 
 
-def _cell(table: Table, row: dict[str, Any], column: str) -> Markup:
+def _cell(table: Table, row: Mapping[str, Fact], column: Column) -> Markup:
     """The content of a table cell; a figure of error carries a small bar."""
-    item = row.get(column)
-    text = fmt.value(item, column)
-    if item is None or not (column.endswith("error") and table.numeric(column)):
+    item = row.get(column.name)
+    text = fmt.value(item, column.unit or column.name)
+    if item is None or not (column.name.endswith("error") and details.numeric(table, column)):
         return Markup("{}").format(text)
-    share = 100 * abs(item) / (table.peak(column) or 1)
+    share = 100 * abs(float(item)) / (details.peak(table, column) or 1)
     return Markup('{}<i class="bar"><b style="width:{:.1f}%"></b></i>').format(text, share)

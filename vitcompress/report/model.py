@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from vitcompress.details import Fact, Gallery, Table
 from vitcompress.errors import InputError
 
 
@@ -68,6 +69,24 @@ class Metrics(_Frozen):
     """p50 of the baseline over this p50, both timed in turns in the same run."""
 
 
+class StudyReport(_Frozen):
+    """A model that was measured beside that of a stage, and not exported."""
+
+    name: str
+    note: str
+    facts: dict[str, Fact] = Field(default_factory=dict)
+    figures: Metrics
+
+
+class Details(_Frozen):
+    """What a stage tells beside its figures."""
+
+    facts: dict[str, Fact] = Field(default_factory=dict)
+    tables: tuple[Table, ...] = ()
+    galleries: tuple[Gallery, ...] = ()
+    studies: tuple[StudyReport, ...] = ()
+
+
 class StageReport(_Frozen):
     """What one stage did, how long it took, and the model it left behind."""
 
@@ -75,7 +94,7 @@ class StageReport(_Frozen):
     type: str
     seconds: float
     metrics: Metrics | None = None
-    details: Facts = Field(default_factory=dict)
+    details: Details = Details()
 
 
 class Artifact(_Frozen):
