@@ -4,12 +4,10 @@ import copy
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitcompress.measure.accuracy import agreement, mean_kl
 from vitcompress.measure.cost import dense_macs, macs
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.structure import placed
@@ -50,24 +48,24 @@ def compared(dense: VitModel, merged: VitModel, context: Context, images: int) -
     pixels = torch.cat(list(context.calibration_batches("running at a lower resolution", images)))
     pixels = pixels[-max(1, len(pixels) // 4) :]
 
-    def logits(model: VitModel, pixels: Tensor) -> np.ndarray:
+    def outputs(model: VitModel, pixels: Tensor) -> Tensor:
         module, parts = placed(model.module, context.device), pixels.split(BATCH)
-        return torch.cat([module(part.to(context.device)).cpu() for part in parts]).numpy()
+        return torch.cat([module(part.to(context.device)).cpu() for part in parts])
 
-    whole, ours = logits(dense, pixels), logits(merged, pixels)
-    theirs = logits(rival, resized(pixels, rival))
+    whole, task = outputs(dense, pixels), dense.task
+    theirs = task.compared(outputs(rival, resized(pixels, rival)), whole)
+    ours = task.compared(outputs(merged, pixels), whole)
     size = "×".join(map(str, rival.preprocess.input_size))
     found = {
         "input_size": size,
         "macs_ratio": macs(rival) / dense_macs(dense),
         "images": len(whole),
-        "agreement": agreement(theirs, whole),
-        "kl": mean_kl(theirs, whole),
-        "agreement_merged": agreement(ours, whole),
-        "kl_merged": mean_kl(ours, whole),
+        **theirs,
+        **{f"{name}_merged": value for name, value in ours.items()},
     }
-    context.say(
-        f"at {size} pixels instead: {found['agreement']:.1f} % agreement, KL {found['kl']:.3g}; "
-        f"merged: {found['agreement_merged']:.1f} %, {found['kl_merged']:.3g}"
+    at_size, merging = (
+        ", ".join(f"{name} {value:.3g}" for name, value in figures.items() if value is not None)
+        for figures in (theirs, ours)
     )
+    context.say(f"at {size} pixels instead: {at_size}; merged: {merging}")
     return {"lower_resolution": found}
