@@ -97,13 +97,19 @@ def message(text: str | bytes, *overrides: str) -> str:
             "6: stages.a b.name: must consist of letters, digits, - and _, not 'a b'",
         ),
         ("gate:", "6: gate: unknown key; did you mean gates?"),
-        ("x: 1", "6: x: unknown key; known are version, model, data, stages, export, gates"),
+        ("x: 1", "6: x: unknown key; known are version, model, task, data, stages, export, gates"),
         ("gates: {max_drop: {tpo1: 1}}", "6: gates.max_drop.tpo1: unknown key; did you mean top1?"),
         (
             "gates: {max_drop: {agreement: 1}}",
-            "6: gates.max_drop.agreement: unknown key; known are top1, top5",
+            "6: gates.max_drop.agreement: unknown key; known are top1, top5, map, knn",
         ),
         ("gates: {max_drop: {top1: yes}}", "6: gates.max_drop.top1: must be a number, not true"),
+        ("gates: {min: {cosine: 98}}", "6: gates.min.cosine: must be at most 1, not 98"),
+        (
+            "task: clasification",
+            "6: task: must be 'classification', 'embedding', 'multi_label', 'one_logit' or "
+            "'regression', not 'clasification'",
+        ),
         ("gates: {max: {kl: -1}}", "6: gates.max.kl: must be at least 0, not -1"),
         ("gates: {max: {kl: .nan}}", "6: gates.max.kl: must be a finite number, not nan"),
         ("gates: {min: {top1: 101}}", "6: gates.min.top1: must be at most 100, not 101"),
@@ -237,7 +243,7 @@ def test_overrides_are_applied_in_order_and_before_validation() -> None:
         ("gates={mx: 1}", "gates.mx: unknown key; did you mean max?"),
         (
             "gates.max_drop.kl.x=1",
-            "gates.max_drop.kl: unknown key; known are top1, top5",
+            "gates.max_drop.kl: unknown key; known are top1, top5, map, knn",
         ),
         ("version.x=1", "version has no keys of its own; set it as a whole"),
         ("data.images", "write KEY=VALUE, such as data.images=64"),

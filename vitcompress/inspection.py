@@ -8,16 +8,17 @@ import numpy as np
 import onnx
 import torch
 
-from vitcompress.data.images import open_images
+from vitcompress import tasks
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
-from vitcompress.evaluation import Runner, check_labels, judge, torch_runner
+from vitcompress.evaluation import Runner, evaluation_images, judge, torch_runner
 from vitcompress.export import folder
 from vitcompress.export.onnx import load_onnx, metadata
 from vitcompress.measure import cost
 from vitcompress.measure.runtime import logits, session, time_in_turns
 from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.output import MANIFEST, ONNX, onnx_bytes
+from vitcompress.tasks import Task
 
 _MAX_UNREADABLE = 0.01
 
@@ -41,14 +42,13 @@ def facts(path: str, name: str | None) -> dict[str, Any]:
 def evaluate(
     model: str, name: str | None, evaluation: str, classes: Path | None, limit: int | None
 ) -> dict[str, Any]:
-    """Accuracy of a model on labelled images. Raises `InputError`."""
-    images = open_images(evaluation, classes=classes, labelled=True, limit=limit)
-    runner, preprocess, count = _runner(model, name)
-    if count is not None:
-        check_labels(images, count)
+    """The figures of a model on labelled images. Raises `InputError`."""
+    runner, preprocess, task, outputs = _runner(model, name)
+    images = evaluation_images(evaluation, classes, task, outputs, limit)
+    if images.labels is None:
+        raise InputError(f"{evaluation}: has no labels that a model of {task.name} is held against")
     judged = judge(runner, images, preprocess, _MAX_UNREADABLE, "evaluating")
-    figures = judged.figures(None)
-    return {key: figures[key] for key in ("images", "top1", "top5")}
+    return judged.figures(task, None).model_dump(include={"images", *task.against_labels})
 
 
 def bench(paths: list[str], batch: int, seconds: float, threads: int) -> dict[str, Any]:
@@ -113,6 +113,7 @@ def _model_facts(model: VitModel) -> dict[str, Any]:
     return {
         "timm": model.architecture.timm,
         "options": model.architecture.options,
+        "task": model.task.name,
         "classes": model.num_classes,
         "parameters": cost.parameters(model.module),
         "macs": cost.macs(model),
@@ -138,23 +139,26 @@ def _shape(value: onnx.ValueInfoProto) -> str:
     return " × ".join(d.dim_param or str(d.dim_value) for d in value.type.tensor_type.shape.dim)
 
 
-def _runner(model: str, name: str | None) -> tuple[Runner, Preprocess, int | None]:
-    """What runs `model`, its preprocessing, and how many classes it has."""
+def _runner(model: str, name: str | None) -> tuple[Runner, Preprocess, Task, int]:
+    """What runs `model`, its preprocessing, its task, and how many outputs it has."""
     if model.endswith(".onnx") or (Path(model) / ONNX).is_file():
         path = _onnx_of(model)
-        described = metadata(path).get("preprocessing")
+        facts = metadata(path)
+        described = facts.get("preprocessing")
         if described is None:
             raise InputError(f"{path}: says nothing of preprocessing; give the folder of a run")
         held = session(path, 0)
-        classes = held.get_outputs()[0].shape[1]
+        outputs = int(held.get_outputs()[0].shape[1])
         return (
             lambda pixels: next(logits(held, [pixels])),
             Preprocess.model_validate_json(described),
-            classes if isinstance(classes, int) else None,
+            tasks.chosen(facts.get("task"), outputs),
+            outputs,
         )
     loaded = (
         folder.load_folder(Path(model))
         if _is_output(model)
         else from_source(model, name, {}, None, {})
     )
-    return torch_runner(loaded, torch.device("cpu")), loaded.preprocess, loaded.num_classes
+    runner = torch_runner(loaded, torch.device("cpu"))
+    return runner, loaded.preprocess, loaded.task, loaded.num_classes

@@ -17,7 +17,14 @@ from vitcompress.console import console
 from vitcompress.data.images import ImageSet, batches, open_images
 from vitcompress.details import Table
 from vitcompress.errors import InputError, ParityError
-from vitcompress.evaluation import Judged, check_labels, held_back, judge, torch_runner
+from vitcompress.evaluation import (
+    Judged,
+    check_labels,
+    evaluation_images,
+    held_back,
+    judge,
+    torch_runner,
+)
 from vitcompress.export import folder
 from vitcompress.export.onnx import export_onnx, facts_of
 from vitcompress.export.parity import check
@@ -60,17 +67,23 @@ class Options:
 
 
 def load(recipe: Recipe) -> VitModel:
-    """The dense model a recipe names. Raises `InputError` where it cannot be had."""
+    """The dense model a recipe names, with its task.
+
+    Raises `InputError` where it cannot be had, where it cannot have the task that the recipe names,
+    and where a gate asks for what that task does not give.
+    """
     source = recipe.model.checkpoint
     if source is None:
         raise InputError("no model: give a checkpoint after the recipe, or model.checkpoint in it")
-    return from_source(
+    model = from_source(
         source,
         recipe.model.name,
         dict(recipe.model.options),
         recipe.model.num_classes,
         recipe.data.preprocess_overrides(),
-    )
+    ).with_task(recipe.task)
+    gates.check(recipe.gates, model.task)
+    return model
 
 
 @dataclass(frozen=True)
@@ -186,15 +199,14 @@ def _open_data(recipe: Recipe, model: VitModel, options: Options) -> _Data:
     calibration = evaluation = None
     classes = Path(data.classes) if data.classes else None
     if data.evaluation is not None:
-        evaluation = open_images(
-            data.evaluation, classes=classes, labelled=True, limit=options.limit
+        evaluation = evaluation_images(
+            data.evaluation, classes, model.task, model.num_classes, options.limit
         )
-        check_labels(evaluation, model.num_classes)
     if data.calibration is not None:
         labelled = any(isinstance(s, PruneConfig) and s.targets == "labels" for s in recipe.stages)
         look = partial(open_images, data.calibration, classes=classes, labelled=labelled)
         calibration = look(limit=images, seed=seed)
-        check_labels(calibration, model.num_classes)
+        check_labels(calibration, model.task, model.num_classes)
         if evaluation is None:
             everything = look()
             calibration, evaluation = held_back(everything, images, calibration)
@@ -204,7 +216,7 @@ def _open_data(recipe: Recipe, model: VitModel, options: Options) -> _Data:
     if calibration is None and recipe.stages:
         raise InputError("no calibration images: give --calibration DIR, or data.calibration")
     if evaluation is None:
-        raise InputError("no images: give --evaluation DIR (labelled) or --calibration DIR")
+        raise InputError("no images: give --evaluation DIR or --calibration DIR")
     return _Data(calibration, evaluation)
 
 
@@ -271,7 +283,7 @@ class _Run:
             artifacts=artifacts,
             gates=gates.evaluate(self.recipe.gates, baseline, final),
             environment=output.environment(self.options.threads),
-            warnings=[*self.data.warnings(), *_few(len(self.judged_dense.logits)), *warnings],
+            warnings=[*self.data.warnings(), *_few(len(self.judged_dense.outputs)), *warnings],
         )
 
     def _finish(
@@ -305,16 +317,16 @@ class _Run:
 
         def metrics(of: VitModel, path: Path, figures: Judged, name: str) -> Metrics:
             timing = timed[name]
-            return Metrics(
-                **figures.figures(self.judged_dense),
-                params=cost.parameters(of.module),
-                macs=cost.macs(of),
-                bytes=output.onnx_bytes(path),
-                latency_ms=Latency(
+            measured = {
+                "params": cost.parameters(of.module),
+                "macs": cost.macs(of),
+                "bytes": output.onnx_bytes(path),
+                "latency_ms": Latency(
                     p50=timing.p50, p90=timing.percentile(90), p99=timing.percentile(99)
                 ),
-                speedup=timed["baseline"].p50 / timing.p50,
-            )
+                "speedup": timed["baseline"].p50 / timing.p50,
+            }
+            return self._figures(figures).model_copy(update=measured)
 
         final = metrics(model, file, judged, "final")
         return artifacts, final, metrics(self.dense, baseline_file, self.judged_dense, "baseline")
@@ -326,15 +338,15 @@ class _Run:
     def _torch_metrics(self, model: VitModel) -> Metrics:
         """Figures between stages, from the torch model; the ONNX file is measured at the end."""
         judged = self._judge(torch_runner(model, self.context.device))
-        return Metrics(
-            **judged.figures(self.judged_dense),
-            params=cost.parameters(model.module),
-            macs=cost.macs(model),
-        )
+        measured = {"params": cost.parameters(model.module), "macs": cost.macs(model)}
+        return self._figures(judged).model_copy(update=measured)
+
+    def _figures(self, judged: Judged) -> Metrics:
+        return judged.figures(self.dense.task, self.judged_dense)
 
     def _studied(self, study: Study) -> StudyReport:
         runner = torch_runner(replace(self.dense, module=study.module), torch.device("cpu"))
-        figures = Metrics(**self._judge(runner).figures(self.judged_dense))
+        figures = self._figures(self._judge(runner))
         return StudyReport(
             name=study.name, note=study.note, facts=dict(study.facts), figures=figures
         )
@@ -389,16 +401,23 @@ def _step(title: str) -> Iterator[float]:
 def _say_model(model: VitModel) -> None:
     spec = model.preprocess
     console.print(
-        f"[bold]{model.architecture.timm}[/bold]: {model.num_classes} classes, images "
+        f"[bold]{model.architecture.timm}[/bold]: {_outputs(model)}, images "
         f"{spec.input_size[0]}×{spec.input_size[1]} {spec.interpolation}, crop {spec.crop_pct}, "
         f"mean {spec.mean}, std {spec.std}"
     )
+
+
+def _outputs(model: VitModel) -> str:
+    """What comes out of a model, in words: `classification, 10 outputs`."""
+    head = f"{model.num_classes} output(s)" if model.num_classes else "no head"
+    return f"{model.task.name}, {head}"
 
 
 def _model_facts(recipe: Recipe, dense: VitModel, model: VitModel) -> dict[str, Any]:
     return {
         "name": dense.architecture.timm,
         "checkpoint": Path(recipe.model.checkpoint or "").name,
+        "task": dense.task.name,
         "classes": dense.num_classes,
         "preprocessing": dense.preprocess.model_dump(mode="json"),
         "stages": [config.name for config in recipe.stages],

@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 from vitcompress.data.preprocess import CropMode, Interpolation
 from vitcompress.errors import InputError
 from vitcompress.recipe_errors import describe
+from vitcompress.registry import OneOf
 from vitcompress.stages.registry import StageConfig
 from vitcompress.yamltext import parse, read_override, replaced
 
@@ -50,6 +51,7 @@ _Size = Annotated[
 ]
 _Limit = Annotated[_Number, Field(ge=0)]
 _Percent = Annotated[_Number, Field(ge=0, le=100)]
+_Share = Annotated[_Number, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
@@ -112,14 +114,21 @@ class MaxDrop(_Section):
 
     top1: _Percent | None = None
     top5: _Percent | None = None
+    map: _Percent | None = None
+    knn: _Percent | None = None
 
 
 class Minimum(_Section):
-    """Figures that must be reached: percent, and times for `speedup`."""
+    """Figures that must be reached: percent, 0 to 1 for cosines, and times for `speedup`."""
 
     top1: _Percent | None = None
     top5: _Percent | None = None
+    map: _Percent | None = None
+    knn: _Percent | None = None
     agreement: _Percent | None = None
+    cosine: _Share | None = None
+    cosine_p5: _Share | None = None
+    neighbours: _Percent | None = None
     speedup: _Limit | None = None
 
 
@@ -127,6 +136,7 @@ class Maximum(_Section):
     """Figures that must not be passed: nats for `kl`, and the bytes of the ONNX file."""
 
     kl: _Limit | None = None
+    relative_error: _Limit | None = None
     bytes: _Limit | None = None
 
 
@@ -149,10 +159,14 @@ class Gates(_Section):
 
 
 class Recipe(_Section):
-    """A chain of stages over a model. Everything but `stages` has a default."""
+    """A chain of stages over a model. Everything but `stages` has a default.
+
+    `task`: what the output of the model means; inferred from the number of outputs where not given.
+    """
 
     version: Literal[1] = 1
     model: ModelSection = ModelSection()
+    task: Annotated[str, OneOf("vitcompress.tasks")] | None = None
     data: DataSection = DataSection()
     stages: tuple[StageConfig, ...]
     export: ExportSection = ExportSection()

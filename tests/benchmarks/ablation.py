@@ -55,11 +55,11 @@ def main() -> None:
 
         def row(name: str, module: torch.nn.Module) -> None:
             model = described(dense, module)
-            found = judged(model, name).figures(whole)
+            found = judged(model, name).figures(dense.task, whole)
             share = cost.macs(model) / cost.macs(dense)
             console.print(
-                f"| {name} | {share:.3f} | {found['top1']:.1f} | {found['agreement']:.1f} "
-                f"| {found['kl']:.4f} |",
+                f"| {name} | {share:.3f} | {found.top1:.1f} | {found.agreement:.1f} "
+                f"| {found.kl:.4f} |",
                 soft_wrap=True,
                 markup=False,
             )

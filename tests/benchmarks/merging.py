@@ -70,15 +70,15 @@ def main() -> None:
     images_for = context_of(model, given.calibration, given.images, cache_folder())
     whole = torch_runner(model, images_for.device)
     dense = judge(whole, images, model.preprocess, 0.01, "dense")
-    base = dense.figures(dense)
+    base = dense.figures(model.task, dense)
     rows = ["| | MACs | top-1 | agreement | KL |", "|---|---|---|---|---|"]
-    rows.append(f"| dense | {macs(model) / 1e9:.2f} G | {base['top1']:.1f} | | |")
+    rows.append(f"| dense | {macs(model) / 1e9:.2f} G | {base.top1:.1f} | | |")
     for share in given.budgets:
         for name, run, cost in ways(given.ways, model, images_for, share):
-            found = judge(run, images, model.preprocess, 0.01, name).figures(dense)
+            found = judge(run, images, model.preprocess, 0.01, name).figures(model.task, dense)
             rows.append(
                 f"| {name} | {cost / 1e9:.2f} G ({cost / macs(model) - 1:+.0%}) | "
-                f"{found['top1']:.1f} | {found['agreement']:.1f} | {found['kl']:.4f} |"
+                f"{found.top1:.1f} | {found.agreement:.1f} | {found.kl:.4f} |"
             )
     console.print("\n".join(rows), soft_wrap=True, markup=False)
 

@@ -54,8 +54,8 @@ def main() -> None:
     found = statistics(model.module, model.fingerprint(), names, context)
 
     def row(title: str, figures: Judged) -> None:
-        measured = figures.figures(dense)
-        cells = f"{measured['top1']:.1f} | {measured['agreement']:.1f} | {measured['kl']:.4f}"
+        measured = figures.figures(model.task, dense)
+        cells = f"{measured.top1:.1f} | {measured.agreement:.1f} | {measured.kl:.4f}"
         console.print(f"| {title} | {cells} |", soft_wrap=True)
 
     console.print("| | top-1 | agreement | KL |\n|---|---|---|---|")

@@ -40,8 +40,8 @@ def test_json_has_the_promised_shape(report: Report) -> None:
     assert set(data["artifacts"][0]) == {"path", "bytes", "sha256", "parity"}
     assert set(data["gates"][0]) == {"name", "limit", "value", "passed"}
     assert set(data["final"]) == {
-        "images", "top1", "top5", "agreement", "kl", "params", "macs", "bytes", "latency_ms",
-        "speedup",
+        "images", "top1", "top5", "map", "knn", "agreement", "kl", "relative_error", "cosine",
+        "cosine_p5", "neighbours", "norm_ratio", "params", "macs", "bytes", "latency_ms", "speedup",
     }  # fmt: skip
     assert data["final"]["latency_ms"] == {"p50": 11.2, "p90": 11.9, "p99": 13.4}
     assert data["baseline"]["agreement"] is None

@@ -22,17 +22,21 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 _EXAMPLE_COUNTS = {"calibration": 512, "evaluation": 1000}
 
 
+Label = int | tuple[int, ...]
+"""The place of a class, or 0 or 1 for each output of a model."""
+
+
 @dataclass(frozen=True)
 class Listing:
     """The images of a source, before labels are given and a sample is drawn.
 
-    `classes` has one entry an image: its class name, its label where the source stores numbers,
+    `classes` has one entry an image: its class name, its label where the source stores labels,
     or None. `class_names` are all class names in label order, those without images included.
     `fetch(i)` returns image i as the bytes of an image file.
     """
 
     names: list[str]
-    classes: list[str | int | None]
+    classes: list[str | Label | None]
     class_names: list[str]
     fetch: Callable[[int], bytes]
 
@@ -99,7 +103,7 @@ def _folder(root: Path) -> Listing:
     return Listing(names, _first_folders(names), folders, lambda i: (root / names[i]).read_bytes())
 
 
-def _first_folders(names: list[str]) -> list[str | int | None]:
+def _first_folders(names: list[str]) -> list[str | Label | None]:
     return [name.partition("/")[0] if "/" in name else None for name in names]
 
 
@@ -145,7 +149,7 @@ def _key(name: str) -> str:
     return str(path.with_name(path.name.partition(".")[0]))
 
 
-def _parsed(texts: list[str | None]) -> list[str | int | None]:
+def _parsed(texts: list[str | None]) -> list[str | Label | None]:
     """Labels when every text is a number, otherwise class names."""
     if all(text is None or text.isdecimal() for text in texts):
         return [None if text is None else int(text) for text in texts]
@@ -195,7 +199,8 @@ def _arrays(
     class_names: list[str],
     source: str,
 ) -> Listing:
-    """List uint8 images [n, H, W, 3] or [n, H, W] with integer labels [n]; read as PPM or PGM."""
+    """List uint8 images [n, H, W, 3] or [n, H, W], read as PPM or PGM, with labels as in `Label`:
+    integers [n], or 0 and 1 [n, outputs]."""
     grey = images.ndim == 3
     if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[3] == 3)):
         raise InputError(
@@ -205,14 +210,16 @@ def _arrays(
     if images.size == 0:
         raise InputError(f"{source}: no images in it, shape {list(images.shape)}")
     count, height, width = images.shape[:3]
-    classes: list[str | int | None] = [None] * count
+    classes: list[str | Label | None] = [None] * count
     if labels is not None:
-        if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+        single = labels.ndim == 1 and labels.dtype.kind in "iu" and labels.min() >= 0
+        matrix = labels.ndim == 2 and labels.size > 0 and bool(np.isin(labels, (0, 1)).all())
+        if len(labels) != count or not (single or matrix):
             raise InputError(
-                f"{source}: labels are {labels.dtype} {list(labels.shape)}; "
-                f"expected integers from 0, [{count}]"
+                f"{source}: labels are {labels.dtype} {list(labels.shape)}; expected integers from "
+                f"0, [{count}], or 0 and 1 for each output, [{count}, outputs]"
             )
-        classes = [int(label) for label in labels]
+        classes = [int(label) if single else tuple(map(int, label)) for label in labels]
     header = f"{'P5' if grey else 'P6'} {width} {height} 255\n".encode()
     names = [f"{i:06d}" for i in range(count)]
     return Listing(names, classes, class_names, lambda i: header + images[i].tobytes())

@@ -23,7 +23,6 @@ from torch import Tensor
 from vitcompress.errors import ParityError
 from vitcompress.export.functions import DOMAIN
 from vitcompress.export.onnx import INPUT
-from vitcompress.measure.accuracy import agreement, mean_kl
 from vitcompress.measure.runtime import session
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import VitModel
@@ -63,8 +62,8 @@ def check(path: Path, model: VitModel, pixels: Tensor, threads: int) -> dict[str
             unrounded = float_twin(model.module)(pixels).numpy()
         noise = float(np.abs(ours - unrounded).mean())
         facts["mean_quantization_noise"] = noise
-        facts["torch_agreement"] = agreement(theirs, ours)
-        facts["torch_kl"] = mean_kl(theirs, ours)
+        compared = model.task.compared(torch.from_numpy(theirs), torch.from_numpy(ours))
+        facts |= {f"torch_{name}": value for name, value in compared.items()}
         # Two noisy copies of one signal lie √2 apart where their noises are independent.
         if not difference.mean() <= max(2**0.5 * noise, tolerance):
             raise ParityError(

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -10,6 +10,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from vitcompress import tasks
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.methods import patterns, quantizer
@@ -75,19 +76,39 @@ class Architecture(BaseModel):
 
 @dataclass(frozen=True)
 class VitModel:
-    """A module (in eval mode, without gradients), its description and its preprocessing."""
+    """A module (in eval mode, without gradients), its description and its preprocessing.
+
+    `task_name`: the task where it is not the one that the number of outputs suggests.
+    """
 
     module: nn.Module
     architecture: Architecture
     preprocess: Preprocess
+    task_name: str | None = None
 
     @property
     def num_classes(self) -> int:
         return int(cast(Any, self.module).num_classes)
 
+    @property
+    def task(self) -> tasks.Task:
+        """What the output means."""
+        return tasks.chosen(self.task_name, self.num_classes)
+
+    def with_task(self, name: str | None) -> "VitModel":
+        """The same model with the task `name`, by default the one that is inferred.
+
+        Raises `InputError` where it cannot have that task.
+        """
+        task = tasks.chosen(name, self.num_classes).name
+        inferred = task == tasks.infer(self.num_classes)
+        return replace(self, task_name=None if inferred else task)
+
     def fingerprint(self) -> str:
-        """sha256 (hex) over the description and all tensors."""
+        """sha256 (hex) over the description, the task where it is given, and all tensors."""
         total = hashlib.sha256(self.architecture.model_dump_json().encode())
+        if self.task_name is not None:
+            total.update(f"{self.task_name}\n".encode())
         for name, tensor in sorted(self.module.state_dict().items()):
             total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             total.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
@@ -217,7 +238,7 @@ def build(architecture: Architecture) -> nn.Module:
 def unfilled(model: VitModel) -> VitModel:
     """The dense model that `model` was made from, its tensors not filled in."""
     dense = Architecture(timm=model.architecture.timm, options=model.architecture.options)
-    return VitModel(build(dense), dense, model.preprocess)
+    return replace(model, module=build(dense), architecture=dense)
 
 
 def stored_tensors(model: VitModel) -> dict[str, Tensor]:

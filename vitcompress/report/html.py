@@ -12,6 +12,12 @@ from vitcompress.report import details, figures, svg
 from vitcompress.report import format as fmt
 from vitcompress.report.model import GateResult, Metrics, Report
 
+_QUALITY = (
+    *("top1", "map", "knn", "agreement", "kl", "relative_error"),
+    *("cosine", "neighbours"),
+)
+"""Figures worth a card; the first three that were measured have one."""
+
 
 @dataclass(frozen=True)
 class Card:
@@ -45,7 +51,7 @@ def render(report: Report) -> str:
             verdict=figures.verdict(report),
             cards=list(_cards(report)),
             columns=figures.columns(report),
-            figures=figures.FIGURES,
+            figures=figures.shown(metrics for _, metrics in figures.columns(report)),
             meters=list(_meters(figures.columns(report))),
         )
     )
@@ -96,20 +102,17 @@ def _cards(report: Report) -> Iterator[Card]:
         figure = figures.BY_KEY[key]
         return fmt.span(figure.text(figure.read(before)), figure.text(figure.read(after)))
 
-    images = f"of {fmt.whole(after.images)} images" if after.images else ""
-    top1 = figures.change(figures.BY_KEY["top1"], before, after)
     smaller = figures.gain(ratio, "smaller", "larger", "as large")
     yield card("bytes", "Size", smaller, span("bytes"), _way(ratio))
     faster = figures.gain(after.speedup, "faster", "slower", "as fast")
     yield card("speedup", "Speed", faster, f"p50 {span('latency_ms.p50')}", _way(after.speedup))
-    yield card("top1", "Top-1", top1.text, span("top1"), top1.trend)
-    yield card("agreement", "Agreement", fmt.percent(after.agreement), images)
-    yield card(
-        "kl",
-        "KL divergence",
-        f"{fmt.nats(after.kl)} nats" if after.kl is not None else fmt.DASH,
-        "from the dense model",
-    )
+    for figure in [f for f in figures.shown([after]) if f.key in _QUALITY][:3]:
+        if figure.change:
+            moved = figures.change(figure, before, after)
+            yield card(figure.key, figure.label, moved.text, span(figure.key), moved.trend)
+        else:
+            note = f"of {fmt.whole(after.images)} images" if after.images else ""
+            yield card(figure.key, figure.label, figure.text(figure.read(after)), note)
 
 
 def _way(ratio: float | None) -> str:

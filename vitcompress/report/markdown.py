@@ -27,7 +27,7 @@ def render(report: Report) -> str:
 def _comparison(report: Report) -> str:
     columns = figures.columns(report)
     rows = []
-    for figure in figures.FIGURES:
+    for figure in figures.shown(metrics for _, metrics in columns):
         values = [figure.text(figure.read(metrics)) for _, metrics in columns]
         moved = figures.change(figure, report.baseline, report.final).text if figure.change else ""
         rows.append([figure.label, *values, moved])

@@ -55,10 +55,24 @@ class Metrics(_Frozen):
     top1: float | None = None
     """Percent of the evaluation images."""
     top5: float | None = None
+    map: float | None = None
+    """Mean average precision of a multi-label head in percent."""
+    knn: float | None = None
+    """Percent of images whose label most of the five nearest others have."""
     agreement: float | None = None
-    """Percent of images on which the dense model has the same top-1."""
+    """Percent of images on which the dense model has the same top-1, or of logits the same sign."""
     kl: float | None = None
     """Mean KL(dense ‖ compressed) in nats."""
+    relative_error: float | None = None
+    """Mean square of the difference to the dense outputs, over their variance."""
+    cosine: float | None = None
+    """Mean cosine of embeddings to the dense ones."""
+    cosine_p5: float | None = None
+    """The 5th percentile of these cosines."""
+    neighbours: float | None = None
+    """Percent of images whose nearest other image is the dense model's."""
+    norm_ratio: float | None = None
+    """Mean length of embeddings over that of the dense ones."""
     params: int | None = None
     macs: int | None = None
     """Multiply-accumulates for one image."""

@@ -18,7 +18,7 @@ def summary(report: Report) -> RenderableType:
     table.add_column("")
     for name in ("baseline", "final", "change"):
         table.add_column(name, justify="right")
-    for figure in figures.FIGURES:
+    for figure in figures.shown((report.baseline, report.final)):
         if figure.key in _LEFT_OUT:
             continue
         before, after = figure.read(report.baseline), figure.read(report.final)
@@ -48,7 +48,7 @@ def comparison(reports: dict[str, Report]) -> RenderableType:
     for name in ("baseline", *reports):
         shown.add_column(name, justify="right", overflow="fold")
     columns = [first.baseline, *(report.final for report in reports.values())]
-    for figure in figures.FIGURES:
+    for figure in figures.shown(columns):
         if figure.key not in _LEFT_OUT:
             shown.add_row(figure.label, *(figure.text(figure.read(m)) for m in columns))
     passed = (
@@ -56,7 +56,10 @@ def comparison(reports: dict[str, Report]) -> RenderableType:
         for report in reports.values()
     )
     shown.add_row("Gates passed", format.DASH, *passed)
-    judged = {(figures.model_name(r), r.baseline.images, r.baseline.top1) for r in reports.values()}
+    judged = {
+        (figures.model_name(r), b.images, b.top1, b.map, b.knn)
+        for r, b in ((r, r.baseline) for r in reports.values())
+    }
     notes = [Text("! not one model on one set of images", "yellow")] if len(judged) > 1 else []
     return Group(shown, *notes)
 

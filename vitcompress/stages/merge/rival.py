@@ -4,13 +4,11 @@ import copy
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vitcompress.details import Fact, Row, Table
-from vitcompress.measure.accuracy import agreement, mean_kl
 from vitcompress.measure.cost import dense_macs, macs
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.structure import placed
@@ -54,25 +52,27 @@ def compared(
     pixels = torch.cat(list(context.calibration_batches("running at a lower resolution", images)))
     pixels = pixels[-max(1, len(pixels) // 4) :]
 
-    def logits(model: VitModel, pixels: Tensor) -> np.ndarray:
+    def outputs(model: VitModel, pixels: Tensor) -> Tensor:
         module, parts = placed(model.module, context.device), pixels.split(BATCH)
-        return torch.cat([module(part.to(context.device)).cpu() for part in parts]).numpy()
+        return torch.cat([module(part.to(context.device)).cpu() for part in parts])
 
-    whole = logits(dense, pixels)
+    whole, task = outputs(dense, pixels), dense.task
 
-    def row(name: str, model: VitModel, found: np.ndarray) -> Row:
+    def row(name: str, model: VitModel, found: Tensor) -> Row:
         return {
             "model": name,
             "input_size": "×".join(map(str, model.preprocess.input_size)),
             "macs_ratio": macs(model) / dense_macs(dense),
-            "agreement": agreement(found, whole),
-            "kl": mean_kl(found, whole),
+            **task.compared(found, whole),
         }
 
-    ours = row("merged", merged, logits(merged, pixels))
-    theirs = row("lower resolution", rival, logits(rival, resized(pixels, rival)))
-    context.say(
-        f"at {theirs['input_size']} pixels instead: {theirs['agreement']:.1f} % agreement, "
-        f"KL {theirs['kl']:.3g}; merged: {ours['agreement']:.1f} %, {ours['kl']:.3g}"
-    )
+    ours = row("merged", merged, outputs(merged, pixels))
+    theirs = row("lower resolution", rival, outputs(rival, resized(pixels, rival)))
+    context.say(f"at {theirs['input_size']} pixels instead: {_told(theirs)}; merged: {_told(ours)}")
     return {"compared_images": len(whole)}, (Table.of("lower_resolution", [ours, theirs]),)
+
+
+def _told(row: Row) -> str:
+    """The figures of `row` in words."""
+    figures = {k: v for k, v in row.items() if isinstance(v, float) and k != "macs_ratio"}
+    return ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
