@@ -21,11 +21,11 @@ from vitcompress.methods import selection
 from vitcompress.model.architecture import (
     Architecture,
     VitModel,
-    adopt,
     build,
     from_source,
     stored_tensors,
 )
+from vitcompress.model.families import adopt
 from vitcompress.model.layers import Attention, Block, GatedMlp, Rotation
 from vitcompress.model.rotary import RotaryVit, frequencies
 

@@ -14,10 +14,11 @@ from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.methods import quantizer, sparsity
 from vitcompress.model import checkpoint, compact, naming
+from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.embedding import obstacle, resize_embedding
-from vitcompress.model.layers import Activations, Attention, Block, GatedMlp, QuantizedLinear
+from vitcompress.model.families import adopt, anatomy_of
+from vitcompress.model.layers import Activations, Block, QuantizedLinear
 from vitcompress.model.merging import Merging, MergingBlocks
-from vitcompress.model.rotary import adopt_rotary
 from vitcompress.model.sizes import BlockSizes, blocks, resize
 
 SCALE = ".scale"
@@ -84,6 +85,10 @@ class VitModel:
     def num_classes(self) -> int:
         return int(cast(Any, self.module).num_classes)
 
+    @property
+    def anatomy(self) -> Anatomy:
+        return anatomy_of(self.module)
+
     def fingerprint(self) -> str:
         """sha256 (hex) over the description and all tensors."""
         total = hashlib.sha256(self.architecture.model_dump_json().encode())
@@ -136,31 +141,6 @@ def from_source(
             " set model.options.img_size instead"
         )
     return model
-
-
-def adopt(module: nn.Module) -> nn.Module:
-    """Put our modules in the place of timm's, switch to eval mode, drop gradients.
-
-    The model may come back as another module. Raises `InputError` as `adopt_rotary`.
-    """
-    from timm.layers import Attention as TimmAttention
-    from timm.layers import GluMlp, SwiGLU
-    from timm.models.eva import Eva
-    from timm.models.vision_transformer import Block as TimmBlock
-
-    module.eval()
-    for name, child in list(module.named_modules()):
-        if type(child) is TimmAttention:
-            module.set_submodule(name, Attention(child))
-    if type(module) is Eva:
-        module = adopt_rotary(module)
-    for name, child in list(module.named_modules()):
-        if type(child) is TimmBlock and isinstance(child.attn, Attention):
-            module.set_submodule(name, Block(child))
-    for name, child in list(module.named_modules()):
-        if type(child) in (GluMlp, SwiGLU):
-            module.set_submodule(name, GatedMlp(child))
-    return module.eval().requires_grad_(False)
 
 
 def set_tail(module: nn.Module, tokens: int) -> None:

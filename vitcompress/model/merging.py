@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Annotated, Literal, NamedTuple, cast
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from vitcompress.methods import tokens
 from vitcompress.methods.readers import normalised
 from vitcompress.methods.selection import rows, unit
 from vitcompress.methods.tokens import OPERATORS, Choice, Tokens, attention_paid, diffrate, fisher
+from vitcompress.model.anatomy import State
 from vitcompress.model.layers import Block
 
 Method = Literal["tome", "diffrate", "evit", "mctf", "ppt", "fisher"]
@@ -46,20 +47,6 @@ class Merging(BaseModel):
     def merges(self, block: int, tokens: int) -> bool:
         """Whether `block` gets more tokens than it keeps, where `tokens` enter the first."""
         return self.kept[block] < (self.kept[block - 1] if block else tokens)
-
-
-class State(NamedTuple):
-    """Between blocks: `x` [B, p + n, C], the tokens.
-
-    `sizes` of patch tokens [B, n, 1], None as long as all are 1. `places` of the tokens that came
-    in [B, p + N, 1], None where they are not asked for or nothing merged. `origins` [B, p + n, 1]:
-    which of the tokens that came in each was, whose position it keeps; None likewise.
-    """
-
-    x: Tensor
-    sizes: Tensor | None = None
-    places: Tensor | None = None
-    origins: Tensor | None = None
 
 
 class MergingBlocks(nn.Sequential):
