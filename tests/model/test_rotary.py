@@ -26,8 +26,9 @@ from vitcompress.model.architecture import (
     stored_tensors,
 )
 from vitcompress.model.families import adopt
-from vitcompress.model.layers import Attention, Block, GatedMlp, Rotation
+from vitcompress.model.layers import Attention, Block, GatedMlp
 from vitcompress.model.rotary import RotaryVit, frequencies
+from vitcompress.model.rotation import Rotation
 
 MakeModule = Callable[..., nn.Module]
 MakeVit = Callable[..., VitModel]

@@ -13,7 +13,9 @@ from typing import Any, Literal, NamedTuple, cast
 from torch import Tensor, nn
 
 from vitcompress.errors import InputError
-from vitcompress.model.layers import Block
+from vitcompress.model.folds import Fold, norm_fold, value_fold
+from vitcompress.model.layers import Block, QuantizedLinear
+from vitcompress.model.patterns import match
 
 Kind = Literal["attention", "mlp"]
 
@@ -23,7 +25,7 @@ stream of tokens, and to merge tokens."""
 
 
 class State(NamedTuple):
-    """Between steps: `x` [B, p + n, C] (windowed models: [B, rows, columns, C]), the tokens.
+    """Between steps: `x` [B, p + n, C], the tokens; of grids, row by row.
 
     `sizes` of patch tokens [B, n, 1], None as long as all are 1. `places` of the tokens that came
     in [B, p + N, 1], None where they are not asked for or nothing merged. `origins` [B, p + n, 1]:
@@ -37,10 +39,23 @@ class State(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A part of the model that turns one state into the next, and its name there."""
+    """A part of the model that turns one state into the next, and its name there.
+
+    `tokens`: how many, prefix included, come in, and how many go out. None where that is not known.
+    """
 
     name: str
     module: nn.Module
+    tokens: tuple[int, int] | None = None
+
+
+class SiteTokens(NamedTuple):
+    """Of each image: how many tokens the first and the last layer of a site see, and how many keys
+    each of its queries attends to (0: an MLP)."""
+
+    first: int
+    last: int
+    keys: int
 
 
 @dataclass(frozen=True)
@@ -97,6 +112,27 @@ class Site:
         """The stream after this site, from that before it."""
         return self.block.mixed(x) if self.kind == "attention" else self.block.fed(x)
 
+    def hidden_source(self, name: str) -> str | None:
+        """As `Anatomy.hidden_source`, for a layer of this site."""
+        mlp = self.operator
+        plain = self.kind == "mlp" and getattr(mlp, "gates", None) == 0
+        if not plain or name != self.last_name or not isinstance(mlp.norm, nn.Identity):
+            return None
+        return self.first_name if isinstance(mlp.fc1, nn.Linear) else None
+
+    def input_fold(self, name: str) -> Fold | None:
+        """As `Anatomy.input_fold`, for a layer of this site."""
+        operator, attention = self.operator, self.kind == "attention"
+        if attention and operator.gate is not None:
+            return None
+        if name == self.first_name and not self.block.norm_after:
+            known = attention or getattr(operator, "gates", None) is not None
+            padded = attention and operator.windows is not None and operator.windows.padded
+            return norm_fold(self.norm, self.first) if known and not padded else None
+        if name == self.last_name and attention and isinstance(operator.norm, nn.Identity):
+            return value_fold(operator.qkv, self.last)
+        return None
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -108,7 +144,8 @@ class Anatomy:
     before those of patches; the very first is a class token where `class_token` says so.
     `grid`: rows and columns of patches, where they are the same in all blocks. `reads_prefix`:
     whether the head reads nothing but the prefix tokens. `head`: names of the layers that make the
-    output. `refusals`: what cannot be changed in this family, and why, in words that go on
+    output. `called`: the linear layers that can be replaced, as they are called as modules (None:
+    all). `refusals`: what cannot be changed in this family, and why, in words that go on
     "NAME cannot …: ".
     """
 
@@ -123,6 +160,7 @@ class Anatomy:
     grid: tuple[int, int] | None = None
     reads_prefix: bool = False
     head: tuple[str, ...] = ()
+    called: frozenset[str] | None = None
     refusals: Mapping[Change, str] = field(default_factory=dict)
 
     @property
@@ -159,9 +197,70 @@ class Anatomy:
     def step_of(self, name: str) -> int | None:
         """The number of the step that the module of this name lies in; None for stem and head."""
         for number, step in enumerate(self.steps):
+            if not step.name and not self.in_head(name):  # the whole module
+                return number
             if name == step.name or name.startswith(f"{step.name}."):
                 return number
         return None
+
+    def linears(self) -> dict[str, nn.Linear]:
+        """The float linear layers that may be compressed, by name, in the order of the module."""
+        return {
+            name: layer
+            for name, layer in self.module.named_modules()
+            if isinstance(layer, nn.Linear) and (self.called is None or name in self.called)
+        }
+
+    def quantized(self) -> dict[str, QuantizedLinear]:
+        """The quantized linear layers by name, in the order of the module."""
+        modules = self.module.named_modules()
+        return {name: layer for name, layer in modules if isinstance(layer, QuantizedLinear)}
+
+    def select(self, patterns: Iterable[str], key: str) -> list[str]:
+        """The names of `linears` that any pattern selects, in their order.
+
+        The words `blocks` and `head` are patterns too: for all layers that are in steps, and for
+        those that make the output, even if there are none. Raises `InputError` as `match` does.
+        """
+        names = list(self.linears())
+        groups = {
+            "blocks": [name for name in names if self.step_of(name) is not None],
+            "head": [name for name in names if self.in_head(name)],
+        }
+        return match(patterns, names, key, self.quantized(), groups)
+
+    def hidden_source(self, name: str) -> str | None:
+        """The Linear whose outputs, each by itself, become the inputs of the Linear `name`: fc1 of
+        fc2.
+
+        The order of these outputs is of no account: both layers may be reordered together. None
+        where something between mixes them, or another layer reads them.
+        """
+        site = self.site_of(name)
+        return None if site is None else site.hidden_source(name)
+
+    def input_fold(self, name: str) -> Fold | None:
+        """How the input channels of the Linear `name` can be shifted and scaled without a trace.
+
+        None where something before the layer forbids it. Three kinds of input allow it: those of
+        qkv and fc1 follow a LayerNorm, that of proj is a mixture of values with weights that sum to
+        one.
+        """
+        site = self.site_of(name)
+        return None if site is None else site.input_fold(name)
+
+    def tokens_at(self, site: Site) -> SiteTokens | None:
+        """How many tokens `site` computes with; None where that is not known."""
+        step = next(step for step in self.steps if step.module is site.block)
+        if step.tokens is None:
+            return None
+        (coming, going), computed = step.tokens, site.block.tokens
+        if site.kind == "mlp":
+            return SiteTokens(going, going, 0)
+        windows = site.operator.windows
+        if windows is None:
+            return SiteTokens(coming, computed or coming, coming)
+        return SiteTokens(len(windows.order), coming, windows.size)
 
     def in_head(self, name: str) -> bool:
         """Whether the module of this name comes after the last step.

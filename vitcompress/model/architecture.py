@@ -15,11 +15,11 @@ from vitcompress.errors import InputError
 from vitcompress.methods import quantizer, sparsity
 from vitcompress.model import checkpoint, compact, naming
 from vitcompress.model.anatomy import Anatomy
-from vitcompress.model.embedding import obstacle, resize_embedding
+from vitcompress.model.embedding import resize_embedding
 from vitcompress.model.families import adopt, anatomy_of
-from vitcompress.model.layers import Activations, Block, QuantizedLinear
+from vitcompress.model.layers import Activations, QuantizedLinear
 from vitcompress.model.merging import Merging, MergingBlocks
-from vitcompress.model.sizes import BlockSizes, blocks, resize
+from vitcompress.model.sizes import BlockSizes, narrowable, resize
 
 SCALE = ".scale"
 """What the name of a tensor stored as 8-bit codes ends in, for its scale."""
@@ -129,7 +129,7 @@ def from_source(
         module, spec = checkpoint.load_model(state, name, options, num_classes, source=source)
     facts = checkpoint.pretrained_cfg(spec)
     model = VitModel(
-        module=adopt(module),
+        module=adopt(module, facts["input_size"]),
         architecture=Architecture(timm=spec.timm, options=spec.options),
         preprocess=Preprocess.from_timm(facts, **preprocess),
     )
@@ -145,45 +145,55 @@ def from_source(
 
 def set_tail(module: nn.Module, tokens: int) -> None:
     """Let the last block compute only the first `tokens` tokens (in place)."""
-    last = cast(nn.Sequential, module.blocks)[-1]
-    cast(Block, last).tokens = tokens
+    anatomy_of(module).blocks[-1].tokens = tokens
 
 
 def set_merging(module: nn.Module, merging: Merging) -> None:
     """Let the blocks pass on fewer tokens (in place)."""
-    vit = cast(Any, module)
-    vit.blocks = merging_blocks(vit, merging)
+    row = anatomy_of(module).block_names[0].rpartition(".")[0]
+    module.set_submodule(row, merging_blocks(module, merging))
 
 
-def merging_blocks(vit: Any, merging: Merging) -> MergingBlocks:
-    """The blocks of `vit`, the same modules, passing on fewer tokens."""
-    tokens, prefix = vit.patch_embed.num_patches + vit.num_prefix_tokens, vit.num_prefix_tokens
-    restore, class_token = vit.blocks[-1].tokens is None, vit.cls_token is not None
-    return MergingBlocks(vit.blocks, merging, tokens, prefix, class_token, restore)
+def merging_blocks(module: nn.Module, merging: Merging) -> MergingBlocks:
+    """The blocks of `module`, the same modules, passing on fewer tokens."""
+    anatomy = anatomy_of(module)
+    restore = anatomy.blocks[-1].tokens is None
+    return MergingBlocks(
+        anatomy.blocks,
+        merging,
+        anatomy.tokens,
+        anatomy.prefix_tokens,
+        anatomy.class_token,
+        restore,
+    )
 
 
 def build(architecture: Architecture) -> nn.Module:
     """The module that `architecture` describes, its tensors not yet filled in.
 
-    Raises `InputError` when the installed timm does not know the name.
+    Raises `InputError` when the installed timm does not know the name, and for a description that
+    does not fit the model.
     """
-    name = architecture.timm
-    module = adopt(naming.build(name, architecture.options, f"timm {name}"))
+    name, options = architecture.timm, architecture.options
+    made = naming.build(name, options, f"timm {name}")
+    facts = checkpoint.pretrained_cfg(checkpoint.ModelSpec(timm=name, options=options))
+    module = adopt(made, facts["input_size"])
     if architecture.tail_tokens is not None:
+        anatomy_of(module).check("tail", "config.json", name)
         set_tail(module, architecture.tail_tokens)
     if architecture.blocks is not None:
-        found = blocks(module)
-        if len(found) != len(architecture.blocks):
+        found = anatomy_of(module).blocks
+        if len(found) != len(architecture.blocks) or not all(map(narrowable, found)):
             raise InputError(f"config.json: {name} has no {len(architecture.blocks)} plain blocks")
         for block, sizes in zip(found, architecture.blocks, strict=True):
             resize(block, sizes)
     if architecture.embedding is not None:
-        if (reason := obstacle(module)) is not None:
-            raise InputError(f"config.json: the embedding of {name} has one width: {reason}")
+        anatomy_of(module).check("embedding", "config.json", name)
         resize_embedding(module, architecture.embedding)
     if architecture.merging is not None:
+        anatomy_of(module).check("merge", "config.json", name)
         set_merging(module, architecture.merging)
-    linears = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear)}
+    linears = anatomy_of(module).linears()
     for name, layer in architecture.quantized.items():
         linear = linears.get(name)
         if linear is None:

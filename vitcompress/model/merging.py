@@ -93,7 +93,8 @@ class MergingBlocks(nn.Sequential):
         bias = None
         if sizes is not None and self.merging.proportional:
             bias = F.pad(sizes.squeeze(-1).log(), (self.prefix, 0))
-        x, q, k = block.attended(x, bias, origins)
+        of_keys = None if bias is None else bias[:, None, None]
+        x, q, k = block.attended(x, of_keys, origins)
         if keep < x.shape[1]:
             prefix, patches = x.split([self.prefix, x.shape[1] - self.prefix], 1)
             sizes = patches.new_ones(*patches.shape[:2], 1) if sizes is None else sizes
@@ -155,7 +156,7 @@ def token_maps(module: nn.Module, pixels: Tensor) -> list[Tensor]:
 
     int64 [B, patches] each, patches row by row; tokens are numbered from 0 without the prefix.
     """
-    blocks = cast(MergingBlocks, module.blocks)
+    blocks = next(part for part in module.modules() if isinstance(part, MergingBlocks))
     seen: list[Tensor] = []
     handle = blocks.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:

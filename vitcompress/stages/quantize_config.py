@@ -8,7 +8,8 @@ from vitcompress.errors import InputError
 from vitcompress.methods.activations import Kind
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.layers import Activations
-from vitcompress.model.structure import linears, match, quantized_linears
+from vitcompress.model.patterns import match
+from vitcompress.model.structure import linears, quantized_linears
 from vitcompress.stages.importance import BY_GRADIENT, Score
 from vitcompress.stages.quantize_layer import Rounding, Style
 

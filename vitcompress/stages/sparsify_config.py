@@ -9,7 +9,8 @@ from vitcompress.errors import InputError
 from vitcompress.methods import sparsity
 from vitcompress.methods.sparsity import Criterion, Pattern
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.structure import linears, match, quantized_linears
+from vitcompress.model.patterns import match
+from vitcompress.model.structure import linears, quantized_linears
 
 MIXED = "mixed"
 
