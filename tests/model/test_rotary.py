@@ -21,13 +21,14 @@ from vitcompress.methods import selection
 from vitcompress.model.architecture import (
     Architecture,
     VitModel,
-    adopt,
     build,
     from_source,
     stored_tensors,
 )
-from vitcompress.model.layers import Attention, Block, GatedMlp, Rotation
+from vitcompress.model.families import adopt
+from vitcompress.model.layers import Attention, Block, GatedMlp
 from vitcompress.model.rotary import RotaryVit, frequencies
+from vitcompress.model.rotation import Rotation
 
 MakeModule = Callable[..., nn.Module]
 MakeVit = Callable[..., VitModel]

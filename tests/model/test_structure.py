@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.errors import InputError
-from vitcompress.model.architecture import VitModel, adopt, set_tail
+from vitcompress.model.architecture import VitModel, set_tail
+from vitcompress.model.families import adopt
 from vitcompress.model.layers import QuantizedLinear
-from vitcompress.model.structure import input_fold, linears, match, placed
+from vitcompress.model.patterns import match
+from vitcompress.model.structure import input_fold, linears, placed
 
 MakeVit = Callable[..., VitModel]
 

@@ -22,10 +22,10 @@ _END = 2**31 - 1  # of a Slice: as far as there is something
 
 
 def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any = None) -> Any:
-    mask = None
-    if bias is not None:  # onnxruntime wants a row for every query
-        rows = op.Constant(value_ints=[1, 1, int(q.shape[1]), 1])
-        mask = op.Expand(op.Unsqueeze(bias, op.Constant(value_ints=[1, 2])), rows)
+    mask = bias
+    if bias is not None and int(bias.shape[2]) != int(q.shape[1]):
+        # onnxruntime wants a row for every query, but neither all images nor all heads.
+        mask = op.Expand(bias, op.Constant(value_ints=[1, 1, int(q.shape[1]), 1]))
     # The 3-D form of the operator needs no transposes; its other three outputs are not wanted.
     output, *_ = op.Attention(q, k, v, mask, q_num_heads=heads, kv_num_heads=heads, scale=scale)
     return output

@@ -15,11 +15,12 @@ from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.methods import patterns, quantizer
 from vitcompress.model import checkpoint, compact, naming
-from vitcompress.model.embedding import obstacle, resize_embedding
-from vitcompress.model.layers import Attention, Block, GatedMlp, QuantizedLinear
+from vitcompress.model.anatomy import Anatomy
+from vitcompress.model.embedding import resize_embedding
+from vitcompress.model.families import adopt, anatomy_of
+from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.merging import Merging, MergingBlocks
-from vitcompress.model.rotary import adopt_rotary
-from vitcompress.model.sizes import BlockSizes, blocks, resize
+from vitcompress.model.sizes import BlockSizes, narrowable, resize
 from vitcompress.terms import Activations
 
 SCALE = ".scale"
@@ -104,6 +105,10 @@ class VitModel:
         inferred = task == tasks.infer(self.num_classes)
         return replace(self, task_name=None if inferred else task)
 
+    @property
+    def anatomy(self) -> Anatomy:
+        return anatomy_of(self.module)
+
     def fingerprint(self) -> str:
         """sha256 (hex) over the description, the task where it is given, and all tensors."""
         total = hashlib.sha256(self.architecture.model_dump_json().encode())
@@ -146,7 +151,7 @@ def from_source(
         module, spec = checkpoint.load_model(state, name, options, num_classes, source=source)
     facts = checkpoint.pretrained_cfg(spec)
     model = VitModel(
-        module=adopt(module),
+        module=adopt(module, facts["input_size"]),
         architecture=Architecture(timm=spec.timm, options=spec.options),
         preprocess=Preprocess.from_timm(facts, **preprocess),
     )
@@ -160,72 +165,57 @@ def from_source(
     return model
 
 
-def adopt(module: nn.Module) -> nn.Module:
-    """Put our modules in the place of timm's, switch to eval mode, drop gradients.
-
-    The model may come back as another module. Raises `InputError` as `adopt_rotary`.
-    """
-    from timm.layers import Attention as TimmAttention
-    from timm.layers import GluMlp, SwiGLU
-    from timm.models.eva import Eva
-    from timm.models.vision_transformer import Block as TimmBlock
-
-    module.eval()
-    for name, child in list(module.named_modules()):
-        if type(child) is TimmAttention:
-            module.set_submodule(name, Attention(child))
-    if type(module) is Eva:
-        module = adopt_rotary(module)
-    for name, child in list(module.named_modules()):
-        if type(child) is TimmBlock and isinstance(child.attn, Attention):
-            module.set_submodule(name, Block(child))
-    for name, child in list(module.named_modules()):
-        if type(child) in (GluMlp, SwiGLU):
-            module.set_submodule(name, GatedMlp(child))
-    return module.eval().requires_grad_(False)
-
-
 def set_tail(module: nn.Module, tokens: int) -> None:
     """Let the last block compute only the first `tokens` tokens (in place)."""
-    last = cast(nn.Sequential, module.blocks)[-1]
-    cast(Block, last).tokens = tokens
+    anatomy_of(module).blocks[-1].tokens = tokens
 
 
 def set_merging(module: nn.Module, merging: Merging) -> None:
     """Let the blocks pass on fewer tokens (in place)."""
-    vit = cast(Any, module)
-    vit.blocks = merging_blocks(vit, merging)
+    row = anatomy_of(module).block_names[0].rpartition(".")[0]
+    module.set_submodule(row, merging_blocks(module, merging))
 
 
-def merging_blocks(vit: Any, merging: Merging) -> MergingBlocks:
-    """The blocks of `vit`, the same modules, passing on fewer tokens."""
-    tokens, prefix = vit.patch_embed.num_patches + vit.num_prefix_tokens, vit.num_prefix_tokens
-    restore, class_token = vit.blocks[-1].tokens is None, vit.cls_token is not None
-    return MergingBlocks(vit.blocks, merging, tokens, prefix, class_token, restore)
+def merging_blocks(module: nn.Module, merging: Merging) -> MergingBlocks:
+    """The blocks of `module`, the same modules, passing on fewer tokens."""
+    anatomy = anatomy_of(module)
+    restore = anatomy.blocks[-1].tokens is None
+    return MergingBlocks(
+        anatomy.blocks,
+        merging,
+        anatomy.tokens,
+        anatomy.prefix_tokens,
+        anatomy.class_token,
+        restore,
+    )
 
 
 def build(architecture: Architecture) -> nn.Module:
     """The module that `architecture` describes, its tensors not yet filled in.
 
-    Raises `InputError` when the installed timm does not know the name.
+    Raises `InputError` when the installed timm does not know the name, and for a description that
+    does not fit the model.
     """
-    name = architecture.timm
-    module = adopt(naming.build(name, architecture.options, f"timm {name}"))
+    name, options = architecture.timm, architecture.options
+    made = naming.build(name, options, f"timm {name}")
+    facts = checkpoint.pretrained_cfg(checkpoint.ModelSpec(timm=name, options=options))
+    module = adopt(made, facts["input_size"])
     if architecture.tail_tokens is not None:
+        anatomy_of(module).check("tail", "config.json", name)
         set_tail(module, architecture.tail_tokens)
     if architecture.blocks is not None:
-        found = blocks(module)
-        if len(found) != len(architecture.blocks):
+        found = anatomy_of(module).blocks
+        if len(found) != len(architecture.blocks) or not all(map(narrowable, found)):
             raise InputError(f"config.json: {name} has no {len(architecture.blocks)} plain blocks")
         for block, sizes in zip(found, architecture.blocks, strict=True):
             resize(block, sizes)
     if architecture.embedding is not None:
-        if (reason := obstacle(module)) is not None:
-            raise InputError(f"config.json: the embedding of {name} has one width: {reason}")
+        anatomy_of(module).check("embedding", "config.json", name)
         resize_embedding(module, architecture.embedding)
     if architecture.merging is not None:
+        anatomy_of(module).check("merge", "config.json", name)
         set_merging(module, architecture.merging)
-    linears = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear)}
+    linears = anatomy_of(module).linears()
     for name, layer in architecture.quantized.items():
         linear = linears.get(name)
         if linear is None:

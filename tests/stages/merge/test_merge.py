@@ -14,7 +14,8 @@ from vitcompress.data.images import ImageSet
 from vitcompress.errors import InputError
 from vitcompress.measure.branches import LatencyTable
 from vitcompress.measure.cost import macs
-from vitcompress.model.architecture import VitModel, adopt
+from vitcompress.model.architecture import VitModel
+from vitcompress.model.families import adopt
 from vitcompress.model.sizes import resize, sizes_of
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge import search

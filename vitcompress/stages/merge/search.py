@@ -30,8 +30,8 @@ from vitcompress.errors import InputError
 from vitcompress.methods import schedule as schedules
 from vitcompress.methods.readers import ReaderStatistics, normalised
 from vitcompress.methods.saliency import fisher_readout
+from vitcompress.model.anatomy import State
 from vitcompress.model.architecture import merging_blocks
-from vitcompress.model.merging import State
 from vitcompress.stages.context import BATCH, Context
 from vitcompress.stages.merge.scheduling import Found, Schedule, Scheduling
 

@@ -2,7 +2,8 @@
 
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.structure import linears, match, quantized_linears
+from vitcompress.model.patterns import match
+from vitcompress.model.structure import linears, quantized_linears
 from vitcompress.stages.quantize.config import BY_GRADIENT, BitBudget, Float, QuantizeConfig
 
 

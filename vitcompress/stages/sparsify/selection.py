@@ -7,7 +7,8 @@ from torch import nn
 from vitcompress.errors import InputError
 from vitcompress.methods.patterns import Pattern, parse
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.structure import linears, match, quantized_linears
+from vitcompress.model.patterns import match
+from vitcompress.model.structure import linears, quantized_linears
 from vitcompress.stages.sparsify.config import MIXED, SparsifyConfig
 
 NM = ("1:4", "2:4", "3:4")  # what `mixed` chooses from, beside dense
