@@ -103,7 +103,7 @@ class Probe:
         first = first_changed(self.anatomy, changed)
         module = self.anatomy.module
         for name, new in changed.items():
-            module.set_submodule(name, placed(new, self._pixels(0).device))
+            module.set_submodule(name, placed(new, self.dense[0].device))
         return self.accept(Change(anatomy_of(module), first))
 
     @contextmanager
