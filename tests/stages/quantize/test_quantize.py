@@ -23,8 +23,9 @@ from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.structure import linears
 from vitcompress.stages.calibrate import LayerStatistics, collect, statistics
 from vitcompress.stages.context import Context
-from vitcompress.stages.quantize.config import QuantizeConfig, selected
+from vitcompress.stages.quantize.config import QuantizeConfig
 from vitcompress.stages.quantize.layer import Choice, choose
+from vitcompress.stages.quantize.selection import selected
 from vitcompress.stages.quantize.stage import quantize
 from vitcompress.stages.stage import StageResult
 
