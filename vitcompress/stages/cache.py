@@ -32,7 +32,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Kind(Generic[T]):
-    """A kind of results. `name` has no hyphen. `version`: of how they are computed and written down, part of the key."""
+    """A kind of results. `name`: without a hyphen. `version`: of how they are computed and written
+    down, part of the key."""
 
     name: str
     version: int
