@@ -22,7 +22,7 @@ Calibration = Annotated[
 Evaluation = Annotated[
     str | None,
     typer.Option(
-        help="Labelled images: class folders, .tar or .npz.", envvar="VITCOMPRESS_EVALUATION"
+        help="Images to judge on: class folders, .tar or .npz.", envvar="VITCOMPRESS_EVALUATION"
     ),
 ]
 Classes = Annotated[
