@@ -14,7 +14,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    JsonValue,
     ValidationError,
     WithJsonSchema,
     field_validator,
@@ -24,6 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from vitcompress.data.preprocess import CropMode, Interpolation
 from vitcompress.errors import InputError
+from vitcompress.model.options import Options
 from vitcompress.recipe_errors import describe
 from vitcompress.registry import OneOf
 from vitcompress.stages.registry import StageConfig
@@ -67,7 +67,7 @@ class ModelSection(_Section):
 
     checkpoint: _Text | None = None
     name: _Text | None = None
-    options: dict[str, JsonValue] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
     num_classes: _Count | None = None
 
 
