@@ -17,7 +17,8 @@ from vitcompress.export.onnx import load_onnx, metadata
 from vitcompress.measure import cost
 from vitcompress.measure.runtime import logits, session, time_in_turns
 from vitcompress.model.architecture import VitModel, from_source
-from vitcompress.output import MANIFEST, ONNX, onnx_bytes
+from vitcompress.output import ONNX, onnx_bytes
+from vitcompress.place import MANIFEST
 from vitcompress.tasks import Task
 
 _MAX_UNREADABLE = 0.01
@@ -32,7 +33,7 @@ def facts(path: str, name: str | None) -> dict[str, Any]:
         return _onnx_facts(_existing(path))
     if _is_output(path):
         found = _model_facts(folder.load_folder(Path(path)))
-        files = {f.name: f.stat().st_size for f in sorted(Path(path).iterdir())}
+        files = {f.name: f.stat().st_size for f in sorted(Path(path).iterdir()) if f.is_file()}
         exported = Path(path) / ONNX
         onnx_file = {"onnx": _onnx_facts(exported)} if exported.exists() else {}
         return {**found, "file_bytes": files, **onnx_file}
@@ -85,7 +86,7 @@ def _is_output(path: str) -> bool:
     config = Path(path) / folder.CONFIG
     return (
         config.is_file()
-        and '"architecture"' in config.read_text(encoding="utf-8")[:2000]
+        and b'"architecture"' in config.read_bytes()[:2000]
         and (Path(path) / MANIFEST).is_file()
     )
 

@@ -32,6 +32,7 @@ from vitcompress.measure import cost
 from vitcompress.measure.runtime import logits as onnx_logits
 from vitcompress.measure.runtime import session, time_in_turns
 from vitcompress.model.architecture import VitModel, from_source
+from vitcompress.place import writing
 from vitcompress.recipe import Recipe
 from vitcompress.report.figures import told
 from vitcompress.report.model import (
@@ -160,7 +161,7 @@ def run(recipe: Recipe, out: Path, options: Options) -> Report:
     Raises `InputError`, `RunError` and `ParityError`. A failed gate is no error: see
     `Report.passed`.
     """
-    with output.writing(out) as target, TemporaryDirectory(prefix="vitcompress-") as scratch:
+    with writing(out) as target, TemporaryDirectory(prefix="vitcompress-") as scratch:
         torch.manual_seed(options.seed)
         dense = load(recipe)
         _say_model(dense)
@@ -392,7 +393,7 @@ def _device(name: str) -> torch.device:
 @contextmanager
 def _step(title: str) -> Iterator[float]:
     """Say what is being done, and how long it took."""
-    console.print(f"[bold]{title}[/bold]")
+    console.print(title, style="bold")
     start = time.monotonic()
     yield start
     console.print(f"  done in {time.monotonic() - start:.1f} s")
@@ -401,7 +402,7 @@ def _step(title: str) -> Iterator[float]:
 def _say_model(model: VitModel) -> None:
     spec = model.preprocess
     console.print(
-        f"[bold]{model.architecture.timm}[/bold]: {_outputs(model)}, images "
+        f"{model.architecture.timm}: {_outputs(model)}, images "
         f"{spec.input_size[0]}×{spec.input_size[1]} {spec.interpolation}, crop {spec.crop_pct}, "
         f"mean {spec.mean}, std {spec.std}"
     )
