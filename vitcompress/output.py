@@ -13,9 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from vitcompress import processor
 from vitcompress import recipe as recipes
 from vitcompress.console import console
-from vitcompress.measure.runtime import cpu_lines, instructions
 from vitcompress.model.architecture import VitModel
 from vitcompress.place import MANIFEST
 from vitcompress.report import html, junit, markdown
@@ -113,15 +113,10 @@ def versions() -> dict[str, str]:
 def environment(threads: int) -> dict[str, Any]:
     """What the figures were measured with."""
     return {
-        "cpu": _cpu_name(),
-        "instructions": instructions(),
+        "cpu": processor.name(),
+        "instructions": processor.instructions(),
         "cores": os.cpu_count(),
         "onnxruntime_threads": threads,
         "batch": 1,
         **versions(),
     }
-
-
-def _cpu_name() -> str:
-    names = (line.partition(":")[2].strip() for line in cpu_lines() if "model name" in line)
-    return next(names, platform.processor() or platform.machine())

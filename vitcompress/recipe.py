@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from vitcompress import paths
+from vitcompress import paths, targets
 from vitcompress.data.preprocess import CropMode, Interpolation
 from vitcompress.errors import InputError
 from vitcompress.model.options import Options
@@ -58,6 +58,7 @@ _Size = Annotated[
     BeforeValidator(_square),
     WithJsonSchema({"type": ["integer", "array"], "items": {"type": "integer"}}),
 ]
+_Target = Annotated[str, OneOf("vitcompress.targets")]
 _Limit = Annotated[_Number, Field(ge=0)]
 _Percent = Annotated[_Number, Field(ge=0, le=100)]
 _Share = Annotated[_Number, Field(ge=0, le=1)]
@@ -106,10 +107,11 @@ class DataSection(_Section):
 
 
 class ExportSection(_Section):
-    """Which files to write."""
+    """Which files to write; `target`: the runtime that the ONNX file is for."""
 
     onnx: bool = True
     safetensors: bool = True
+    target: _Target = targets.DEFAULT
 
     @model_validator(mode="after")
     def _something(self) -> Self:

@@ -238,7 +238,7 @@ def test_a_word_selects_its_group_even_if_it_is_empty() -> None:
     anatomy = anatomy_of(adopted(name, options))
     assert anatomy.select(["head"], "key") == []
     assert anatomy.select(["head", "blocks"], "key") == list(anatomy.linears())
-    with pytest.raises(InputError, match="^key: 'heads' matches no layer"):
+    with pytest.raises(InputError, match=r"^key: 'heads' matches no layer"):
         anatomy.select(["heads"], "key")
 
 
