@@ -16,7 +16,8 @@ from PIL import Image
 from vitcompress.data.images import ImageSet
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.export.folder import save_folder
-from vitcompress.model.architecture import Architecture, VitModel, adopt
+from vitcompress.model.architecture import Architecture, VitModel
+from vitcompress.model.families import adopt
 from vitcompress.stages.context import Context
 
 # The tensors here are tiny: on a busy machine, threads that wait for each other cost minutes.

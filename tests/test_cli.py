@@ -25,7 +25,7 @@ data:
   evaluation: "example:glyphs/evaluation"
   images: 64
 stages:
-  - {{name: tail, type: merge}}
+  - {{name: tail, type: tail}}
 {QUANTIZE}"""
 WHOLE = ("--set", 'stages.quant.layers=["blocks.*"]', "--set", "data.images=256")
 

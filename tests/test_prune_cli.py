@@ -16,7 +16,7 @@ data:
   evaluation: "example:glyphs/evaluation"
   images: 64
 stages:
-  - {name: tail, type: merge}
+  - {name: tail, type: tail}
   - {name: narrow, type: prune, budget: {macs: 0.7}}
   - {name: quant, type: quantize, layers: ["blocks.0.*"]}
 gates: {max_ratio: {macs: 0.8}}
@@ -35,8 +35,9 @@ def test_a_run_prunes_and_quantizes(recipe: Path, tmp_path: Path) -> None:
     stage = report["stages"][1]
     dense = report["baseline"]["macs"]
     assert stage["metrics"]["macs"] <= 0.7 * dense
-    assert stage["details"]["kl_held_back"]["narrowed"] > 0
-    rows = stage["details"]["structures"]
+    assert stage["details"]["facts"]["held_back_kl_narrowed"] > 0
+    (structures,) = stage["details"]["tables"]
+    rows = structures["rows"]
     assert all(row["kept"] == row["after"] / row["before"] for row in rows)
     page = (out / "report.html").read_text()
     assert "blocks.0.query_key" in page

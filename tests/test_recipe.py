@@ -23,7 +23,7 @@ SHIPPED = sorted((REPOSITORY / "recipes").glob("*.yaml"))
 # Five lines, so that what a test appends stands in line 6.
 BASE = """version: 1
 stages:
-- {type: merge, name: tail}
+- {type: tail}
 - type: quantize
   name: quant
 """
@@ -76,25 +76,40 @@ def message(text: str | bytes, *overrides: str) -> str:
         ("- {type: quantise}", "6: stages.quantise.type: unknown type; did you mean quantize?"),
         (
             "- {name: q}",
-            "6: stages.q.type: is missing; use one of merge, prune, quantize, sparsify",
+            "6: stages.q.type: is missing; use one of tail, prune, merge, sparsify, quantize",
         ),
         ("- merge", "6: stages.3: must be keys with values, not 'merge'"),
         (
-            "- {type: merge, name: quant}",
+            "- {type: merge, method: cls_only_tail}",
+            "6: stages.merge.method: cls_only_tail is a stage of its own: write `type: tail`",
+        ),
+        (
+            "- {type: merge}",
+            "6: stages.merge: budget: missing; add for example {macs: 0.65}, or write `type: tail` "
+            "to leave out only what the head does not read",
+        ),
+        (
+            "- {type: tail, name: quant}",
             "6: stages.quant: stages 2 and 3 are both called quant; rename one",
         ),
         (
-            "- {type: merge, name: a b}",
+            "- {type: tail, name: a b}",
             "6: stages.a b.name: must consist of letters, digits, - and _, not 'a b'",
         ),
         ("gate:", "6: gate: unknown key; did you mean gates?"),
-        ("x: 1", "6: x: unknown key; known are version, model, data, stages, export, gates"),
+        ("x: 1", "6: x: unknown key; known are version, model, task, data, stages, export, gates"),
         ("gates: {max_drop: {tpo1: 1}}", "6: gates.max_drop.tpo1: unknown key; did you mean top1?"),
         (
             "gates: {max_drop: {agreement: 1}}",
-            "6: gates.max_drop.agreement: unknown key; known are top1, top5",
+            "6: gates.max_drop.agreement: unknown key; known are top1, top5, map, knn",
         ),
         ("gates: {max_drop: {top1: yes}}", "6: gates.max_drop.top1: must be a number, not true"),
+        ("gates: {min: {cosine: 98}}", "6: gates.min.cosine: must be at most 1, not 98"),
+        (
+            "task: clasification",
+            "6: task: must be 'classification', 'embedding', 'multi_label', 'one_logit' or "
+            "'regression', not 'clasification'",
+        ),
         ("gates: {max: {kl: -1}}", "6: gates.max.kl: must be at least 0, not -1"),
         ("gates: {max: {kl: .nan}}", "6: gates.max.kl: must be a finite number, not nan"),
         ("gates: {min: {top1: 101}}", "6: gates.min.top1: must be at most 100, not 101"),
@@ -105,6 +120,16 @@ def message(text: str | bytes, *overrides: str) -> str:
         ("data: {input_size: [9, 9, 3]}", "6: data.input_size: has 3 values; the most is 2"),
         ("data: {calibration: ''}", "6: data.calibration: must not be empty"),
         ("model: 5", "6: model: must be keys with values, not 5"),
+        (
+            "model: {options: {depth: 2, checkpoint_path: a.pth}}",
+            "6: model.options.checkpoint_path: checkpoint_path is no option that a model may be "
+            "made with",
+        ),
+        (
+            "model: {options: {depth: 2.5}}",
+            "6: model.options.depth: depth must be a whole number up to 1000, or a list of such, "
+            "not '2.5'",
+        ),
         (
             "export: {onnx: no, safetensors: no}",
             "6: export: onnx and safetensors are both off; leave one of them on",
@@ -156,16 +181,14 @@ def test_of_several_errors_the_first_line_is_told_and_the_others_counted() -> No
 
 @pytest.mark.usefixtures("folder")
 def test_a_stage_without_a_name_takes_its_type() -> None:
-    assert [stage.name for stage in load("stages: [{type: merge}]").stages] == ["merge"]
-    told = message("stages:\n- {type: merge}\n- {type: merge}\n")
-    assert (
-        told == "recipes/x.yaml:3: stages.merge: stages 1 and 2 are both called merge; rename one"
-    )
+    assert [stage.name for stage in load("stages: [{type: tail}]").stages] == ["tail"]
+    told = message("stages:\n- {type: tail}\n- {type: tail}\n")
+    assert told == "recipes/x.yaml:3: stages.tail: stages 1 and 2 are both called tail; rename one"
 
 
 def test_duplicate_names_are_refused_without_a_file_too() -> None:
-    with pytest.raises(ValidationError, match="stages 1 and 2 are both called merge"):
-        Recipe.model_validate({"stages": [{"type": "merge"}, {"type": "merge"}]})
+    with pytest.raises(ValidationError, match="stages 1 and 2 are both called tail"):
+        Recipe.model_validate({"stages": [{"type": "tail"}, {"type": "tail"}]})
 
 
 @pytest.mark.usefixtures("folder")
@@ -190,7 +213,7 @@ def test_numbers_without_a_point_are_numbers() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_an_anchor_may_be_used_again_and_its_keys_changed() -> None:
-    text = "stages:\n- &m {type: merge, name: a}\n- {<<: *m, name: b}\n"
+    text = "stages:\n- &m {type: tail, name: a}\n- {<<: *m, name: b}\n"
     assert [stage.name for stage in load(text).stages] == ["a", "b"]
     changed = load(text, "stages.a.name=c")
     assert [stage.name for stage in changed.stages] == ["c", "b"]
@@ -230,7 +253,7 @@ def test_overrides_are_applied_in_order_and_before_validation() -> None:
         ("gates={mx: 1}", "gates.mx: unknown key; did you mean max?"),
         (
             "gates.max_drop.kl.x=1",
-            "gates.max_drop.kl: unknown key; known are top1, top5",
+            "gates.max_drop.kl: unknown key; known are top1, top5, map, knn",
         ),
         ("version.x=1", "version has no keys of its own; set it as a whole"),
         ("data.images", "write KEY=VALUE, such as data.images=64"),
@@ -300,8 +323,7 @@ def test_sources_that_are_no_paths_stay_as_they_are() -> None:
 @pytest.mark.usefixtures("folder")
 def test_the_resolved_recipe_has_all_keys_and_loads_again() -> None:
     recipe = load(
-        BASE
-        + "model: {checkpoint: a.pth, options: {img_size: [96, 64], note: '1e-3', x: {y: null}}}\n"
+        BASE + "model: {checkpoint: a.pth, options: {img_size: [96, 64], init_values: 1e-3}}\n"
         "data: {images: 64, mean: [0.1], std: [1e-5], input_size: 96, crop_mode: border}\n"
         "export: {safetensors: false}\n"
         "gates: {max_drop: {top1: 0.3}, max: {kl: 1e-7, bytes: 25000000}}\n"

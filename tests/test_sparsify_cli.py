@@ -34,8 +34,9 @@ def test_a_run_warns_beyond_the_knee(recipe: Path, tmp_path: Path) -> None:
     assert code == 0, said
     report = json.loads(printed)
     details = report["stages"][0]["details"]
-    assert [row["layer"] for row in details["layers"]] == ["blocks.0.mlp.fc1", "blocks.0.mlp.fc2"]
-    assert details["beyond_knee"]
+    layers = next(table for table in details["tables"] if table["name"] == "layers")
+    assert [r["layer"] for r in layers["rows"]] == ["blocks.0.mlp.fc1", "blocks.0.mlp.fc2"]
+    assert details["facts"]["beyond_knee"]
     assert "beyond the knee" in " ".join(said.split())
     few, warning = report["warnings"]
     assert few.startswith("all figures rest on 33 images only")

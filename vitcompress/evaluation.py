@@ -2,42 +2,56 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from math import isfinite
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from vitcompress.console import track
-from vitcompress.data.images import ImageSet, batches
+from vitcompress.data.images import ImageSet, batches, open_images
 from vitcompress.data.preprocess import Preprocess
-from vitcompress.errors import InputError
-from vitcompress.measure.accuracy import agreement, mean_kl, top_k
+from vitcompress.data.sources import Label
+from vitcompress.errors import InputError, RunError
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.structure import placed
+from vitcompress.report.model import Metrics
+from vitcompress.tasks import Task
 
 _BATCH = 16
 
 Runner = Callable[[np.ndarray], np.ndarray]
-"""Pixels float32 [n, C, H, W] → logits [n, classes]."""
+"""Pixels float32 [n, C, H, W] → outputs [n, ...]."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The logits [n, classes] of one model on some images, and the labels where there are any."""
+    """The outputs [n, ...] of one model on some images, and the labels where there are any."""
 
-    logits: np.ndarray
-    labels: tuple[int, ...] | None
+    outputs: np.ndarray
+    labels: tuple[Label, ...] | None
 
-    def figures(self, dense: "Judged | None") -> dict[str, Any]:
-        """The accuracy part of METRICS, against the logits of the `dense` model."""
-        labels = self.labels
-        return {
-            "images": len(self.logits),
-            "top1": None if labels is None else top_k(self.logits, labels, 1),
-            "top5": None if labels is None else top_k(self.logits, labels, 5),
-            "agreement": None if dense is None else agreement(self.logits, dense.logits),
-            "kl": None if dense is None else mean_kl(self.logits, dense.logits),
-        }
+    def figures(self, task: Task, dense: "Judged | None") -> Metrics:
+        """The figures of `task`, against the labels and against the outputs of the `dense` model.
+
+        Raises `RunError` where one is NaN or infinite, as after outputs that are: such a figure
+        would pass for a good one in a report.
+        """
+        outputs, found = torch.from_numpy(self.outputs), dict[str, float | None]()
+        if self.labels is not None:
+            found |= task.judged(outputs, torch.tensor(self.labels))
+        if dense is not None:
+            found |= task.compared(outputs, torch.from_numpy(dense.outputs))
+        for name, value in found.items():
+            if value is not None and not isfinite(value):
+                broken = int((~outputs.isfinite()).flatten(1).any(1).sum())
+                why = f"the outputs of {broken} of {len(outputs)} images are NaN or infinite"
+                none = "outputs are zero for some image, or those of the dense model do not vary"
+                raise RunError(
+                    f"{name} is {value}: {why if broken else none}; give an intact model, or "
+                    "change the stage that breaks it"
+                )
+        return Metrics.model_validate({"images": len(outputs), **found})
 
 
 def judge(
@@ -47,14 +61,14 @@ def judge(
 
     Raises `InputError` when too many images cannot be read.
     """
-    logits: list[np.ndarray] = []
-    labels: list[int] = []
+    outputs: list[np.ndarray] = []
+    labels: list[Label] = []
     stream = batches(images, preprocess, _BATCH, max_unreadable=max_unreadable)
     for batch in track(stream, description, -(-len(images) // _BATCH)):
-        logits.append(run(batch.pixels.numpy()))
+        outputs.append(run(batch.pixels.numpy()))
         if batch.labels is not None:
             labels.extend(batch.labels.tolist())
-    return Judged(np.concatenate(logits), tuple(labels) if images.labels is not None else None)
+    return Judged(np.concatenate(outputs), tuple(labels) if images.labels is not None else None)
 
 
 def torch_runner(model: VitModel, device: torch.device) -> Runner:
@@ -62,24 +76,56 @@ def torch_runner(model: VitModel, device: torch.device) -> Runner:
 
     def run(pixels: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            logits: np.ndarray = module(torch.from_numpy(pixels).to(device)).float().cpu().numpy()
-        return logits
+            outputs: np.ndarray = module(torch.from_numpy(pixels).to(device)).float().cpu().numpy()
+        return outputs
 
     return run
 
 
-def check_labels(images: ImageSet, classes: int) -> None:
-    """Raise `InputError` where the labels of `images` cannot be those of a model of `classes`."""
+def evaluation_images(
+    source: str, classes: Path | None, task: Task, outputs: int, limit: int | None
+) -> ImageSet:
+    """The images of `source` with the labels that `task` can use, of a model with `outputs`.
+
+    Raises `InputError` as `open_images` and `check_labels`. Only a classification has to have
+    labels; other tasks have them where all images have one.
+    """
+    labelled = {"classes": True, "none": False}.get(task.labels)
+    images = open_images(source, classes=classes, labelled=labelled, limit=limit)
+    check_labels(images, task, outputs)
+    return images
+
+
+def check_labels(images: ImageSet, task: Task, outputs: int) -> None:
+    """Raise `InputError` where the labels of `images` are none that `task` can use."""
     if images.labels is None:
+        return
+    width = len(images.labels[0]) if isinstance(images.labels[0], tuple) else None
+    if task.labels == "matrix":
+        if width != outputs:
+            has = "one class an image" if width is None else f"labels for {width} outputs"
+            raise InputError(
+                f"{images.source}: has {has}, and {task.name} takes a .npz with labels 0 or 1, "
+                f"[n, {outputs}], or images without labels or class folders"
+            )
+        return
+    if width is not None:
+        raise InputError(
+            f"{images.source}: has a label for each of {width} outputs, and {task.name} takes one "
+            "class an image; set task: multi_label, or give labels [n]"
+        )
+    classes = {"classes": outputs, "two classes": 2}.get(task.labels)
+    if classes is None:
         return
     if images.num_classes is not None and images.num_classes != classes:
         raise InputError(
             f"{images.source}: its labels name {images.num_classes} classes and the model has "
             f"{classes}; give --classes FILE, one folder name a line in the order of the model"
         )
-    if max(images.labels) >= classes:
+    largest = max(label for label in images.labels if isinstance(label, int))
+    if largest >= classes:
         raise InputError(
-            f"{images.source}: has the label {max(images.labels)} and the model {classes} classes; "
+            f"{images.source}: has the label {largest} and the model {classes} classes; "
             "give the images the model was trained for"
         )
 

@@ -2,11 +2,28 @@
 
 from collections.abc import Callable
 
+from vitcompress.errors import InputError
 from vitcompress.recipe import Gates
 from vitcompress.report.model import GateResult, Metrics
+from vitcompress.tasks import Task
 
 # Above the rounding of figures in single precision, below what one image or one byte changes.
 _NOISE = 1e-6
+
+
+_OF_ANY_TASK = {"bytes", "macs", "params", "latency", "speedup"}
+
+
+def check(gates: Gates, task: Task) -> None:
+    """Raise `InputError` where a limit is set for a figure that `task` does not have."""
+    known = {*_OF_ANY_TASK, *task.figures}
+    for kind, limits in gates:
+        for metric, limit in limits:
+            if limit is not None and metric not in known:
+                raise InputError(
+                    f"gates.{kind}.{metric}: the task {task.name} has no {metric}; its figures are "
+                    f"{', '.join(task.figures)}"
+                )
 
 
 def evaluate(gates: Gates, baseline: Metrics, final: Metrics) -> list[GateResult]:

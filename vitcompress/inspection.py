@@ -8,17 +8,18 @@ import numpy as np
 import onnx
 import torch
 
-from vitcompress import targets
-from vitcompress.data.images import open_images
+from vitcompress import targets, tasks
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
-from vitcompress.evaluation import Runner, check_labels, judge, torch_runner
+from vitcompress.evaluation import Runner, evaluation_images, judge, torch_runner
 from vitcompress.export import folder
 from vitcompress.export.onnx import load_onnx, metadata
 from vitcompress.measure import cost
 from vitcompress.measure.runtime import logits, time_in_turns
 from vitcompress.model.architecture import VitModel, from_source
-from vitcompress.output import MANIFEST, ONNX, onnx_bytes
+from vitcompress.output import ONNX, onnx_bytes
+from vitcompress.place import MANIFEST
+from vitcompress.tasks import Task
 
 _MAX_UNREADABLE = 0.01
 
@@ -32,7 +33,7 @@ def facts(path: str, name: str | None) -> dict[str, Any]:
         return _onnx_facts(_existing(path))
     if _is_output(path):
         found = _model_facts(folder.load_folder(Path(path)))
-        files = {f.name: f.stat().st_size for f in sorted(Path(path).iterdir())}
+        files = {f.name: f.stat().st_size for f in sorted(Path(path).iterdir()) if f.is_file()}
         exported = Path(path) / ONNX
         onnx_file = {"onnx": _onnx_facts(exported)} if exported.exists() else {}
         return {**found, "file_bytes": files, **onnx_file}
@@ -42,14 +43,13 @@ def facts(path: str, name: str | None) -> dict[str, Any]:
 def evaluate(
     model: str, name: str | None, evaluation: str, classes: Path | None, limit: int | None
 ) -> dict[str, Any]:
-    """Accuracy of a model on labelled images. Raises `InputError`."""
-    images = open_images(evaluation, classes=classes, labelled=True, limit=limit)
-    runner, preprocess, count = _runner(model, name)
-    if count is not None:
-        check_labels(images, count)
+    """The figures of a model on labelled images. Raises `InputError`."""
+    runner, preprocess, task, outputs = _runner(model, name)
+    images = evaluation_images(evaluation, classes, task, outputs, limit)
+    if images.labels is None:
+        raise InputError(f"{evaluation}: has no labels that a model of {task.name} is held against")
     judged = judge(runner, images, preprocess, _MAX_UNREADABLE, "evaluating")
-    figures = judged.figures(None)
-    return {key: figures[key] for key in ("images", "top1", "top5")}
+    return judged.figures(task, None).model_dump(include={"images", *task.against_labels})
 
 
 def bench(paths: list[str], batch: int, seconds: float, threads: int) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def _is_output(path: str) -> bool:
     config = Path(path) / folder.CONFIG
     return (
         config.is_file()
-        and '"architecture"' in config.read_text(encoding="utf-8")[:2000]
+        and b'"architecture"' in config.read_bytes()[:2000]
         and (Path(path) / MANIFEST).is_file()
     )
 
@@ -117,6 +117,7 @@ def _model_facts(model: VitModel) -> dict[str, Any]:
     return {
         "timm": model.architecture.timm,
         "options": model.architecture.options,
+        "task": model.task.name,
         "classes": model.num_classes,
         "parameters": cost.parameters(model.module),
         "macs": cost.macs(model),
@@ -142,23 +143,26 @@ def _shape(value: onnx.ValueInfoProto) -> str:
     return " × ".join(d.dim_param or str(d.dim_value) for d in value.type.tensor_type.shape.dim)
 
 
-def _runner(model: str, name: str | None) -> tuple[Runner, Preprocess, int | None]:
-    """What runs `model`, its preprocessing, and how many classes it has."""
+def _runner(model: str, name: str | None) -> tuple[Runner, Preprocess, Task, int]:
+    """What runs `model`, its preprocessing, its task, and how many outputs it has."""
     if model.endswith(".onnx") or (Path(model) / ONNX).is_file():
         path = _onnx_of(model)
-        described = metadata(path).get("preprocessing")
+        facts = metadata(path)
+        described = facts.get("preprocessing")
         if described is None:
             raise InputError(f"{path}: says nothing of preprocessing; give the folder of a run")
         held = targets.load(targets.DEFAULT).session(path, 0)
-        classes = held.output_shape[1]
+        outputs = int(held.output_shape[1])
         return (
             lambda pixels: next(logits(held, [pixels])),
             Preprocess.model_validate_json(described),
-            classes if isinstance(classes, int) else None,
+            tasks.chosen(facts.get("task"), outputs),
+            outputs,
         )
     loaded = (
         folder.load_folder(Path(model))
         if _is_output(model)
         else from_source(model, name, {}, None, {})
     )
-    return torch_runner(loaded, torch.device("cpu")), loaded.preprocess, loaded.num_classes
+    runner = torch_runner(loaded, torch.device("cpu"))
+    return runner, loaded.preprocess, loaded.task, loaded.num_classes

@@ -9,29 +9,45 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vitcompress import gates, output, targets
 from vitcompress.console import console
 from vitcompress.data.images import ImageSet, batches, open_images
+from vitcompress.details import Table
 from vitcompress.errors import InputError, ParityError
-from vitcompress.evaluation import Judged, check_labels, held_back, judge, torch_runner
+from vitcompress.evaluation import (
+    Judged,
+    check_labels,
+    evaluation_images,
+    held_back,
+    judge,
+    torch_runner,
+)
 from vitcompress.export import folder
 from vitcompress.export.onnx import export_onnx, facts_of
 from vitcompress.export.parity import check
 from vitcompress.measure import cost
-from vitcompress.measure.accuracy import agreement, mean_kl
 from vitcompress.measure.runtime import logits as onnx_logits
 from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model.architecture import VitModel, from_source
+from vitcompress.place import writing
 from vitcompress.recipe import Recipe
 from vitcompress.report.figures import told
-from vitcompress.report.model import Artifact, Latency, Metrics, Report, StageReport
-from vitcompress.stages import STAGES
+from vitcompress.report.model import (
+    Artifact,
+    Details,
+    Latency,
+    Metrics,
+    Report,
+    StageReport,
+    StudyReport,
+)
 from vitcompress.stages.context import Context
-from vitcompress.stages.pruning.config import PruneConfig
+from vitcompress.stages.prune.config import PruneConfig
+from vitcompress.stages.registry import stage_of
+from vitcompress.stages.stage import StageResult, Study
 
 _PARITY_IMAGES = 8
 _ENOUGH = 50  # images to judge on; gates on fewer say little
@@ -52,43 +68,68 @@ class Options:
 
 
 def load(recipe: Recipe) -> VitModel:
-    """The dense model a recipe names. Raises `InputError` where it cannot be had."""
+    """The dense model a recipe names, with its task.
+
+    Raises `InputError` where it cannot be had, where it cannot have the task that the recipe names,
+    and where a gate asks for what that task does not give.
+    """
     source = recipe.model.checkpoint
     if source is None:
         raise InputError("no model: give a checkpoint after the recipe, or model.checkpoint in it")
-    return from_source(
+    model = from_source(
         source,
         recipe.model.name,
         dict(recipe.model.options),
         recipe.model.num_classes,
         recipe.data.preprocess_overrides(),
+    ).with_task(recipe.task)
+    gates.check(recipe.gates, model.task)
+    return model
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a stage would leave: multiply-accumulates, stored bytes, and what is known of it."""
+
+    stage: str
+    macs: int
+    bytes: int
+    details: Details
+
+
+def plan(recipe: Recipe) -> list[Planned]:
+    """What each stage would leave. The first is the dense model.
+
+    Nothing is written and no image is read.
+    """
+    model = load(recipe)
+    dense = StageResult(model, {"timm": model.architecture.timm})
+    return [
+        Planned(name, cost.macs(left.model), folder.stored_bytes(left.model), _details(left))
+        for name, left in [("dense", dense), *_planned(recipe, model)]
+    ]
+
+
+def _planned(recipe: Recipe, model: VitModel) -> Iterator[tuple[str, StageResult]]:
+    """By stage, its name, and a model of the shape that it would leave with what is known of it."""
+    for config in recipe.stages:
+        result = stage_of(config).plan(model, config)
+        model = result.model
+        yield config.name, result
+
+
+def _details(result: StageResult, studies: tuple[StudyReport, ...] = ()) -> Details:
+    """What `result` tells, with what was measured of its studies."""
+    return Details(
+        facts=dict(result.facts),
+        tables=result.tables,
+        galleries=result.galleries,
+        studies=studies,
     )
 
 
-def plan(recipe: Recipe) -> list[dict[str, Any]]:
-    """What each stage would leave: name, multiply-accumulates, stored bytes, and its details.
-
-    The first row is the dense model. Nothing is written and no image is read.
-    """
-    model = load(recipe)
-
-    def row(name: str, left: VitModel, details: dict[str, Any]) -> dict[str, Any]:
-        stored = folder.stored_bytes(left)
-        return {"stage": name, "macs": cost.macs(left), "bytes": stored, "details": details}
-
-    dense = row("dense", model, {"timm": model.architecture.timm})
-    return [dense, *(row(*planned) for planned in _planned(recipe, model))]
-
-
-def _planned(recipe: Recipe, model: VitModel) -> Iterator[tuple[str, VitModel, dict[str, Any]]]:
-    """By stage, its name, a model of the shape that it would leave, and its details."""
-    for config in recipe.stages:
-        model, details = STAGES[type(config)].plan(model, config)
-        yield config.name, model, details
-
-
 @torch.no_grad()
-def sensitivity(recipe: Recipe, options: Options) -> dict[str, list[dict[str, Any]]]:
+def sensitivity(recipe: Recipe, options: Options) -> dict[str, Table]:
     """By stage name, what each part of the model as it reaches that stage would cost.
 
     The chain is carried out as far as its last stage, which is only looked at; nothing is written.
@@ -98,17 +139,16 @@ def sensitivity(recipe: Recipe, options: Options) -> dict[str, list[dict[str, An
     model = load(recipe)
     _say_model(model)
     context = _context(recipe, model, _open_data(recipe, model, options), options)
-    tables: dict[str, list[dict[str, Any]]] = {}
+    tables: dict[str, Table] = {}
     for config in recipe.stages:
-        stage = STAGES[type(config)]
+        stage = stage_of(config)
         if stage.sensitivity is not None:
             with _step(f"{config.name}: sensitivities"):
-                rows = stage.sensitivity(model, config, context)
-            tables |= {config.name: rows} if rows else {}
+                tables[config.name] = stage.sensitivity(model, config, context)
         if config is recipe.stages[-1]:
             break
         with _step(f"{config.name} ({config.type})"):
-            model, _ = stage.run(model, config, context)
+            model = stage.run(model, config, context).model
     if not tables:
         raise InputError("stages: none of these stages has sensitivities to show; add one that has")
     return tables
@@ -122,7 +162,7 @@ def run(recipe: Recipe, out: Path, options: Options) -> Report:
     `Report.passed`.
     """
     runtime = targets.load(recipe.export.target)
-    with output.writing(out) as target, TemporaryDirectory(prefix="vitcompress-") as scratch:
+    with writing(out) as target, TemporaryDirectory(prefix="vitcompress-") as scratch:
         torch.manual_seed(options.seed)
         dense = load(recipe)
         _say_model(dense)
@@ -162,15 +202,14 @@ def _open_data(recipe: Recipe, model: VitModel, options: Options) -> _Data:
     calibration = evaluation = None
     classes = Path(data.classes) if data.classes else None
     if data.evaluation is not None:
-        evaluation = open_images(
-            data.evaluation, classes=classes, labelled=True, limit=options.limit
+        evaluation = evaluation_images(
+            data.evaluation, classes, model.task, model.num_classes, options.limit
         )
-        check_labels(evaluation, model.num_classes)
     if data.calibration is not None:
         labelled = any(isinstance(s, PruneConfig) and s.targets == "labels" for s in recipe.stages)
         look = partial(open_images, data.calibration, classes=classes, labelled=labelled)
         calibration = look(limit=images, seed=seed)
-        check_labels(calibration, model.num_classes)
+        check_labels(calibration, model.task, model.num_classes)
         if evaluation is None:
             everything = look()
             calibration, evaluation = held_back(everything, images, calibration)
@@ -180,7 +219,7 @@ def _open_data(recipe: Recipe, model: VitModel, options: Options) -> _Data:
     if calibration is None and recipe.stages:
         raise InputError("no calibration images: give --calibration DIR, or data.calibration")
     if evaluation is None:
-        raise InputError("no images: give --evaluation DIR (labelled) or --calibration DIR")
+        raise InputError("no images: give --evaluation DIR or --calibration DIR")
     return _Data(calibration, evaluation)
 
 
@@ -219,11 +258,11 @@ class _Run:
         model, stages, warnings = self.dense, list[StageReport](), list[str]()
         for config in self.recipe.stages:
             with _step(f"{config.name} ({config.type})") as started:
-                model, details = STAGES[type(config)].run(model, config, self.context)
-                seconds = time.monotonic() - started
-                warnings += details.pop("warnings", [])
-                if "simulated" in details:
-                    warnings.append(f"{config.name}: {self._simulated(details['simulated'])}")
+                result = stage_of(config).run(model, config, self.context)
+                model, seconds = result.model, time.monotonic() - started
+                studies = tuple(map(self._studied, result.studies))
+                warnings += result.warnings
+                warnings += [f"{config.name}: {s.note}; {told(s.figures)}" for s in studies]
                 is_last = config is self.recipe.stages[-1]
                 metrics = None if is_last else self._torch_metrics(model)
             stages.append(
@@ -232,7 +271,7 @@ class _Run:
                     type=config.type,
                     seconds=round(seconds, 2),
                     metrics=metrics,
-                    details=details,
+                    details=_details(result, studies),
                 )
             )
         with _step("export, parity and measurement"):
@@ -247,7 +286,7 @@ class _Run:
             artifacts=artifacts,
             gates=gates.evaluate(self.recipe.gates, baseline, final),
             environment=output.environment(self.options.threads),
-            warnings=[*self.data.warnings(), *_few(len(self.judged_dense.logits)), *warnings],
+            warnings=[*self.data.warnings(), *_few(len(self.judged_dense.outputs)), *warnings],
         )
 
     def _finish(
@@ -281,16 +320,16 @@ class _Run:
 
         def metrics(of: VitModel, path: Path, figures: Judged, name: str) -> Metrics:
             timing = timed[name]
-            return Metrics(
-                **figures.figures(self.judged_dense),
-                params=cost.parameters(of.module),
-                macs=cost.macs(of),
-                bytes=output.onnx_bytes(path),
-                latency_ms=Latency(
+            measured = {
+                "params": cost.parameters(of.module),
+                "macs": cost.macs(of),
+                "bytes": output.onnx_bytes(path),
+                "latency_ms": Latency(
                     p50=timing.p50, p90=timing.percentile(90), p99=timing.percentile(99)
                 ),
-                speedup=timed["baseline"].p50 / timing.p50,
-            )
+                "speedup": timed["baseline"].p50 / timing.p50,
+            }
+            return self._figures(figures).model_copy(update=measured)
 
         final = metrics(model, file, judged, "final")
         return artifacts, final, metrics(self.dense, baseline_file, self.judged_dense, "baseline")
@@ -299,7 +338,7 @@ class _Run:
         """Write `file`, and check it; what is to be told of it, what each pass changed included."""
         target = self.recipe.export.target
         passes = export_onnx(model, file, facts, target)
-        parity = check(file, model, self.parity_pixels, 0, target, _closeness)
+        parity = check(file, model, self.parity_pixels, 0, target)
         return {**parity, "passes": passes}
 
     def _judge_onnx(self, path: Path) -> Judged:
@@ -309,19 +348,18 @@ class _Run:
     def _torch_metrics(self, model: VitModel) -> Metrics:
         """Figures between stages, from the torch model; the ONNX file is measured at the end."""
         judged = self._judge(torch_runner(model, self.context.device))
-        return Metrics(
-            **judged.figures(self.judged_dense),
-            params=cost.parameters(model.module),
-            macs=cost.macs(model),
-        )
+        measured = {"params": cost.parameters(model.module), "macs": cost.macs(model)}
+        return self._figures(judged).model_copy(update=measured)
 
-    def _simulated(self, details: dict[str, Any]) -> str:
-        """Measure the module in `details`, which get its figures; these in words."""
-        module = details.pop("module")
-        runner = torch_runner(replace(self.dense, module=module), torch.device("cpu"))
-        figures = Metrics(**self._judge(runner).figures(self.judged_dense))
-        details["figures"] = figures.model_dump(exclude_none=True)
-        return f"{details['note']}; {told(figures)}"
+    def _figures(self, judged: Judged) -> Metrics:
+        return judged.figures(self.dense.task, self.judged_dense)
+
+    def _studied(self, study: Study) -> StudyReport:
+        runner = torch_runner(replace(self.dense, module=study.module), torch.device("cpu"))
+        figures = self._figures(self._judge(runner))
+        return StudyReport(
+            name=study.name, note=study.note, facts=dict(study.facts), figures=figures
+        )
 
     def _judge(self, runner: Any) -> Judged:
         unreadable = self.recipe.data.max_unreadable
@@ -332,11 +370,6 @@ class _Run:
         unreadable = self.recipe.data.max_unreadable
         images, spec = self.data.evaluation, self.dense.preprocess
         return next(batches(images, spec, _PARITY_IMAGES, max_unreadable=unreadable)).pixels
-
-
-def _closeness(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    """How near the logits of the exported model are to those of the torch model."""
-    return {"agreement": agreement(found, expected), "kl": mean_kl(found, expected)}
 
 
 def _few(images: int) -> list[str]:
@@ -369,7 +402,7 @@ def _device(name: str) -> torch.device:
 @contextmanager
 def _step(title: str) -> Iterator[float]:
     """Say what is being done, and how long it took."""
-    console.print(f"[bold]{title}[/bold]")
+    console.print(title, style="bold")
     start = time.monotonic()
     yield start
     console.print(f"  done in {time.monotonic() - start:.1f} s")
@@ -378,16 +411,23 @@ def _step(title: str) -> Iterator[float]:
 def _say_model(model: VitModel) -> None:
     spec = model.preprocess
     console.print(
-        f"[bold]{model.architecture.timm}[/bold]: {model.num_classes} classes, images "
+        f"{model.architecture.timm}: {_outputs(model)}, images "
         f"{spec.input_size[0]}×{spec.input_size[1]} {spec.interpolation}, crop {spec.crop_pct}, "
         f"mean {spec.mean}, std {spec.std}"
     )
+
+
+def _outputs(model: VitModel) -> str:
+    """What comes out of a model, in words: `classification, 10 outputs`."""
+    head = f"{model.num_classes} output(s)" if model.num_classes else "no head"
+    return f"{model.task.name}, {head}"
 
 
 def _model_facts(recipe: Recipe, dense: VitModel, model: VitModel) -> dict[str, Any]:
     return {
         "name": dense.architecture.timm,
         "checkpoint": Path(recipe.model.checkpoint or "").name,
+        "task": dense.task.name,
         "classes": dense.num_classes,
         "preprocessing": dense.preprocess.model_dump(mode="json"),
         "stages": [config.name for config in recipe.stages],

@@ -21,9 +21,9 @@ from vitcompress.evaluation import judge, torch_runner
 from vitcompress.measure import cost
 from vitcompress.measure.branches import LatencyTable
 from vitcompress.model.architecture import from_source
-from vitcompress.stages.prune import choose, described, meters, rebuilt
-from vitcompress.stages.pruning.config import PruneConfig
-from vitcompress.stages.pruning.study import study
+from vitcompress.stages.prune.config import PruneConfig
+from vitcompress.stages.prune.stage import choose, described, meters, rebuilt
+from vitcompress.stages.prune.study import study
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "obs, as it is": {},
@@ -55,11 +55,11 @@ def main() -> None:
 
         def row(name: str, module: torch.nn.Module) -> None:
             model = described(dense, module)
-            found = judged(model, name).figures(whole)
+            found = judged(model, name).figures(dense.task, whole)
             share = cost.macs(model) / cost.macs(dense)
             console.print(
-                f"| {name} | {share:.3f} | {found['top1']:.1f} | {found['agreement']:.1f} "
-                f"| {found['kl']:.4f} |",
+                f"| {name} | {share:.3f} | {found.top1:.1f} | {found.agreement:.1f} "
+                f"| {found.kl:.4f} |",
                 soft_wrap=True,
                 markup=False,
             )

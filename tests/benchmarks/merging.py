@@ -19,8 +19,9 @@ from vitcompress.measure.cost import macs
 from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.output import cache_folder
 from vitcompress.stages.context import Context
-from vitcompress.stages.merge import MergeConfig, merge
-from vitcompress.stages.merge_rival import lower_resolution, resized
+from vitcompress.stages.merge.config import MergeConfig
+from vitcompress.stages.merge.rival import lower_resolution, resized
+from vitcompress.stages.merge.stage import merge
 
 WAYS: dict[str, dict[str, Any]] = {
     "ToMe, constant": {"method": "tome", "schedule": "constant"},
@@ -53,7 +54,7 @@ def ways(
     """Each way's name, its runner and its cost."""
     for name in names:
         config = MergeConfig.model_validate({"budget": {"macs": share}, **WAYS[name]})
-        merged, _ = merge(model, config, context)
+        merged = merge(model, config, context).model
         yield name, torch_runner(merged, context.device), macs(merged)
     yield smaller(model, share)
 
@@ -69,15 +70,15 @@ def main() -> None:
     images_for = context_of(model, given.calibration, given.images, cache_folder())
     whole = torch_runner(model, images_for.device)
     dense = judge(whole, images, model.preprocess, 0.01, "dense")
-    base = dense.figures(dense)
+    base = dense.figures(model.task, dense)
     rows = ["| | MACs | top-1 | agreement | KL |", "|---|---|---|---|---|"]
-    rows.append(f"| dense | {macs(model) / 1e9:.2f} G | {base['top1']:.1f} | | |")
+    rows.append(f"| dense | {macs(model) / 1e9:.2f} G | {base.top1:.1f} | | |")
     for share in given.budgets:
         for name, run, cost in ways(given.ways, model, images_for, share):
-            found = judge(run, images, model.preprocess, 0.01, name).figures(dense)
+            found = judge(run, images, model.preprocess, 0.01, name).figures(model.task, dense)
             rows.append(
                 f"| {name} | {cost / 1e9:.2f} G ({cost / macs(model) - 1:+.0%}) | "
-                f"{found['top1']:.1f} | {found['agreement']:.1f} | {found['kl']:.4f} |"
+                f"{found.top1:.1f} | {found.agreement:.1f} | {found.kl:.4f} |"
             )
     console.print("\n".join(rows), soft_wrap=True, markup=False)
 

@@ -78,10 +78,10 @@ def main() -> None:
             "|---|---|---|---|---|---|---|",
         ]
         for name, file in files.items():
-            found = judged[name].figures(judged["fp32"])
+            found = judged[name].figures(dense.task, judged["fp32"])
             p50, size = timed[name].p50, file.stat().st_size / 1e6
             rows.append(
-                f"| {name} | {found['top1']:.1f} | {found['agreement']:.1f} | {found['kl']:.4f} "
+                f"| {name} | {found.top1:.1f} | {found.agreement:.1f} | {found.kl:.4f} "
                 f"| {size:.2f} MB | {p50:.1f} ms | {timed['fp32'].p50 / p50:.2f}× |"
             )
     console.print("\n".join(rows), soft_wrap=True, markup=False)

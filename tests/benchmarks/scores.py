@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from vitcompress.console import console
 from vitcompress.data.images import batches, open_images
 from vitcompress.model.architecture import from_source
-from vitcompress.stages.importance import Score
-from vitcompress.stages.quantize_bits import (
+from vitcompress.stages.quantize.bits import (
     allocated,
     counts,
     prepare,
@@ -34,7 +33,7 @@ from vitcompress.stages.quantize_bits import (
     weight_errors,
     weighted,
 )
-from vitcompress.stages.quantize_config import BitBudget, QuantizeConfig
+from vitcompress.stages.quantize.config import BitBudget, QuantizeConfig, Score
 
 
 def main() -> None:

@@ -20,19 +20,21 @@ from torch import nn
 from vitcompress.console import console
 from vitcompress.data.images import open_images
 from vitcompress.evaluation import Judged, judge, torch_runner
-from vitcompress.methods.activations import Kind
 from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.model.structure import linears
 from vitcompress.stages.calibrate import statistics
 from vitcompress.stages.context import Context
-from vitcompress.stages.quantize_config import QuantizeConfig, Simulation
-from vitcompress.stages.simulate import SimulatedAttention, fit, simulation
+from vitcompress.stages.quantize.config import QuantizeConfig, Simulation
+from vitcompress.stages.quantize.simulate import SimulatedAttention, fit, simulation
+from vitcompress.terms import QuantizerKind
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 6])
-    parser.add_argument("--softmax", nargs="+", choices=get_args(Kind), default=get_args(Kind))
+    parser.add_argument(
+        "--softmax", nargs="+", choices=get_args(QuantizerKind), default=get_args(QuantizerKind)
+    )
     parser.add_argument("--gelu", choices=["uniform", "twin_uniform"], default="twin_uniform")
     parser.add_argument("--cache", type=Path)
     given = parser.parse_args()
@@ -52,8 +54,8 @@ def main() -> None:
     found = statistics(model.module, model.fingerprint(), names, context)
 
     def row(title: str, figures: Judged) -> None:
-        measured = figures.figures(dense)
-        cells = f"{measured['top1']:.1f} | {measured['agreement']:.1f} | {measured['kl']:.4f}"
+        measured = figures.figures(model.task, dense)
+        cells = f"{measured.top1:.1f} | {measured.agreement:.1f} | {measured.kl:.4f}"
         console.print(f"| {title} | {cells} |", soft_wrap=True)
 
     console.print("| | top-1 | agreement | KL |\n|---|---|---|---|")

@@ -19,10 +19,10 @@ from common import arguments, context_of
 
 from vitcompress.console import console
 from vitcompress.data.images import batches, open_images
-from vitcompress.measure.accuracy import agreement, mean_kl
-from vitcompress.methods.sparsity import Criterion, parse
+from vitcompress.methods.patterns import Criterion, parse
 from vitcompress.model.architecture import from_source
-from vitcompress.stages.sparsify import SparsifyConfig, sparsify
+from vitcompress.stages.sparsify.config import SparsifyConfig
+from vitcompress.stages.sparsify.stage import sparsify
 
 BRIEF = ("magnitude", "obs")  # criteria for patterns that leave densities open
 SHARES = ["uniform", "distortion"]
@@ -61,7 +61,7 @@ def main() -> None:
     model = from_source(given.model, None, {}, None, {})
     judged = open_images(given.evaluation, labelled=False, limit=given.limit, seed=1)
     pixels = [b.pixels for b in batches(judged, model.preprocess, 16)]
-    dense = torch.cat([model.module(p) for p in pixels]).numpy()
+    dense = torch.cat([model.module(p) for p in pixels])
     refits = [r for r in (False, True) if given.only != ("mask" if r else "refit")]
     console.print("| pattern | criterion | densities | refit | KL | agreement |")
     console.print("|---|---|---|---|---|---|")
@@ -71,15 +71,16 @@ def main() -> None:
         for options in settings(given.patterns, given.criteria, refits):
             config = SparsifyConfig.model_validate({**options, "layers": given.layers})
             console.quiet = True
-            sparse = sparsify(model, config, images_for)[0]
+            sparse = sparsify(model, config, images_for).model
             console.quiet = False
-            now = torch.cat([sparse.module(p) for p in pixels]).numpy()
+            now = torch.cat([sparse.module(p) for p in pixels])
+            found = model.task.compared(now, dense)
             density = f" at {config.density:.0%}" if config.density else ""
             even = "even" if config.allocation == "uniform" else "allocated"
             console.print(
                 f"| {config.pattern}{density} | {config.criterion} | {even} "
                 f"| {'yes' if config.reconstruct else 'no'} "
-                f"| {mean_kl(now, dense):.4f} | {agreement(now, dense):.1f} |"
+                f"| {found['kl']:.4f} | {found['agreement']:.1f} |"
             )
 
 

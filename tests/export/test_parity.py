@@ -20,8 +20,10 @@ from vitcompress.methods import quantizer
 from vitcompress.model.architecture import QuantizedLayer, VitModel
 from vitcompress.model.layers import QuantizedLinear
 from vitcompress.stages.context import Context
-from vitcompress.stages.merge import MergeConfig, plan
-from vitcompress.stages.quantize import QuantizeConfig, quantize
+from vitcompress.stages.merge.config import MergeConfig
+from vitcompress.stages.merge.stage import plan
+from vitcompress.stages.quantize.config import QuantizeConfig
+from vitcompress.stages.quantize.stage import quantize
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def altered(path: Path, name: str, change: object) -> None:
 
 def quantized(vit: VitModel, context: Context, **settings: object) -> VitModel:
     with torch.no_grad():
-        return quantize(vit, QuantizeConfig.model_validate(settings), context)[0]
+        return quantize(vit, QuantizeConfig.model_validate(settings), context).model
 
 
 def test_a_float_export_passes_and_a_changed_weight_does_not(
@@ -59,7 +61,7 @@ def test_one_image_in_eight_may_have_a_tie_where_tokens_merge(
 ) -> None:
     pixels = torch.cat(list(context.calibration_batches("")))[:8]
     config = MergeConfig.model_validate({"method": "tome", "schedule": [12, 12]})
-    for model in (vit, plan(vit, config)[0]):
+    for model in (vit, plan(vit, config).model):
         merges, path = model is not vit, tmp_path / "m.onnx"
         logits = model.module(pixels).numpy()
         for ties in (1, 2):

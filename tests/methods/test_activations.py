@@ -8,7 +8,6 @@ from torch import Tensor
 
 from vitcompress.methods import quantizer
 from vitcompress.methods.activations import (
-    Kind,
     candidates,
     fitted,
     log2,
@@ -16,8 +15,9 @@ from vitcompress.methods.activations import (
     twin_uniform,
     uniform,
 )
+from vitcompress.terms import QuantizerKind
 
-KINDS = get_args(Kind)
+KINDS = get_args(QuantizerKind)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -41,7 +41,7 @@ SUITED = [
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 @pytest.mark.parametrize(("kind", "name"), SUITED)
-def test_every_candidate_is_a_grid_in_order(kind: Kind, name: str, bits: int) -> None:
+def test_every_candidate_is_a_grid_in_order(kind: QuantizerKind, name: str, bits: int) -> None:
     sample = SAMPLES[name]
     for quantize in candidates(kind, sample, bits):
         found = quantize(sample.flatten().sort().values)
@@ -58,7 +58,7 @@ def test_every_candidate_is_a_grid_in_order(kind: Kind, name: str, bits: int) ->
 
 @pytest.mark.parametrize(("kind", "name"), SUITED)
 def test_the_candidate_of_least_error_is_taken_and_more_bits_serve_better(
-    kind: Kind, name: str
+    kind: QuantizerKind, name: str
 ) -> None:
     sample = SAMPLES[name]
 
@@ -132,7 +132,7 @@ def test_twin_steps_differ_by_a_power_of_two() -> None:
 
 
 def test_each_kind_wins_where_it_is_meant_to() -> None:
-    def error(kind: Kind, name: str) -> float:
+    def error(kind: QuantizerKind, name: str) -> float:
         sample = SAMPLES[name]
         return float((fitted(kind, sample, 4)(sample) - sample).square().mean())
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vitcompress.methods import sparsity
-from vitcompress.methods.sparsity import Pattern, parse
+from vitcompress.methods.patterns import Pattern, parse
 
 NM = ["2:4", "1:4", "3:4", "4:8", "1:2", "5:5"]
 

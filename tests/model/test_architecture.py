@@ -18,12 +18,12 @@ from vitcompress.model.architecture import (
     Architecture,
     QuantizedLayer,
     VitModel,
-    adopt,
     build,
     from_source,
     set_tail,
     stored_tensors,
 )
+from vitcompress.model.families import adopt
 from vitcompress.model.layers import Attention
 
 MakeModule = Callable[..., nn.Module]

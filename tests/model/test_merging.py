@@ -19,10 +19,11 @@ from vitcompress.measure.cost import dense_macs, macs
 from vitcompress.measure.tokens import schedule_macs
 from vitcompress.methods.selection import rows
 from vitcompress.model.architecture import VitModel, merging_blocks, set_merging, set_tail
-from vitcompress.model.merging import Merging, Method, State, token_maps
+from vitcompress.model.merging import Merging, State, token_maps
+from vitcompress.terms import MergeMethod
 
 MakeVit = Callable[..., VitModel]
-METHODS = get_args(Method)
+METHODS = get_args(MergeMethod)
 FAMILIES: dict[str, dict[str, Any]] = {
     "class token": {},
     "distilled": {"name": "deit_tiny_distilled_patch16_224"},
@@ -38,7 +39,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def merged(
-    model: VitModel, kept: tuple[int, ...], method: Method = "diffrate", **options: Any
+    model: VitModel, kept: tuple[int, ...], method: MergeMethod = "diffrate", **options: Any
 ) -> VitModel:
     """`model` with patch tokens merged: `kept` counts them without the prefix."""
     module: Any = model.module
@@ -59,7 +60,7 @@ def merged(
 @pytest.mark.parametrize("options", FAMILIES.values(), ids=FAMILIES)
 @pytest.mark.parametrize("method", ["fisher", "tome"])
 def test_keeping_all_changes_no_bit(
-    method: Method, options: dict[str, Any], make_vit: MakeVit, pixels: Tensor
+    method: MergeMethod, options: dict[str, Any], make_vit: MakeVit, pixels: Tensor
 ) -> None:
     expected = make_vit(**options)
     if expected.module.global_pool == "token":
@@ -71,7 +72,7 @@ def test_keeping_all_changes_no_bit(
 @pytest.mark.parametrize("options", FAMILIES.values(), ids=FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_batch_equals_its_images(
-    method: Method, options: dict[str, Any], make_vit: MakeVit, pixels: Tensor
+    method: MergeMethod, options: dict[str, Any], make_vit: MakeVit, pixels: Tensor
 ) -> None:
     model = merged(make_vit(**options), (10, 10), method)
     together = model.module(pixels)
@@ -83,7 +84,7 @@ def test_a_batch_equals_its_images(
 @pytest.mark.parametrize("options", FAMILIES.values(), ids=FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_closed_form_counts_what_the_counter_counts(
-    method: Method, options: dict[str, Any], make_vit: MakeVit
+    method: MergeMethod, options: dict[str, Any], make_vit: MakeVit
 ) -> None:
     plain = make_vit(depth=3, **options)
     prefix = int(plain.module.num_prefix_tokens)
@@ -148,7 +149,8 @@ def test_tokens_keep_their_positions(name: str, make_vit: MakeVit, pixels: Tenso
     state, whole = State(seen[0]), seen[0]
     bias: Tensor | None = None
     for number, block in enumerate(vit.blocks):
-        state, whole = blocks.advance(number, state), block.fed(block.attended(whole, bias)[0])
+        hidden = None if bias is None else bias[:, None, None]
+        state, whole = blocks.advance(number, state), block.fed(block.attended(whole, hidden)[0])
         assert state.origins is not None
         bias = torch.full(whole.shape[:2], -torch.inf).scatter(1, state.origins[..., 0], 0.0)
         assert torch.allclose(state.x, rows(whole, state.origins), atol=1e-5)
@@ -184,7 +186,7 @@ def test_equal_patches_give_no_nan(make_vit: MakeVit) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_read_again_gives_the_same_logits(
-    method: Method, make_vit: MakeVit, pixels: Tensor, tmp_path: Path
+    method: MergeMethod, make_vit: MakeVit, pixels: Tensor, tmp_path: Path
 ) -> None:
     model = merged(make_vit(), (9, 9), method)
     save_folder(model, tmp_path)
@@ -201,7 +203,7 @@ EXPORTED = [(method, "class token") for method in METHODS] + [
 
 @pytest.mark.parametrize(("method", "family"), EXPORTED)
 def test_the_export_is_static_and_agrees(
-    method: Method, family: str, make_vit: MakeVit, pixels: Tensor, tmp_path: Path
+    method: MergeMethod, family: str, make_vit: MakeVit, pixels: Tensor, tmp_path: Path
 ) -> None:
     options = FAMILIES[family]
     model = merged(make_vit(depth=3, **options), (12, 9, 9), method)

@@ -20,13 +20,14 @@ from vitcompress.methods import selection
 from vitcompress.model.architecture import (
     Architecture,
     VitModel,
-    adopt,
     build,
     from_source,
     stored_tensors,
 )
-from vitcompress.model.layers import Attention, Block, GatedMlp, Rotation
+from vitcompress.model.families import adopt
+from vitcompress.model.layers import Attention, Block, GatedMlp
 from vitcompress.model.rotary import RotaryVit, frequencies
+from vitcompress.model.rotation import Rotation
 from vitcompress.targets.onnxruntime import load_session
 
 MakeModule = Callable[..., nn.Module]
@@ -90,18 +91,16 @@ def turns(options: dict[str, Any]) -> bool:
     return options is not KINDS["EVA without rotation"]
 
 
-PRE_NORM = [kind for kind in KINDS if "post-norm" not in kind]
-
-
-def test_blocks_are_ours_but_for_those_that_norm_afterwards(make_module: MakeModule) -> None:
+def test_blocks_are_ours(make_module: MakeModule) -> None:
     for kind, options in KINDS.items():
         blocks = list(adopt(make_module(**options)).blocks)
-        assert all(isinstance(block, Block) == (kind in PRE_NORM) for block in blocks)
+        assert all(isinstance(block, Block) for block in blocks)
+        assert all(block.norm_after == ("post-norm" in kind) for block in blocks)
         gated = [block for block in blocks if isinstance(block.mlp, GatedMlp)]
         assert len(gated) == len(blocks) * (
             "gated" in kind
             or "7B" in kind
-            or (options["name"].startswith("eva02") and kind in PRE_NORM)
+            or (options["name"].startswith("eva02") and "post-norm" not in kind)
         )
 
 

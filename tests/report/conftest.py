@@ -2,14 +2,19 @@
 
 import pytest
 
+from vitcompress.details import Gallery, Pictures, Table
 from vitcompress.report.model import (
     Artifact,
+    Details,
     GateResult,
     Latency,
     Metrics,
     Report,
     StageReport,
+    StudyReport,
 )
+
+PICTURE = "data:image/png;base64,AA"
 
 LAYERS = [
     {
@@ -52,13 +57,32 @@ def report() -> Report:
             latency_ms=Latency(p50=29.7, p90=31.2, p99=35.0),
         ),
         stages=[
-            StageReport(name="calibrate", type="calibrate", seconds=41.2, details={"images": 256}),
+            StageReport(
+                name="calibrate",
+                type="calibrate",
+                seconds=41.2,
+                details=Details(facts={"images": 256}),
+            ),
             StageReport(
                 name="quant",
                 type="quantize",
                 seconds=18.7,
                 metrics=final.model_copy(update={"bytes": None, "latency_ms": None}),
-                details={"score": "lrp", "group_size": None, "layers": LAYERS},
+                details=Details(
+                    facts={"score": "lrp", "group_size": None},
+                    tables=(Table.of("layers", LAYERS, charted=("bits", "output_error")),),
+                    galleries=(
+                        Gallery("relevance", ("before",), (Pictures("0.jpg", (PICTURE,)),)),
+                    ),
+                    studies=(
+                        StudyReport(
+                            name="simulated",
+                            note="not exported",
+                            facts={"inputs": "4 bits"},
+                            figures=Metrics(images=1000, top1=80.5),
+                        ),
+                    ),
+                ),
             ),
         ],
         final=final,
@@ -94,6 +118,19 @@ def failed(report: Report) -> Report:
                 GateResult(name="min.speedup", limit=1.5, value=2.652, passed=True),
             ],
         }
+    )
+
+
+@pytest.fixture
+def embedded(report: Report) -> Report:
+    """Of a model without a head."""
+    unlike = {"top1": None, "top5": None, "agreement": None, "kl": None}
+    alike = {"cosine": 0.99996, "cosine_p5": 0.91234, "neighbours": 96.4, "norm_ratio": 1.01}
+    final = report.final.model_copy(update={**unlike, **alike, "knn": 61.0})
+    baseline = report.baseline.model_copy(update={**unlike, "knn": 62.5})
+    gate = GateResult(name="min.neighbours", limit=95.0, value=96.4, passed=True)
+    return report.model_copy(
+        update={"baseline": baseline, "stages": [], "final": final, "gates": [gate]}
     )
 
 

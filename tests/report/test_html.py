@@ -4,9 +4,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from vitcompress.details import Column, Gallery, Pictures, Table
 from vitcompress.report import html, svg
 from vitcompress.report.details import Chart
-from vitcompress.report.model import Report
+from vitcompress.report.model import Details, Report, StudyReport
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -42,7 +43,7 @@ class _Page(HTMLParser):
 
 def test_nothing_is_fetched_and_nothing_runs(report: Report) -> None:
     page = html.render(report)
-    assert not re.search(r"https?:|//\w|url\(|@import|<script|<link|\bsrc=", page)
+    assert not re.search(r"https?:|//\w|url\(|@import|<script|<link|\bsrc=(?!.data:)", page)
     assert "prefers-color-scheme: dark" in page
 
 
@@ -60,8 +61,15 @@ def test_null_is_a_dash(report: Report, failed: Report, empty: Report) -> None:
         assert "None" not in text
         assert "nan" not in text.split()
     text = _Page(html.render(empty)).text
-    assert text.count("– not measured") == 5  # every card
-    assert "Top-1 – – –" in text
+    assert text.count("– not measured") == 2  # size and speed; of the others none is named
+    assert "Top-1" not in text
+
+
+def test_cards_are_of_what_was_measured(embedded: Report) -> None:
+    text = _Page(html.render(embedded)).text
+    assert "Cosine 0.999960 of 1,000 images" in text
+    assert "Same nearest neighbour 96.4 % of 1,000 images ✓ gate passed" in text
+    assert "Top-1" not in text
 
 
 def test_a_failing_gate_shows(report: Report, failed: Report) -> None:
@@ -83,11 +91,19 @@ def test_hostile_text_stays_text(report: Report) -> None:
     stage = report.stages[1].model_copy(
         update={
             "name": attack,
-            "details": {
-                attack: attack,
-                "layers": [{"layer": f"{attack}.{i}.x", "output_error": i} for i in range(3)],
-                "rows": [{attack: attack}],
-            },
+            "details": Details(
+                facts={attack: attack},
+                tables=(
+                    Table.of(
+                        attack,
+                        [{"layer": f"{attack}.{i}.x", "output_error": i} for i in range(3)],
+                        charted=("output_error",),
+                    ),
+                    Table.of("rows", [{attack: attack}]),
+                ),
+                galleries=(Gallery(attack, (attack,), (Pictures(attack, (f'"{attack}',)),)),),
+                studies=(StudyReport(name=attack, note=attack, figures=report.final),),
+            ),
         }
     )
     hostile = report.model_copy(
@@ -106,27 +122,36 @@ def test_layers_become_a_table_and_a_chart(report: Report) -> None:
     assert page.count('<i class="bar">') == 24  # two columns of error, twelve layers
     assert "<title>2 fc2: 0.0330</title>" in page
     assert "layers (12)" in parsed.text
+    assert parsed.seen.count("img") == 1
+    assert "simulated.top1 80.5" in parsed.text
     assert "blocks.1.attn.proj 8 static – 0.00400 0.0210" in parsed.text
 
 
 @pytest.mark.parametrize(
-    "details",
+    "table",
     [
-        {"a": [], "b": {}, "c": [{}, {}], "d": [[]], "": ""},
-        {"rows": [{"layer": None, "bits": 1}, {"layer": 2, "bits": "all"}]},
-        {"rows": [{"layer": "a", "output_error": -1e-9}, {"layer": "b", "output_error": 0}]},
-        {"deep": {"deeper": {"deepest": [[1, 2], {"a": [True]}]}}, "tiny": [0, 0, 0, 5e-324]},
-        {"rows": [{"layer": f"b.{i}.l{j}", "bits": j} for i in range(60) for j in range(9)]},
+        Table("empty", (), ()),
+        Table.of("lacking", [{}, {"": ""}]),
+        Table.of("names", [{"layer": None, "bits": 1}, {"layer": 2, "bits": "all"}], ("bits",)),
+        Table.of("small", [{"l": "a", "error": -1e-9}, {"l": "b", "error": 0}], ("error",)),
+        Table.of("tiny", [{"l": i, "error": i * 5e-324} for i in range(2)], ("error",)),
+        Table.of(
+            "many",
+            [{"l": f"b.{i}.l{j}", "bits": j} for i in range(60) for j in range(9)],
+            ("bits",),
+        ),
     ],
 )
-def test_any_details_render(report: Report, details: dict[str, object]) -> None:
-    stage = report.stages[0].model_copy(update={"details": details})
+def test_any_table_renders(report: Report, table: Table) -> None:
+    stage = report.stages[0].model_copy(update={"details": Details(tables=(table,))})
     text = _Page(html.render(report.model_copy(update={"stages": [stage]}))).text
+    assert "None" not in text
+    text = _Page(html.sensitivities("model", {"stage": table})).text
     assert "None" not in text
 
 
 def test_bars_have_the_height_of_their_values() -> None:
-    chart = Chart("x", ["0", "1"], {"a": [1.0, -2.0], "b": [None, 4.0]}, "x")
+    chart = Chart("x", ["0", "1"], {"a": [1.0, -2.0], "b": [None, 4.0]}, Column("x"))
     root = ElementTree.fromstring(str(svg.bars(chart)))
     heights = [float(bar.get("height", "0")) for bar in root.iter("rect")]
     assert len(heights) == 3

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from vitcompress.details import Table
 from vitcompress.errors import InputError
-from vitcompress.report.model import GateResult, Metrics, Report, StageReport
+from vitcompress.report.model import Artifact, Details, GateResult, Metrics, Report
+
+PICTURE = "data:image/png;base64,AA"  # that of the report
 
 
 def test_json_round_trip(report: Report, failed: Report, empty: Report) -> None:
@@ -25,11 +28,20 @@ def test_json_has_the_promised_shape(report: Report) -> None:
     ]  # fmt: skip
     assert data["schema"] == 1
     assert set(data["stages"][0]) == {"name", "type", "seconds", "metrics", "details"}
+    details = data["stages"][1]["details"]
+    assert list(details) == ["facts", "tables", "galleries", "studies"]
+    assert details["facts"] == {"score": "lrp", "group_size": None}
+    (layers,) = details["tables"]
+    assert layers["name"] == "layers"
+    assert layers["columns"][-1] == {"name": "output_error", "unit": "", "chart": True}
+    assert layers["rows"][0]["bits"] == 8
+    assert details["galleries"][0]["rows"] == [{"caption": "0.jpg", "sources": [PICTURE]}]
+    assert details["studies"][0]["figures"]["top1"] == 80.5
     assert set(data["artifacts"][0]) == {"path", "bytes", "sha256", "parity"}
     assert set(data["gates"][0]) == {"name", "limit", "value", "passed"}
     assert set(data["final"]) == {
-        "images", "top1", "top5", "agreement", "kl", "params", "macs", "bytes", "latency_ms",
-        "speedup",
+        "images", "top1", "top5", "map", "knn", "agreement", "kl", "relative_error", "cosine",
+        "cosine_p5", "neighbours", "norm_ratio", "params", "macs", "bytes", "latency_ms", "speedup",
     }  # fmt: skip
     assert data["final"]["latency_ms"] == {"p50": 11.2, "p90": 11.9, "p99": 13.4}
     assert data["baseline"]["agreement"] is None
@@ -42,19 +54,23 @@ def test_what_is_no_number_is_refused(bad: float, report: Report) -> None:
         Metrics(kl=bad)
     with pytest.raises(ValidationError):
         GateResult(name="min.agreement", limit=97, value=bad, passed=True)
-    with pytest.raises(ValidationError, match=r"layers\[0\]\.output_error"):
-        StageReport(name="q", type="q", seconds=1, details={"layers": [{"output_error": bad}]})
+    with pytest.raises(ValidationError, match=r"0\.output_error"):
+        Table.of("layers", [{"output_error": bad}])
+    with pytest.raises(ValidationError, match=r"facts\.density"):
+        Details(facts={"density": bad})
     smuggled = report.model_copy(update={"final": Metrics.model_construct(kl=bad)})
     with pytest.raises(ValueError, match="JSON compliant"):
         smuggled.to_json()
 
 
-def test_details_become_plain_data() -> None:
-    details = {"widths": np.array([3, 2]), "error": np.float32(0.5), "pair": (1, "a"), 4: None}
-    stage = StageReport(name="p", type="prune", seconds=1, details=details)
-    assert stage.details == {"widths": [3, 2], "error": 0.5, "pair": [1, "a"], "4": None}
+def test_facts_become_plain_data() -> None:
+    parity = {"widths": np.array([3, 2]), "error": np.float32(0.5), "pair": (1, "a"), 4: None}
+    artifact = Artifact(path="p", bytes=1, sha256="", parity=parity)
+    assert artifact.parity == {"widths": [3, 2], "error": 0.5, "pair": [1, "a"], "4": None}
     with pytest.raises(ValidationError, match="a is a object"):
-        StageReport(name="p", type="prune", seconds=1, details={"a": object()})
+        Artifact(path="p", bytes=1, sha256="", parity={"a": object()})
+    with pytest.raises(ValidationError, match=r"facts\.a"):
+        Details.model_validate({"facts": {"a": [1]}})
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,54 @@ def test_more_images_than_rows_still_fit() -> None:
     assert found.weight == 5000
 
 
+@pytest.mark.parametrize("images", [1024, 1025, 1500, 2600])
+def test_more_images_never_tell_less(images: int, vit: VitModel) -> None:
+    layer = "blocks.0.attn.qkv"  # where the class token is the same in all images
+    pixels = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    rows = collect(vit.module, [layer], pixels.split(200), images, seed=0)[layer].rows
+    first = inputs_of(vit.module, layer, pixels[:1])[0, 0]
+    leading = (rows - first).abs().amax(1) < 1e-5
+    assert len(rows) == 2048
+    assert leading.sum() == 1024
+    assert len(rows[~leading].unique(dim=0)) == 1024
+
+
+@pytest.mark.parametrize("images", [1025, 1999, 5000])
+def test_rows_of_many_images_come_from_everywhere(images: int) -> None:
+    numbers = torch.cartesian_prod(torch.arange(images), torch.arange(9)).float()
+    x = numbers.view(images, 9, 2)
+    rows = collect(Tokens(), ["layer"], x.split(16), images, seed=0)["layer"].rows
+    assert len(rows.unique(dim=0)) == len(rows) == 2048
+    each = torch.histc(rows[:, 0], 8, 0, images)
+    assert each.min() > 0.9 * 256
+    assert rows[:, 0].unique(return_counts=True)[1].max() <= 2
+    assert torch.histc(rows[:, 1], 9, 0, 9).min() > 0.8 * 2048 / 9  # no token leads here
+
+
+class Windows(nn.Module):
+    """A model whose layer sees windows of tokens, several of each image, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        windows = tokens.unflatten(1, (-1, 4)).flatten(0, 1)
+        output: Tensor = self.layer(windows).unflatten(0, (len(tokens), -1)).flatten(1, 2)
+        return output[:, 0]
+
+
+@pytest.mark.parametrize("images", [50, 1500])
+def test_rows_of_windows_come_from_all_images(images: int) -> None:
+    numbers = torch.cartesian_prod(torch.arange(images), torch.arange(128)).float()
+    rows = collect(Windows(), ["layer"], numbers.view(images, 128, 2).split(16), images, seed=0)[
+        "layer"
+    ].rows
+    assert 1900 < len(rows) <= 2048
+    assert len(rows[:, 0].unique()) > 0.6 * images
+    assert (rows[:, 1] == 0).sum() < 0.05 * len(rows)  # no token leads here
+
+
 def test_the_seed_chooses_the_rows() -> None:
     x = torch.randn(30, 500, 2, generator=torch.Generator().manual_seed(0))
     one, again, other = (

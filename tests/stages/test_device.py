@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_flatten, tree_map
 
 from vitcompress.model.architecture import VitModel
-from vitcompress.stages import STAGES, StageConfig
 from vitcompress.stages.context import Context
+from vitcompress.stages.registry import StageConfig, stage_of
 
 ELSEWHERE = torch.device("lazy")  # the one kind that torch knows everywhere and asks nothing of
 
@@ -124,13 +124,13 @@ def test_a_stage_gives_the_same_on_another_device(
     tmp_path: Path,
 ) -> None:
     config = TypeAdapter[Any](StageConfig).validate_python(recipe)
-    stage = STAGES[type(config)]
-    here, details = stage.run(make_vit(**options), config, make_context())
+    stage = stage_of(config)
+    here = stage.run(make_vit(**options), config, make_context())
     context = make_context(device=ELSEWHERE, cache=tmp_path / "away")
     with Pretended():
-        there, its_details = stage.run(make_vit(**options), config, context)
-    assert {type(tensor) for tensor in there.module.state_dict().values()} == {Tensor}
-    assert its_details.keys() == details.keys()
-    logits, expected = there.module(pixels), here.module(pixels)
+        there = stage.run(make_vit(**options), config, context)
+    assert {type(tensor) for tensor in there.model.module.state_dict().values()} == {Tensor}
+    assert there.facts.keys() == here.facts.keys()
+    logits, expected = there.model.module(pixels), here.model.module(pixels)
     # Sums in another order: of equal choices, another may be the best.
     assert (logits - expected).norm() < 0.05 * expected.norm()

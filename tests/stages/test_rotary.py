@@ -14,21 +14,22 @@ from vitcompress.measure.cost import dense_macs, macs
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.structure import linears
 from vitcompress.stages.context import Context
-from vitcompress.stages.importance import importance
-from vitcompress.stages.merge import MergeConfig, merge
-from vitcompress.stages.prune import prune
-from vitcompress.stages.pruning.config import PruneConfig
-from vitcompress.stages.quantize import quantize
-from vitcompress.stages.quantize_config import QuantizeConfig
-from vitcompress.stages.sparsify import sparsify
-from vitcompress.stages.sparsify_config import SparsifyConfig
+from vitcompress.stages.merge.config import MergeConfig
+from vitcompress.stages.merge.stage import merge
+from vitcompress.stages.prune.config import PruneConfig
+from vitcompress.stages.prune.stage import prune
+from vitcompress.stages.quantize.config import QuantizeConfig
+from vitcompress.stages.quantize.importance import importance
+from vitcompress.stages.quantize.stage import quantize
+from vitcompress.stages.sparsify.config import SparsifyConfig
+from vitcompress.stages.sparsify.stage import sparsify
 
 MakeVit = Callable[..., VitModel]
 
 
 def fewer_tokens(model: VitModel, context: Context) -> VitModel:
     given = {"method": "diffrate", "schedule": "constant", "budget": {"macs": 0.7}}
-    return merge(model, MergeConfig.model_validate(given), context)[0]
+    return merge(model, MergeConfig.model_validate(given), context).model
 
 
 def test_stages_follow_each_other(
@@ -40,11 +41,12 @@ def test_stages_follow_each_other(
 ) -> None:
     dense = make_vit("vit_small_patch16_dinov3", global_pool="token")
     narrow = PruneConfig.model_validate({"budget": {"macs": 0.9}, "multiple": 4})
-    model = fewer_tokens(prune(dense, narrow, context)[0], context)
-    model, _ = sparsify(model, SparsifyConfig.model_validate({"pattern": "2:4"}), context)
+    model = fewer_tokens(prune(dense, narrow, context).model, context)
+    model = sparsify(model, SparsifyConfig.model_validate({"pattern": "2:4"}), context).model
     given = {"bits": {"average": 6}, "score": "lrp", "rest": "int8"}
-    model, details = quantize(model, QuantizeConfig.model_validate(given), context)
-    assert len(details["relevance"]) > 0
+    result = quantize(model, QuantizeConfig.model_validate(given), context)
+    model = result.model
+    assert len(result.galleries[0].rows) > 0
     assert macs(model) < 0.75 * dense_macs(dense)
     assert not [name for name in model.architecture.coded if "rotation" in name]
     export_onnx(model, tmp_path / "model.onnx", {})

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from PIL.Image import Image
 
-from vitcompress.console import console
+from vitcompress.console import console, printable
 from vitcompress.data.preprocess import Preprocess, prepare
-from vitcompress.data.sources import Listing, decode, list_source
+from vitcompress.data.sources import Label, Listing, decode, list_source
 from vitcompress.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class ImageSet:
 
     source: str
     names: list[str]
-    labels: list[int] | None
+    labels: list[Label] | None
     num_classes: int | None
     fetch: Callable[[int], bytes]
     skipped: dict[str, str] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """`pixels` float32 [B, C, H, W], `labels` int64 [B] or None, `names` B of them."""
+    """`pixels` float32 [B, C, H, W], `labels` int64 [B] or [B, outputs] or None, B `names`."""
 
     pixels: "torch.Tensor"
     labels: "torch.Tensor | None"
@@ -93,7 +93,7 @@ def open_images(
     source: str | Path,
     *,
     classes: Path | None = None,
-    labelled: bool,
+    labelled: bool | None,
     limit: int | None = None,
     seed: int | None = None,
 ) -> ImageSet:
@@ -101,7 +101,9 @@ def open_images(
 
     A folder has one folder a class, or, when no labels are asked for, images at any depth. A .tar
     has class folders or webdataset members KEY.jpg, KEY.cls. A .npz has uint8 `images` (or `x`)
-    [n, H, W, 3] or [n, H, W] and integer `labels` (or `y`) [n].
+    [n, H, W, 3] or [n, H, W] and `labels` (or `y`): integers [n], or 0 and 1 [n, outputs].
+
+    `labelled`: whether labels are asked for; None: where all images have one.
 
     The label of a class folder is its line in the file `classes` (one folder name a line; blank
     lines, lines starting with # and columns after a tab are ignored), without that file its place
@@ -113,10 +115,12 @@ def open_images(
     Raises InputError, naming the file or folder, when there are no images to open or no labels.
     """
     listing = list_source(str(source))
+    if labelled is None:
+        labelled = None not in listing.classes
     labels, num_classes = _labels(listing, str(source), classes) if labelled else (None, None)
     chosen = _sample(listing.classes, limit, seed)
     return ImageSet(
-        source=str(source),
+        source=printable(str(source)),
         names=[listing.names[i] for i in chosen],
         labels=None if labels is None else [labels[i] for i in chosen],
         num_classes=num_classes,
@@ -124,7 +128,7 @@ def open_images(
     )
 
 
-def _labels(listing: Listing, source: str, classes: Path | None) -> tuple[list[int], int | None]:
+def _labels(listing: Listing, source: str, classes: Path | None) -> tuple[list[Label], int | None]:
     if None in listing.classes:
         name = listing.names[listing.classes.index(None)]
         raise InputError(
@@ -133,12 +137,12 @@ def _labels(listing: Listing, source: str, classes: Path | None) -> tuple[list[i
         )
     names = _read_classes(classes) if classes else listing.class_names
     places = {name: place for place, name in enumerate(names)}
-    labels = []
+    labels: list[Label] = []
     for found in listing.classes:
-        label = found if isinstance(found, int) else places.get(str(found))
+        label = found if isinstance(found, (int, tuple)) else places.get(str(found))
         if label is None:
             raise InputError(f"{source}: class {found} is not named in {classes}; add it there")
-        if classes and label >= len(names):
+        if classes and isinstance(label, int) and label >= len(names):
             raise InputError(f"{source}: label {label}, but {classes} has {len(names)} classes")
         labels.append(label)
     return labels, len(names) or None
@@ -243,9 +247,9 @@ def _prepared(images: ImageSet, spec: Preprocess) -> "Iterator[torch.Tensor | st
 def _skip(images: ImageSet, index: int, reason: str, allowed: int) -> None:
     name = images.names[index]
     if name not in images.skipped:
-        images.skipped[name] = reason
+        images.skipped[name] = reason = printable(reason)
         warning = f"warning: {name} is unreadable and left out ({reason})"
-        console.print(warning, style="yellow", markup=False, soft_wrap=True)
+        console.print(warning, style="yellow", soft_wrap=True)
     here = [name for name in images.names if name in images.skipped]
     count = len(here)
     if count > allowed or count == len(images):

@@ -2,31 +2,40 @@
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from vitcompress import tasks
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import Architecture, VitModel, build, load, stored_tensors
+from vitcompress.registry import OneOf
 
 SAFETENSORS, CONFIG = "model.safetensors", "config.json"
 
 
 class Config(BaseModel):
-    """What config.json holds: all that is needed beside the tensors."""
+    """What config.json holds: all that is needed beside the tensors.
+
+    `task`: what the output means (None: what the number of outputs suggests).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = 1
     architecture: Architecture
     preprocessing: Preprocess
+    task: Annotated[str, OneOf(tasks.PACKAGE)] | None = None
 
 
 def save_folder(model: VitModel, folder: Path) -> None:
     """Write model.safetensors and config.json; the same model always gives the same bytes."""
-    config = Config(architecture=model.architecture, preprocessing=model.preprocess)
+    config = Config(
+        architecture=model.architecture, preprocessing=model.preprocess, task=model.task.name
+    )
     (folder / SAFETENSORS).write_bytes(save(stored_tensors(model)))
     text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
@@ -59,7 +68,11 @@ def load_folder(folder: Path) -> VitModel:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{folder / SAFETENSORS}: does not fit {CONFIG}: {reason}") from error
-    return VitModel(module, config.architecture, config.preprocessing)
+    try:
+        model = VitModel(module, config.architecture, config.preprocessing)
+        return model.with_task(config.task)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from error
 
 
 def stored_bytes(model: VitModel) -> int:

@@ -95,6 +95,7 @@ def facts_of(model: VitModel, extra: Mapping[str, str]) -> dict[str, str]:
     layers = model.architecture.quantized
     quantized = {name: layer.model_dump(exclude_defaults=True) for name, layer in layers.items()}
     return {
+        "task": model.task.name,
         "preprocessing": model.preprocess.model_dump_json(),
         "quantization": json.dumps(quantized),
         "timm": model.architecture.timm,

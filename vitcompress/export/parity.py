@@ -10,7 +10,7 @@ rounding the inputs of its layers puts torch from a float model of the same weig
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -34,9 +34,6 @@ _TIED = 1 / 8  # of the images, where tokens merge
 # Sums that differ because a value lay within float rounding of the middle of two codes.
 _TIES = 1e-3
 
-Figures = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
-"""How near the outputs of a runtime are to those of torch, by the name of the figure."""
-
 
 def check(
     path: Path,
@@ -44,11 +41,11 @@ def check(
     pixels: Tensor,
     threads: int,
     target: str = targets.DEFAULT,
-    figures: Figures = lambda found, expected: {},
 ) -> dict[str, Any]:
     """Compare the file at `path` with `model` on `pixels` [n, C, H, W].
 
-    Returns the facts for the report, of a quantized model also its `figures`, as `torch_NAME`.
+    Returns the facts for the report, of a quantized model also those
+    of its task against torch, as `torch_NAME`.
     Raises `ParityError` naming the layer, or the figure and its limit, and for an output that is
     not finite on either side.
     """
@@ -75,7 +72,8 @@ def check(
         _demand_finite(path, {"the float model of the same weights": unrounded})
         noise = float(np.abs(ours - unrounded).mean())
         facts["mean_quantization_noise"] = noise
-        facts |= {f"torch_{name}": value for name, value in figures(theirs, ours).items()}
+        compared = model.task.compared(torch.from_numpy(theirs), torch.from_numpy(ours))
+        facts |= {f"torch_{name}": value for name, value in compared.items()}
         # Two noisy copies of one signal lie √2 apart where their noises are independent.
         if not difference.mean() <= max(2**0.5 * noise, tolerance):
             raise ParityError(

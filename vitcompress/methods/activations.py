@@ -6,14 +6,14 @@ serve a sample best.
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from vitcompress.terms import QuantizerKind
+
 from .quantizer import activation_parameters, quantize_activation
 
-Kind = Literal["uniform", "log2", "log_sqrt2", "shift_uniform_log2", "twin_uniform"]
 Quantizer = Callable[[Tensor], Tensor]
 """x → the values on the grid that stand for it."""
 
@@ -66,7 +66,7 @@ def twin_uniform(x: Tensor, bits: int, coarse: Tensor, power: int, signed: bool)
     return torch.where((near - x).abs() <= (far - x).abs(), near, far)
 
 
-def candidates(kind: Kind, sample: Tensor, bits: int) -> Iterator[Quantizer]:
+def candidates(kind: QuantizerKind, sample: Tensor, bits: int) -> Iterator[Quantizer]:
     """Quantizers of a kind for values like those of `sample`, of any shape."""
     ends = list(_ends(sample))
     if kind == "uniform":
@@ -96,7 +96,7 @@ def _ends(sample: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def fitted(
-    kind: Kind, sample: Tensor, bits: int, error: Callable[[Tensor], float] | None = None
+    kind: QuantizerKind, sample: Tensor, bits: int, error: Callable[[Tensor], float] | None = None
 ) -> Quantizer:
     """The candidate of the least `error`, a function of the quantized sample (None: its MSE)."""
 

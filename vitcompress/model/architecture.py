@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -10,15 +10,19 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from vitcompress import tasks
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
-from vitcompress.methods import quantizer, sparsity
+from vitcompress.methods import patterns, quantizer
 from vitcompress.model import checkpoint, compact, naming
-from vitcompress.model.embedding import obstacle, resize_embedding
-from vitcompress.model.layers import Activations, Attention, Block, GatedMlp, QuantizedLinear
+from vitcompress.model.anatomy import Anatomy
+from vitcompress.model.embedding import resize_embedding
+from vitcompress.model.families import adopt, anatomy_of
+from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.merging import Merging, MergingBlocks
-from vitcompress.model.rotary import adopt_rotary
-from vitcompress.model.sizes import BlockSizes, blocks, resize
+from vitcompress.model.options import Options
+from vitcompress.model.sizes import BlockSizes, narrowable, resize
+from vitcompress.terms import Activations
 
 SCALE = ".scale"
 """What the name of a tensor stored as 8-bit codes ends in, for its scale."""
@@ -42,7 +46,7 @@ class QuantizedLayer(BaseModel):
 
 
 def _pattern(text: str) -> str:
-    sparsity.parse(text)
+    patterns.parse(text)
     return text
 
 
@@ -61,7 +65,7 @@ class Architecture(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     timm: str
-    options: dict[str, Any] = {}
+    options: Options = {}
     tail_tokens: int | None = None
     blocks: tuple[BlockSizes, ...] | None = None
     embedding: Annotated[int, Field(ge=2)] | None = None
@@ -74,19 +78,43 @@ class Architecture(BaseModel):
 
 @dataclass(frozen=True)
 class VitModel:
-    """A module (in eval mode, without gradients), its description and its preprocessing."""
+    """A module (in eval mode, without gradients), its description and its preprocessing.
+
+    `task_name`: the task where it is not the one that the number of outputs suggests.
+    """
 
     module: nn.Module
     architecture: Architecture
     preprocess: Preprocess
+    task_name: str | None = None
 
     @property
     def num_classes(self) -> int:
         return int(cast(Any, self.module).num_classes)
 
+    @property
+    def task(self) -> tasks.Task:
+        """What the output means."""
+        return tasks.chosen(self.task_name, self.num_classes)
+
+    def with_task(self, name: str | None) -> "VitModel":
+        """The same model with the task `name`, by default the one that is inferred.
+
+        Raises `InputError` where it cannot have that task.
+        """
+        task = tasks.chosen(name, self.num_classes).name
+        inferred = task == tasks.infer(self.num_classes)
+        return replace(self, task_name=None if inferred else task)
+
+    @property
+    def anatomy(self) -> Anatomy:
+        return anatomy_of(self.module)
+
     def fingerprint(self) -> str:
-        """sha256 (hex) over the description and all tensors."""
+        """sha256 (hex) over the description, the task where it is given, and all tensors."""
         total = hashlib.sha256(self.architecture.model_dump_json().encode())
+        if self.task_name is not None:
+            total.update(f"{self.task_name}\n".encode())
         for name, tensor in sorted(self.module.state_dict().items()):
             total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             total.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
@@ -124,7 +152,7 @@ def from_source(
         module, spec = checkpoint.load_model(state, name, options, num_classes, source=source)
     facts = checkpoint.pretrained_cfg(spec)
     model = VitModel(
-        module=adopt(module),
+        module=adopt(module, facts["input_size"]),
         architecture=Architecture(timm=spec.timm, options=spec.options),
         preprocess=Preprocess.from_timm(facts, **preprocess),
     )
@@ -138,72 +166,57 @@ def from_source(
     return model
 
 
-def adopt(module: nn.Module) -> nn.Module:
-    """Put our modules in the place of timm's, switch to eval mode, drop gradients.
-
-    The model may come back as another module. Raises `InputError` as `adopt_rotary`.
-    """
-    from timm.layers import Attention as TimmAttention
-    from timm.layers import GluMlp, SwiGLU
-    from timm.models.eva import Eva
-    from timm.models.vision_transformer import Block as TimmBlock
-
-    module.eval()
-    for name, child in list(module.named_modules()):
-        if type(child) is TimmAttention:
-            module.set_submodule(name, Attention(child))
-    if type(module) is Eva:
-        module = adopt_rotary(module)
-    for name, child in list(module.named_modules()):
-        if type(child) is TimmBlock and isinstance(child.attn, Attention):
-            module.set_submodule(name, Block(child))
-    for name, child in list(module.named_modules()):
-        if type(child) in (GluMlp, SwiGLU):
-            module.set_submodule(name, GatedMlp(child))
-    return module.eval().requires_grad_(False)
-
-
 def set_tail(module: nn.Module, tokens: int) -> None:
     """Let the last block compute only the first `tokens` tokens (in place)."""
-    last = cast(nn.Sequential, module.blocks)[-1]
-    cast(Block, last).tokens = tokens
+    anatomy_of(module).blocks[-1].tokens = tokens
 
 
 def set_merging(module: nn.Module, merging: Merging) -> None:
     """Let the blocks pass on fewer tokens (in place)."""
-    vit = cast(Any, module)
-    vit.blocks = merging_blocks(vit, merging)
+    row = anatomy_of(module).block_names[0].rpartition(".")[0]
+    module.set_submodule(row, merging_blocks(module, merging))
 
 
-def merging_blocks(vit: Any, merging: Merging) -> MergingBlocks:
-    """The blocks of `vit`, the same modules, passing on fewer tokens."""
-    tokens, prefix = vit.patch_embed.num_patches + vit.num_prefix_tokens, vit.num_prefix_tokens
-    restore, class_token = vit.blocks[-1].tokens is None, vit.cls_token is not None
-    return MergingBlocks(vit.blocks, merging, tokens, prefix, class_token, restore)
+def merging_blocks(module: nn.Module, merging: Merging) -> MergingBlocks:
+    """The blocks of `module`, the same modules, passing on fewer tokens."""
+    anatomy = anatomy_of(module)
+    restore = anatomy.blocks[-1].tokens is None
+    return MergingBlocks(
+        anatomy.blocks,
+        merging,
+        anatomy.tokens,
+        anatomy.prefix_tokens,
+        anatomy.class_token,
+        restore,
+    )
 
 
 def build(architecture: Architecture) -> nn.Module:
     """The module that `architecture` describes, its tensors not yet filled in.
 
-    Raises `InputError` when the installed timm does not know the name.
+    Raises `InputError` when the installed timm does not know the name, and for a description that
+    does not fit the model.
     """
-    name = architecture.timm
-    module = adopt(naming.build(name, architecture.options, f"timm {name}"))
+    name, options = architecture.timm, architecture.options
+    made = naming.build(name, options, f"timm {name}")
+    facts = checkpoint.pretrained_cfg(checkpoint.ModelSpec(timm=name, options=options))
+    module = adopt(made, facts["input_size"])
     if architecture.tail_tokens is not None:
+        anatomy_of(module).check("tail", "config.json", name)
         set_tail(module, architecture.tail_tokens)
     if architecture.blocks is not None:
-        found = blocks(module)
-        if len(found) != len(architecture.blocks):
+        found = anatomy_of(module).blocks
+        if len(found) != len(architecture.blocks) or not all(map(narrowable, found)):
             raise InputError(f"config.json: {name} has no {len(architecture.blocks)} plain blocks")
         for block, sizes in zip(found, architecture.blocks, strict=True):
             resize(block, sizes)
     if architecture.embedding is not None:
-        if (reason := obstacle(module)) is not None:
-            raise InputError(f"config.json: the embedding of {name} has one width: {reason}")
+        anatomy_of(module).check("embedding", "config.json", name)
         resize_embedding(module, architecture.embedding)
     if architecture.merging is not None:
+        anatomy_of(module).check("merge", "config.json", name)
         set_merging(module, architecture.merging)
-    linears = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear)}
+    linears = anatomy_of(module).linears()
     for name, layer in architecture.quantized.items():
         linear = linears.get(name)
         if linear is None:
@@ -216,7 +229,7 @@ def build(architecture: Architecture) -> nn.Module:
 def unfilled(model: VitModel) -> VitModel:
     """The dense model that `model` was made from, its tensors not filled in."""
     dense = Architecture(timm=model.architecture.timm, options=model.architecture.options)
-    return VitModel(build(dense), dense, model.preprocess)
+    return replace(model, module=build(dense), architecture=dense)
 
 
 def stored_tensors(model: VitModel) -> dict[str, Tensor]:
@@ -236,8 +249,11 @@ def stored_tensors(model: VitModel) -> dict[str, Tensor]:
 def load(module: nn.Module, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
     """Fill `module`, which `architecture` describes, with what `stored_tensors` gave.
 
-    Raises `RuntimeError` for tensors that do not fit.
+    Raises `RuntimeError` for tensors that do not fit, or hold NaN or infinity.
     """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise RuntimeError(f"{name} holds NaN or infinity")
     floats = {n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()}
     for name in architecture.coded:
         if name in floats and name + SCALE in floats:  # else loading will say so

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.methods import compact, packing, sparsity
+from vitcompress.methods import compact, packing, patterns
 from vitcompress.model.layers import QuantizedLinear, quantized_linear
 
 Layers = Mapping[str, str]
-"""By name, the patterns of zeros that layers have, in the words of `methods.sparsity.parse`."""
+"""By name, the patterns of zeros that layers have, in the words of `methods.patterns.parse`."""
 
 _MIDDLE = 128  # code 0 among unsigned 8-bit codes
 
@@ -68,13 +68,13 @@ def unpacked(module: nn.Module, layers: Layers, state: Mapping[str, Tensor]) -> 
 
 def _cell(pattern: str) -> compact.Cell:
     """The cells of `pattern` in a matrix that is laid out [in, out]."""
-    high, wide = sparsity.parse(pattern).cell
+    high, wide = patterns.parse(pattern).cell
     return wide, high
 
 
 def _compacted(matrix: Tensor, pattern: str) -> tuple[Tensor, Tensor]:
     """What `methods.compact.compacted` makes of `matrix` [in, out]."""
-    _, kept, group = sparsity.parse(pattern)
+    _, kept, group = patterns.parse(pattern)
     return compact.compacted(matrix, _cell(pattern), kept, group)
 
 

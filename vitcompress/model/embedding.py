@@ -42,6 +42,10 @@ def obstacle(module: nn.Module) -> str | None:
     found = blocks(module)
     if not found:
         return "its blocks are not plain ones"
+    if not hasattr(vit, "norm_pre"):
+        return "its stream has no single width"
+    if all(isinstance(head, nn.Identity) for head in _heads(vit)):
+        return "its output is the stream itself"
     if not isinstance(vit.patch_embed.norm, nn.Identity) or not isinstance(
         vit.norm_pre, nn.Identity
     ):
@@ -86,9 +90,12 @@ def _readers(module: nn.Module) -> list[tuple[str, Any, list[Any]]]:
             found.append((f"blocks.{number}.norm1", block.norm1, [block.attn.qkv]))
         if block.mlp is not None:
             found.append((f"blocks.{number}.norm2", block.norm2, [block.mlp.fc1]))
-    heads = [vit.head, *([vit.head_dist] if hasattr(vit, "head_dist") else [])]
-    finals = [(name, getattr(vit, name), heads) for name in ("norm", "fc_norm")]
+    finals = [(name, getattr(vit, name), _heads(vit)) for name in ("norm", "fc_norm")]
     return found + [final for final in finals if not isinstance(final[1], nn.Identity)]
+
+
+def _heads(vit: Any) -> list[Any]:
+    return [vit.head, *([vit.head_dist] if hasattr(vit, "head_dist") else [])]
 
 
 def resize_embedding(module: nn.Module, width: int) -> None:

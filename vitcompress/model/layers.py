@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.methods import quantizer
-
-Activations = Literal["static", "dynamic"]
+from vitcompress.model.rotation import Rotation
+from vitcompress.model.sources import linear, one_projection, part, scale
+from vitcompress.model.windows import RelativePositions, Windows
+from vitcompress.terms import Activations
 
 
 def attend(
@@ -20,12 +22,12 @@ def attend(
 ) -> Tensor:
     """Multi-head attention of q [B, M, h·d], k [B, N, h·d], v [B, N, h·e] → [B, M, h·e].
 
-    `bias` [B, N] is added to the logits of each key.
+    `bias` is added to the logits [B, h, M, N]; it may have 1 in the place of any of B, h and M.
     """
     if torch.compiler.is_exporting():
         return cast(Tensor, attention(q, k, v, heads, scale, bias))
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    mask = None if bias is None else bias[:, None, None].expand(-1, 1, q.shape[2], -1)
+    mask = None if bias is None else bias.expand(-1, -1, q.shape[2], -1)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return y.transpose(1, 2).flatten(2)
 
@@ -168,74 +170,37 @@ class QuantizedLinear(nn.Module):
         return linear
 
 
-def rotated(x: Tensor, cos: Tensor, sin: Tensor, places: Tensor | None = None) -> Tensor:
-    """Turn the pairs of neighbouring features of x [B, M, 2·c] by angles [positions, c].
-
-    `places` [B, M, 1] (int64): the position of each token; None: the first M, in order.
-    """
-    if torch.compiler.is_exporting():
-        return cast(Tensor, rotation(x, cos, sin, places))
-    at = slice(x.shape[1]) if places is None else places[..., 0]
-    cos, sin = cos[at], sin[at]
-    one, other = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([one * cos - other * sin, other * cos + one * sin], -1).flatten(-2)
-
-
-@torch.library.custom_op("vitcompress::rotation", mutates_args=())
-def rotation(x: Tensor, cos: Tensor, sin: Tensor, places: Tensor | None = None) -> Tensor:
-    """`rotated` as one node of an exported graph."""
-    return rotated(x, cos, sin, places)
-
-
-@rotation.register_fake
-def _(x: Tensor, cos: Tensor, sin: Tensor, places: Tensor | None = None) -> Tensor:
-    return torch.empty_like(x)
-
-
-class Rotation(nn.Module):
-    """A rotary position embedding: pairs of neighbouring features of queries and keys are turned.
-
-    The angle of pair c of head h is linear in where a patch lies on the grid, `frequencies`
-    [3, heads, pairs] being its constant, its change from row to row, and from column to column.
-    Whatever narrows heads takes columns of it, so that a narrow model is described by this tensor.
-    The first `prefix` tokens are not turned.
-    """
-
-    frequencies: Tensor
-    grid: Tensor
-
-    def __init__(self, frequencies: Tensor, grid: tuple[int, int], prefix: int) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", frequencies)
-        rows, columns = (torch.arange(float(size)) for size in grid)
-        patches = torch.cartesian_prod(torch.ones(1), rows, columns)
-        whole = torch.cat([torch.zeros(prefix, 3), patches]).to(frequencies.device)
-        self.register_buffer("grid", whole, persistent=False)
-
-    def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
-        """Turn x [B, M, h·d] of the first M tokens, or of those at `places` [B, M, 1]."""
-        angles = (self.grid[..., None] * self.frequencies.flatten(1)).sum(1)
-        return rotated(x, angles.cos(), angles.sin(), places)
-
-
 class Attention(nn.Module):
     """timm's self-attention, computing the same with one attention operator.
 
     `queries` limits the rows that are computed to the first tokens; keys and values are all used.
     `widths` are the features of queries, keys and values in `qkv`; the scale is that of the dense
     model whatever they are. `rotation` turns queries and keys by where their patches lie, in place
-    of the `rope` that timm's blocks may hand over.
+    of the `rope` that timm's blocks may hand over. `relative_position_bias_table` [entries, heads]
+    is added to the logits as `positions` say. Tokens that sit in `windows` attend to no others.
     """
 
-    def __init__(self, source: Any, rotation: Rotation | None = None) -> None:
+    def __init__(
+        self,
+        source: Any,
+        rotation: Rotation | None = None,
+        table: Tensor | None = None,
+        positions: RelativePositions | None = None,
+        windows: Windows | None = None,
+    ) -> None:
         super().__init__()
         self.num_heads: int = source.num_heads
         self.scale: float = source.scale
-        self.qkv = _one_projection(source)
+        self.qkv = one_projection(source)
         self.widths: tuple[int, int, int] = (self.qkv.out_features // 3,) * 3
-        self.q_norm, self.k_norm = source.q_norm, source.k_norm
+        self.q_norm, self.k_norm = part(source, "q_norm"), part(source, "k_norm")
         self.rotation = rotation
-        self.norm = source.norm
+        self.register_parameter(
+            "relative_position_bias_table",
+            None if table is None else nn.Parameter(table.detach().clone(), requires_grad=False),
+        )
+        self.positions, self.windows = positions, windows
+        self.norm = part(source, "norm")
         self.gate = getattr(source, "gate", None)
         self.proj = source.proj
 
@@ -247,6 +212,7 @@ class Attention(nn.Module):
         queries: int | None = None,
         rope: Tensor | None = None,
     ) -> Tensor:
+        _no_mask(attn_mask, is_causal)
         return self.attended(x, queries)[0]
 
     def attended(
@@ -256,18 +222,34 @@ class Attention(nn.Module):
         bias: Tensor | None = None,
         places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The output, and the queries and keys [B, tokens, h·d]; `bias` [B, N] as in `attend`,
-        `places` [B, N, 1] as in `Rotation`."""
-        q, k, v = self.qkv(x).split(self.widths, dim=-1)
+        """The output, and the queries and keys [B, tokens, h·d]; `bias` as in `attend`, `places`
+        [B, N, 1] as in `Rotation`. Windows have queries and keys in their own order."""
+        seen = x if self.windows is None else self.windows.parted(x)
+        q, k, v = self.qkv(seen).split(self.widths, dim=-1)
         q, k = self.prepared(q[:, :queries], k, places)
-        y = self.norm(self.mixed(q, k, v, bias))
+        own = self.position_bias(queries)
+        y = self.norm(self.mixed(q, k, v, own if bias is None else _sum(bias, own)))
+        if self.windows is not None:
+            y = self.windows.joined(y)
         if self.gate is not None:
             y = y * self.gate(x[:, :queries]).sigmoid()
         return self.proj(y), q, k
 
+    def position_bias(self, queries: int | None = None) -> Tensor | None:
+        """What the places of tokens add to the logits, as `attend` takes it; None: nothing."""
+        if self.relative_position_bias_table is None or self.positions is None:
+            return None
+        entries = F.embedding(self.positions(), self.relative_position_bias_table)
+        bias = entries.permute(2, 0, 1)[None, :, :queries]
+        return bias if self.windows is None else self.windows.bias(bias)
+
     def mixed(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """The values [B, N, h·e] as the heads mix them, [B, M, h·e]."""
-        return attend(q, k, v, self.num_heads, self.scale, bias)
+        if self.windows is None:
+            return attend(q, k, v, self.num_heads, self.scale, bias)
+        q, k, v = (self.windows.as_heads(each) for each in (q, k, v))
+        heads = self.windows.count * self.num_heads
+        return self.windows.as_tokens(attend(q, k, v, heads, self.scale, bias))
 
     def prepared(self, q: Tensor, k: Tensor, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Queries [B, M, h·d] of the first tokens and keys [B, N, h·d], normed and turned."""
@@ -280,40 +262,42 @@ class Attention(nn.Module):
         return q, k
 
 
-def _one_projection(source: Any) -> Any:
-    """One Linear for queries, keys and values, which some of timm's attentions keep apart."""
-    if source.qkv is not None and getattr(source, "q_bias", None) is None:
-        return source.qkv
-    if source.qkv is not None:
-        weight, biases = source.qkv.weight, [source.q_bias, source.k_bias, source.v_bias]
-    else:
-        parts = (source.q_proj, source.k_proj, source.v_proj)
-        weight, biases = torch.cat([p.weight for p in parts]), [p.bias for p in parts]
-    return _linear(weight, biases)
+def _sum(bias: Tensor, other: Tensor | None) -> Tensor:
+    return bias if other is None else bias + other
 
 
-def _linear(weight: Tensor, biases: list[Tensor | None]) -> nn.Linear:
-    """A Linear of `weight` [out, in] and its bias in equal parts, zero where there is none."""
-    made = nn.Linear(weight.shape[1], weight.shape[0], any(b is not None for b in biases))
-    made.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    if made.bias is not None:
-        zero = weight.new_zeros(len(weight) // len(biases))
-        bias = torch.cat([zero if b is None else b.detach() for b in biases])
-        made.bias = nn.Parameter(bias, requires_grad=False)
-    return made
+def _no_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
+    if attn_mask is not None or is_causal:
+        raise ValueError("attention masks are not supported: all tokens attend to all others")
+
+
+class Mlp(nn.Module):
+    """timm's MLP. `gates`: how many a hidden unit has, each one more output of fc1."""
+
+    gates = 0
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.fc1, self.act, self.norm, self.fc2 = source.fc1, source.act, source.norm, source.fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc2(self.norm(self.act(self.fc1(x))))
+        return y
 
 
 class GatedMlp(nn.Module):
     """timm's MLPs whose hidden units are gated, fc1 giving the gates, then the values."""
 
+    gates = 1
+
     def __init__(self, source: Any) -> None:
         super().__init__()
         if hasattr(source, "fc1_g"):
             gate, value = source.fc1_g, source.fc1_x
-            self.fc1 = _linear(torch.cat([gate.weight, value.weight]), [gate.bias, value.bias])
+            self.fc1 = linear(torch.cat([gate.weight, value.weight]), [gate.bias, value.bias])
         elif source.gate_last:
             weight, bias = source.fc1.weight, source.fc1.bias
-            self.fc1 = _linear(
+            self.fc1 = linear(
                 weight.roll(len(weight) // 2, 0),
                 [None] if bias is None else [bias.roll(len(bias) // 2)],
             )
@@ -328,20 +312,26 @@ class GatedMlp(nn.Module):
 
 
 class Block(nn.Module):
-    """timm's pre-norm block; `tokens` limits what it computes to the first tokens (None: all).
+    """timm's block; `tokens` limits what it computes to the first tokens (None: all).
 
-    A block that was pruned may lack its attention or its MLP, with the layers around it.
+    Norms come before their operators or, `norm_after`, between these and the stream. A block that
+    was pruned may lack its attention or its MLP, with the layers around it.
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, norm_after: bool = False) -> None:
         super().__init__()
         self.tokens: int | None = None
-        self.norm1, self.attn, self.ls1 = source.norm1, source.attn, _scale(source, 1)
-        self.norm2, self.mlp, self.ls2 = source.norm2, source.mlp, _scale(source, 2)
+        self.norm_after = norm_after
+        self.norm1, self.attn, self.ls1 = source.norm1, source.attn, scale(source, 1)
+        self.norm2, self.mlp, self.ls2 = source.norm2, source.mlp, scale(source, 2)
 
     def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
     ) -> Tensor:
+        _no_mask(attn_mask, is_causal)
         return self.fed(self.mixed(x))
 
     def mixed(self, x: Tensor) -> Tensor:
@@ -352,28 +342,21 @@ class Block(nn.Module):
         self, x: Tensor, bias: Tensor | None = None, places: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The first half of a block with attention, and its queries and keys."""
-        y, q, k = self.attn.attended(self.norm1(x), self.tokens, bias, places)
-        return x[:, : self.tokens] + self.ls1(y), q, k
+        before, after = self._norms(self.norm1)
+        y, q, k = self.attn.attended(before(x), self.tokens, bias, places)
+        return x[:, : self.tokens] + self.ls1(after(y)), q, k
 
     def fed(self, x: Tensor) -> Tensor:
         """The second half: tokens after the MLP."""
-        return x if self.mlp is None else x + self.ls2(self.mlp(self.norm2(x)))
+        if self.mlp is None:
+            return x
+        before, after = self._norms(self.norm2)
+        return x + cast(Tensor, self.ls2(after(self.mlp(before(x)))))
+
+    def _norms(self, norm: Any) -> tuple[Any, Any]:
+        """What comes before an operator, and what after it."""
+        return (_same, norm) if self.norm_after else (norm, _same)
 
 
-class LayerScale(nn.Module):
-    """A factor for each channel of what a branch adds to the stream."""
-
-    def __init__(self, gamma: nn.Parameter) -> None:
-        super().__init__()
-        self.gamma = gamma
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
-
-
-def _scale(source: Any, number: int) -> Any:
-    """What scales a branch of a block of timm, which is a module or a bare parameter."""
-    if hasattr(source, f"ls{number}"):
-        return getattr(source, f"ls{number}")
-    gamma = getattr(source, f"gamma_{number}")
-    return nn.Identity() if gamma is None else LayerScale(gamma)
+def _same(x: Tensor) -> Tensor:
+    return x

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Annotated, Literal, NamedTuple, cast
+from typing import Annotated, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,9 @@ from vitcompress.methods import tokens
 from vitcompress.methods.readers import normalised
 from vitcompress.methods.selection import rows, unit
 from vitcompress.methods.tokens import OPERATORS, Choice, Tokens, attention_paid, diffrate, fisher
+from vitcompress.model.anatomy import State
 from vitcompress.model.layers import Block
-
-Method = Literal["tome", "diffrate", "evit", "mctf", "ppt", "fisher"]
-
+from vitcompress.terms import MergeMethod
 
 RANK = 31
 """How many coordinates `fisher` compares tokens by, where nothing else is said: with the level 32
@@ -36,7 +35,7 @@ class Merging(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Method
+    method: MergeMethod
     kept: tuple[Annotated[int, Field(ge=1)], ...]
     dropped: tuple[Annotated[int, Field(ge=0)], ...] = ()
     proportional: bool = True
@@ -46,20 +45,6 @@ class Merging(BaseModel):
     def merges(self, block: int, tokens: int) -> bool:
         """Whether `block` gets more tokens than it keeps, where `tokens` enter the first."""
         return self.kept[block] < (self.kept[block - 1] if block else tokens)
-
-
-class State(NamedTuple):
-    """Between blocks: `x` [B, p + n, C], the tokens.
-
-    `sizes` of patch tokens [B, n, 1], None as long as all are 1. `places` of the tokens that came
-    in [B, p + N, 1], None where they are not asked for or nothing merged. `origins` [B, p + n, 1]:
-    which of the tokens that came in each was, whose position it keeps; None likewise.
-    """
-
-    x: Tensor
-    sizes: Tensor | None = None
-    places: Tensor | None = None
-    origins: Tensor | None = None
 
 
 class MergingBlocks(nn.Sequential):
@@ -106,7 +91,8 @@ class MergingBlocks(nn.Sequential):
         bias = None
         if sizes is not None and self.merging.proportional:
             bias = F.pad(sizes.squeeze(-1).log(), (self.prefix, 0))
-        x, q, k = block.attended(x, bias, origins)
+        of_keys = None if bias is None else bias[:, None, None]
+        x, q, k = block.attended(x, of_keys, origins)
         if keep < x.shape[1]:
             prefix, patches = x.split([self.prefix, x.shape[1] - self.prefix], 1)
             sizes = patches.new_ones(*patches.shape[:2], 1) if sizes is None else sizes
@@ -168,7 +154,7 @@ def token_maps(module: nn.Module, pixels: Tensor) -> list[Tensor]:
 
     int64 [B, patches] each, patches row by row; tokens are numbered from 0 without the prefix.
     """
-    blocks = cast(MergingBlocks, module.blocks)
+    blocks = next(part for part in module.modules() if isinstance(part, MergingBlocks))
     seen: list[Tensor] = []
     handle = blocks.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:

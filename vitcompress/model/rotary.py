@@ -9,51 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.errors import InputError
-from vitcompress.model.layers import Attention, Block, Rotation
+from vitcompress.model.layers import Attention, Block
+from vitcompress.model.rotation import Rotation
+from vitcompress.model.sequence import SequenceVit
 
-_NUMBERS = ("num_classes", "num_features", "embed_dim", "num_prefix_tokens")
-_SETTINGS = ("global_pool", "no_embed_class")
-_TOKENS = ("cls_token", "reg_token", "pos_embed")
-_MODULES = ("patch_embed", "norm_pre", "norm", "attn_pool", "fc_norm", "head")
 _TOLERANCE = 1e-4  # of sine and cosine
 
 
-class RotaryVit(nn.Module):
-    """timm's Eva for images of one size, computing the same.
-
-    Each attention holds its own rotation. Attributes have the names of timm's other ViTs.
-    """
-
-    def __init__(self, source: Any, blocks: nn.Sequential) -> None:
-        super().__init__()
-        for name in (*_NUMBERS, *_SETTINGS, *_TOKENS, *_MODULES):
-            setattr(self, name, getattr(source, name))
-        self.blocks = blocks
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        vit = cast(Any, self)
-        x = vit.patch_embed(pixels)
-        first = [
-            t.expand(x.shape[0], -1, -1) for t in (vit.cls_token, vit.reg_token) if t is not None
-        ]
-        if vit.pos_embed is not None and vit.no_embed_class:
-            x = x + vit.pos_embed
-        if first:
-            x = torch.cat([*first, x], 1)
-        if vit.pos_embed is not None and not vit.no_embed_class:
-            x = x + vit.pos_embed
-        return self.forward_head(vit.norm(self.blocks(vit.norm_pre(x))))
-
-    def forward_head(self, x: Tensor) -> Tensor:
-        """Normed tokens [B, p + N, C] → logits [B, classes]."""
-        from timm.layers import global_pool_nlc
-
-        vit = cast(Any, self)
-        if vit.attn_pool is None:
-            x = global_pool_nlc(x, vit.global_pool, vit.num_prefix_tokens)
-        else:
-            x = vit.attn_pool(x)
-        return cast(Tensor, vit.head(vit.fc_norm(x)))
+class RotaryVit(SequenceVit):
+    """timm's Eva for images of one size, computing the same; each attention holds its rotation."""
 
 
 def adopt_rotary(source: Any) -> nn.Module:
@@ -62,7 +26,7 @@ def adopt_rotary(source: Any) -> nn.Module:
 
     Raises `InputError` for a rotary embedding whose angles are not linear in row and column.
     """
-    from timm.models.eva import EvaBlock
+    from timm.models.eva import EvaBlock, EvaBlockPostNorm
 
     if any(getattr(block.attn, "num_kv_groups", 1) > 1 for block in source.blocks):
         return cast(nn.Module, source)
@@ -85,7 +49,8 @@ def adopt_rotary(source: Any) -> nn.Module:
         if rotation is not None and block.attn.rotate_half:
             _pair_neighbours(attention)
         block.attn = attention
-        blocks.append(Block(block) if type(block) is EvaBlock else block)
+        after = type(block) is EvaBlockPostNorm
+        blocks.append(Block(block, after) if after or type(block) is EvaBlock else block)
     return RotaryVit(source, nn.Sequential(*blocks))
 
 

@@ -6,7 +6,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from vitcompress.model.layers import Attention, Block, GatedMlp
+from vitcompress.model.layers import Attention, Block, GatedMlp, Mlp
+from vitcompress.model.windows import UnitNorm
 
 _Size = Annotated[int, Field(ge=1)]
 
@@ -36,12 +37,20 @@ class BlockSizes(BaseModel):
 
 
 def blocks(module: nn.Module) -> list[Block]:
-    """The blocks of a plain ViT whose sizes can be told; an empty list for other models."""
-    found = getattr(module, "blocks", None)
-    if not isinstance(found, nn.Sequential):
-        return []
-    plain = [block for block in found if isinstance(block, Block) and _has_known_mlp(block)]
-    return plain if len(plain) == len(found) else []
+    """The blocks of `module`, if the sizes of all of them can be told and changed; else none."""
+    found = [part for part in module.modules() if isinstance(part, Block)]
+    return found if all(map(narrowable, found)) else []
+
+
+def narrowable(block: Block) -> bool:
+    """Whether the sizes of `block` can be told and changed."""
+    mlp: Any = block.mlp
+    float_layers = mlp is None or (
+        isinstance(mlp, (Mlp, GatedMlp))
+        and isinstance(mlp.fc1, nn.Linear)
+        and isinstance(mlp.fc2, nn.Linear)
+    )
+    return float_layers and not block.norm_after
 
 
 def sizes_of(block: Block) -> BlockSizes:
@@ -56,7 +65,7 @@ def sizes_of(block: Block) -> BlockSizes:
 
 def gates(block: Block) -> int:
     """How many gates a hidden unit of the MLP has, each one more output of fc1: 1 or none."""
-    return int(isinstance(block.mlp, GatedMlp))
+    return 0 if block.mlp is None else int(cast(Any, block.mlp).gates)
 
 
 def resize(block: Block, sizes: BlockSizes) -> None:
@@ -66,21 +75,7 @@ def resize(block: Block, sizes: BlockSizes) -> None:
         if sizes.attention is None:
             block.norm1 = block.attn = block.ls1 = None
         else:
-            attention = cast(Attention, block.attn)
-            width = attention.qkv.in_features
-            if now.attention is None or sizes.attention.query_key != now.attention.query_key:
-                for norm in (attention.q_norm, attention.k_norm):
-                    if not isinstance(norm, nn.Identity):
-                        resize_norm(norm, sizes.attention.query_key)
-            attention.num_heads = sizes.attention.heads
-            attention.widths = sizes.attention.widths
-            if attention.rotation is not None:
-                pairs = sizes.attention.query_key // 2
-                frequencies = attention.rotation.frequencies
-                shape = 3, attention.num_heads, pairs
-                attention.rotation.frequencies = frequencies.new_zeros(shape)
-            attention.qkv = _like(attention.qkv, width, sum(attention.widths))
-            attention.proj = _like(attention.proj, attention.widths[2], width)
+            _resize_attention(cast(Attention, block.attn), sizes.attention)
     if sizes.hidden != now.hidden:
         if sizes.hidden is None:
             block.norm2 = block.mlp = block.ls2 = None
@@ -88,6 +83,24 @@ def resize(block: Block, sizes: BlockSizes) -> None:
             mlp = cast(Any, block.mlp)
             mlp.fc1 = _like(mlp.fc1, mlp.fc1.in_features, (1 + gates(block)) * sizes.hidden)
             mlp.fc2 = _like(mlp.fc2, sizes.hidden, mlp.fc2.out_features)
+
+
+def _resize_attention(attention: Attention, sizes: AttentionSizes) -> None:
+    for norm in (attention.q_norm, attention.k_norm):
+        if isinstance(norm, UnitNorm):
+            if norm.factor is not None:
+                norm.factor = _empty(norm.factor, (sizes.heads, 1))
+        elif not isinstance(norm, nn.Identity):
+            resize_norm(norm, sizes.query_key)
+    if (table := attention.relative_position_bias_table) is not None:
+        attention.relative_position_bias_table = _empty(table, (len(table), sizes.heads))
+    if attention.rotation is not None:
+        shape = 3, sizes.heads, sizes.query_key // 2
+        attention.rotation.frequencies = attention.rotation.frequencies.new_zeros(shape)
+    attention.num_heads, attention.widths = sizes.heads, sizes.widths
+    width = attention.qkv.in_features
+    attention.qkv = _like(attention.qkv, width, sum(attention.widths))
+    attention.proj = _like(attention.proj, attention.widths[2], attention.proj.out_features)
 
 
 def resize_norm(norm: Any, size: int) -> None:
@@ -109,6 +122,12 @@ def fill(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
         linear.bias.copy_(bias)
 
 
+def _empty(old: Tensor, shape: tuple[int, ...]) -> nn.Parameter:
+    """`old` where it has this `shape`, else zeros."""
+    value = old if old.shape == shape else old.new_zeros(shape)
+    return nn.Parameter(value, requires_grad=False)
+
+
 def _like(linear: nn.Linear, inputs: int, outputs: int) -> nn.Linear:
     if (inputs, outputs) == (linear.in_features, linear.out_features):
         return linear
@@ -116,15 +135,6 @@ def _like(linear: nn.Linear, inputs: int, outputs: int) -> nn.Linear:
     for parameter in made.parameters():
         nn.init.zeros_(parameter)
     return made.requires_grad_(False)
-
-
-def _has_known_mlp(block: Block) -> bool:
-    mlp: Any = block.mlp
-    return mlp is None or (
-        isinstance(getattr(mlp, "fc1", None), nn.Linear)
-        and isinstance(getattr(mlp, "fc2", None), nn.Linear)
-        and type(mlp).__name__ in ("Mlp", "GatedMlp")
-    )
 
 
 def attention_weights(attention: Attention) -> tuple[list[Tensor], list[Tensor]]:

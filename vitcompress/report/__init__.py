@@ -2,5 +2,5 @@
 
 `model.Report` holds what was measured. `markdown.render`, `html.render`, `junit.render` and
 `terminal.summary` show it; `figures` says what there is to say, `format` how a number is written,
-and `details` sorts what a stage tells by its shape, so that a new stage needs no new code here.
+and `details` what is shown of the facts and tables of a stage: a new stage needs no code here.
 """

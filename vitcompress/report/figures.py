@@ -1,6 +1,6 @@
 """What a report says, before any markup: the figures by name, their change, gates in words."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal
@@ -45,8 +45,15 @@ FIGURES = (
     Figure("speedup", "Speed-up", fmt.times),
     Figure("top1", "Top-1", fmt.percent, "points", "high"),
     Figure("top5", "Top-5", fmt.percent, "points", "high"),
+    Figure("map", "Mean average precision", fmt.percent, "points", "high"),
+    Figure("knn", "5 nearest neighbours", fmt.percent, "points", "high"),
     Figure("agreement", "Agreement", fmt.percent),
     Figure("kl", "KL (nats)", fmt.nats),
+    Figure("relative_error", "Relative error", fmt.error),
+    Figure("cosine", "Cosine", fmt.cosine),
+    Figure("cosine_p5", "Cosine, 5th percentile", fmt.cosine),
+    Figure("neighbours", "Same nearest neighbour", fmt.percent),
+    Figure("norm_ratio", "Norm ratio", fmt.error),
     Figure("images", "Images", fmt.whole),
 )
 BY_KEY = {figure.key: figure for figure in FIGURES}
@@ -72,6 +79,12 @@ def columns(report: Report) -> list[tuple[str, Metrics]]:
     """The columns of the comparison: baseline, each stage that was measured, final."""
     measured = [(stage.name, stage.metrics) for stage in report.stages if stage.metrics]
     return [("Baseline", report.baseline), *measured, ("Final", report.final)]
+
+
+def shown(measured: Iterable[Metrics]) -> list[Figure]:
+    """The figures that any of these has, in the order of the tables."""
+    known = list(measured)
+    return [f for f in FIGURES if any(f.read(metrics) is not None for metrics in known)]
 
 
 def told(metrics: Metrics) -> str:
@@ -112,14 +125,21 @@ def headline(report: Report) -> str:
         if ratio
     ]
     lost = []
-    top1 = change(BY_KEY["top1"], report.baseline, final)
-    if top1.text != fmt.DASH:
-        span = fmt.span(fmt.percent(report.baseline.top1), fmt.percent(final.top1))
-        lost.append(f"top-1 {top1.text} ({span})")
-    if final.agreement is not None:
-        lost.append(f"{fmt.percent(final.agreement)} agreement with the dense model")
-    elif final.kl is not None:
-        lost.append(f"KL {fmt.nats(final.kl)} nats from the dense model")
+    for key, name in (("top1", "top-1"), ("map", "mAP"), ("knn", "k-NN")):
+        figure = BY_KEY[key]
+        moved = change(figure, report.baseline, final)
+        if moved.text != fmt.DASH:
+            ends = (figure.text(figure.read(metrics)) for metrics in (report.baseline, final))
+            lost.append(f"{name} {moved.text} ({fmt.span(*ends)})")
+    for value, alike in (
+        (final.agreement, f"{fmt.percent(final.agreement)} agreement with the dense model"),
+        (final.kl, f"KL {fmt.nats(final.kl)} nats from the dense model"),
+        (final.cosine, f"mean cosine {fmt.cosine(final.cosine)} to the dense model"),
+        (final.relative_error, f"relative error {fmt.error(final.relative_error)}"),
+    ):
+        if value is not None:
+            lost.append(alike)
+            break
     if lost and final.images:
         lost[-1] += f" on {fmt.whole(final.images)} images"
     parts = [" and ".join(gained), ", ".join(lost) or "accuracy was not measured"]
@@ -171,7 +191,8 @@ _UNKNOWN = _Rule(
     lambda name, limit: f"{name}, limit {limit}",
     lambda name, value, limit: f"{name} is {value}, limit {limit}",
 )
-_UNITS = {"top1": " %", "top5": " %", "agreement": " %", "speedup": "×"}
+_PERCENT = ("top1", "top5", "map", "knn", "agreement", "neighbours")
+_UNITS = {**dict.fromkeys(_PERCENT, " %"), "speedup": "×"}
 
 
 def _rule(gate: GateResult) -> tuple[_Rule, str, str]:

@@ -103,6 +103,15 @@ def error(value: float | None) -> str:
     return _signed(f"{value:.1e}" if small else _significant(value))
 
 
+def cosine(value: float | None) -> str:
+    """`0.9987`; what is not quite 1 is never rounded up to it."""
+    if value is None:
+        return DASH
+    texts = (f"{value:.{digits}f}" for digits in (4, 6, 8))
+    shown = next(t for t in (*texts, repr(value)) if value >= 1 or float(t) < 1)
+    return _signed(shown)
+
+
 def times(value: float | None) -> str:
     """A ratio: `2.41×`."""
     return DASH if value is None else f"{_significant(value)}×"

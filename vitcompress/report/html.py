@@ -3,15 +3,20 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vitcompress.report import figures, svg
+from vitcompress.details import Column, Fact, Table
+from vitcompress.report import details, figures, svg
 from vitcompress.report import format as fmt
-from vitcompress.report.details import Table, sections
 from vitcompress.report.model import GateResult, Metrics, Report
+
+_QUALITY = (
+    *("top1", "map", "knn", "agreement", "kl", "relative_error"),
+    *("cosine", "neighbours"),
+)
+"""Figures worth a card; the first three that were measured have one."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +51,13 @@ def render(report: Report) -> str:
             verdict=figures.verdict(report),
             cards=list(_cards(report)),
             columns=figures.columns(report),
-            figures=figures.FIGURES,
+            figures=figures.shown(metrics for _, metrics in figures.columns(report)),
             meters=list(_meters(figures.columns(report))),
         )
     )
 
 
-def sensitivities(title: str, tables: Mapping[str, list[dict[str, Any]]]) -> str:
+def sensitivities(title: str, tables: Mapping[str, Table]) -> str:
     """A page of what `vitcompress sensitivity` found, by stage: charts and tables."""
     template = _environment().get_template("sensitivity.html.j2")
     return template.render(title=title, tables=tables)
@@ -72,7 +77,9 @@ def _environment() -> Environment:
         change=figures.change,
         gate_limit=figures.gate_limit,
         gate_value=figures.gate_value,
-        sections=sections,
+        facts_of=details.facts,
+        charts=details.charts,
+        numeric=details.numeric,
         bars=svg.bars,
         colour=svg.colour,
         cell=_cell,
@@ -95,20 +102,17 @@ def _cards(report: Report) -> Iterator[Card]:
         figure = figures.BY_KEY[key]
         return fmt.span(figure.text(figure.read(before)), figure.text(figure.read(after)))
 
-    images = f"of {fmt.whole(after.images)} images" if after.images else ""
-    top1 = figures.change(figures.BY_KEY["top1"], before, after)
     smaller = figures.gain(ratio, "smaller", "larger", "as large")
     yield card("bytes", "Size", smaller, span("bytes"), _way(ratio))
     faster = figures.gain(after.speedup, "faster", "slower", "as fast")
     yield card("speedup", "Speed", faster, f"p50 {span('latency_ms.p50')}", _way(after.speedup))
-    yield card("top1", "Top-1", top1.text, span("top1"), top1.trend)
-    yield card("agreement", "Agreement", fmt.percent(after.agreement), images)
-    yield card(
-        "kl",
-        "KL divergence",
-        f"{fmt.nats(after.kl)} nats" if after.kl is not None else fmt.DASH,
-        "from the dense model",
-    )
+    for figure in [f for f in figures.shown([after]) if f.key in _QUALITY][:3]:
+        if figure.change:
+            moved = figures.change(figure, before, after)
+            yield card(figure.key, figure.label, moved.text, span(figure.key), moved.trend)
+        else:
+            note = f"of {fmt.whole(after.images)} images" if after.images else ""
+            yield card(figure.key, figure.label, figure.text(figure.read(after)), note)
 
 
 def _way(ratio: float | None) -> str:
@@ -128,11 +132,11 @@ def _meters(columns: list[tuple[str, Metrics]]) -> Iterator[Meter]:
             yield Meter(figure.label, bars)
 
 
-def _cell(table: Table, row: dict[str, Any], column: str) -> Markup:
+def _cell(table: Table, row: Mapping[str, Fact], column: Column) -> Markup:
     """The content of a table cell; a figure of error carries a small bar."""
-    item = row.get(column)
-    text = fmt.value(item, column)
-    if item is None or not (column.endswith("error") and table.numeric(column)):
+    item = row.get(column.name)
+    text = fmt.value(item, column.unit or column.name)
+    if item is None or not (column.name.endswith("error") and details.numeric(table, column)):
         return Markup("{}").format(text)
-    share = 100 * abs(item) / (table.peak(column) or 1)
+    share = 100 * abs(float(item)) / (details.peak(table, column) or 1)
     return Markup('{}<i class="bar"><b style="width:{:.1f}%"></b></i>').format(text, share)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from vitcompress.report import figures
 from vitcompress.report import format as fmt
-from vitcompress.report.details import sections
+from vitcompress.report.details import facts
 from vitcompress.report.model import Report
 
 
@@ -27,7 +27,7 @@ def render(report: Report) -> str:
 def _comparison(report: Report) -> str:
     columns = figures.columns(report)
     rows = []
-    for figure in figures.FIGURES:
+    for figure in figures.shown(metrics for _, metrics in columns):
         values = [figure.text(figure.read(metrics)) for _, metrics in columns]
         moved = figures.change(figure, report.baseline, report.final).text if figure.change else ""
         rows.append([figure.label, *values, moved])
@@ -54,8 +54,8 @@ def _stages(report: Report) -> Iterator[str]:
         yield "## Stages"
         rows = []
         for stage in report.stages:
-            facts = sections(stage.details).facts
-            told = ", ".join(f"{fmt.label(key)} {fmt.value(item, key)}" for key, item in facts)
+            pairs = facts(stage.details)
+            told = ", ".join(f"{fmt.label(key)} {fmt.value(item, key)}" for key, item in pairs)
             name = _text(stage.name)
             kind = _text(stage.type)
             rows.append([name, kind, fmt.seconds(stage.seconds), _text(told) or fmt.DASH])

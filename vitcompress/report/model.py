@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from vitcompress.details import Fact, Gallery, Table
 from vitcompress.errors import InputError
 
 
@@ -54,10 +55,24 @@ class Metrics(_Frozen):
     top1: float | None = None
     """Percent of the evaluation images."""
     top5: float | None = None
+    map: float | None = None
+    """Mean average precision of a multi-label head in percent."""
+    knn: float | None = None
+    """Percent of images whose label most of the five nearest others have."""
     agreement: float | None = None
-    """Percent of images on which the dense model has the same top-1."""
+    """Percent of images on which the dense model has the same top-1, or of logits the same sign."""
     kl: float | None = None
     """Mean KL(dense ‖ compressed) in nats."""
+    relative_error: float | None = None
+    """Mean square of the difference to the dense outputs, over their variance."""
+    cosine: float | None = None
+    """Mean cosine of embeddings to the dense ones."""
+    cosine_p5: float | None = None
+    """The 5th percentile of these cosines."""
+    neighbours: float | None = None
+    """Percent of images whose nearest other image is the dense model's."""
+    norm_ratio: float | None = None
+    """Mean length of embeddings over that of the dense ones."""
     params: int | None = None
     macs: int | None = None
     """Multiply-accumulates for one image."""
@@ -68,6 +83,24 @@ class Metrics(_Frozen):
     """p50 of the baseline over this p50, both timed in turns in the same run."""
 
 
+class StudyReport(_Frozen):
+    """A model that was measured beside that of a stage, and not exported."""
+
+    name: str
+    note: str
+    facts: dict[str, Fact] = Field(default_factory=dict)
+    figures: Metrics
+
+
+class Details(_Frozen):
+    """What a stage tells beside its figures."""
+
+    facts: dict[str, Fact] = Field(default_factory=dict)
+    tables: tuple[Table, ...] = ()
+    galleries: tuple[Gallery, ...] = ()
+    studies: tuple[StudyReport, ...] = ()
+
+
 class StageReport(_Frozen):
     """What one stage did, how long it took, and the model it left behind."""
 
@@ -75,7 +108,7 @@ class StageReport(_Frozen):
     type: str
     seconds: float
     metrics: Metrics | None = None
-    details: Facts = Field(default_factory=dict)
+    details: Details = Details()
 
 
 class Artifact(_Frozen):

@@ -28,7 +28,7 @@ def bars(chart: Chart) -> Markup:
 
     parts = [
         Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
-            WIDTH, HEIGHT, fmt.label(f"{chart.name}, {chart.column}")
+            WIDTH, HEIGHT, fmt.label(f"{chart.name}, {chart.column.name}")
         )
     ]
     for tick in ticks:
@@ -74,7 +74,7 @@ def _group(
                 zero - height if value >= 0 else zero,
                 max(pitch - min(2.0, pitch * 0.2), 0.5),
                 height,
-                f"{where}: {fmt.value(value, chart.column)}",
+                f"{where}: {fmt.value(value, chart.column.unit or chart.column.name)}",
             )
         )
     return drawn

@@ -1,11 +1,10 @@
 """What people read in a terminal: the table at the end of a run, and tables of sensitivities."""
 
-from typing import Any
-
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Table as Grid
 from rich.text import Text
 
+from vitcompress.details import Table
 from vitcompress.report import figures, format
 from vitcompress.report.model import GateResult, Report
 
@@ -15,11 +14,11 @@ _TREND = {"better": "green", "worse": "yellow", "same": "dim"}
 
 def summary(report: Report) -> RenderableType:
     """Baseline against final, the gates, the warnings."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table = Grid(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("")
     for name in ("baseline", "final", "change"):
         table.add_column(name, justify="right")
-    for figure in figures.FIGURES:
+    for figure in figures.shown((report.baseline, report.final)):
         if figure.key in _LEFT_OUT:
             continue
         before, after = figure.read(report.baseline), figure.read(report.final)
@@ -44,12 +43,12 @@ def summary(report: Report) -> RenderableType:
 def comparison(reports: dict[str, Report]) -> RenderableType:
     """The final figures of several runs, one column each, after the baseline of the first."""
     first = next(iter(reports.values()))
-    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    shown = Grid(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     shown.add_column("")
     for name in ("baseline", *reports):
         shown.add_column(name, justify="right", overflow="fold")
     columns = [first.baseline, *(report.final for report in reports.values())]
-    for figure in figures.FIGURES:
+    for figure in figures.shown(columns):
         if figure.key not in _LEFT_OUT:
             shown.add_row(figure.label, *(figure.text(figure.read(m)) for m in columns))
     passed = (
@@ -57,25 +56,30 @@ def comparison(reports: dict[str, Report]) -> RenderableType:
         for report in reports.values()
     )
     shown.add_row("Gates passed", format.DASH, *passed)
-    judged = {(figures.model_name(r), r.baseline.images, r.baseline.top1) for r in reports.values()}
+    judged = {
+        (figures.model_name(r), b.images, b.top1, b.map, b.knn)
+        for r, b in ((r, r.baseline) for r in reports.values())
+    }
     notes = [Text("! not one model on one set of images", "yellow")] if len(judged) > 1 else []
     return Group(shown, *notes)
 
 
-def table(title: str, rows: list[dict[str, Any]]) -> RenderableType:
-    """Rows of one shape under their keys, no cell cut short: print it with `crop=False`."""
-    columns = {
-        key: [format.value(row.get(key), key) for row in rows]
-        for key in dict.fromkeys(key for row in rows for key in row)
+def table(title: str, found: Table) -> RenderableType:
+    """A table under the names of its columns, no cell cut short: print it with `crop=False`."""
+    shown = Grid(title=title, box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    cells = {
+        column.name: [
+            format.value(row.get(column.name), column.unit or column.name) for row in found.rows
+        ]
+        for column in found.columns
     }
-    shown = Table(title=title, box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for key, cells in columns.items():
+    for name, texts in cells.items():
         shown.add_column(
-            format.label(key),
+            format.label(name),
             justify="right" if shown.columns else "left",
-            min_width=max(map(len, cells)),
+            min_width=max(map(len, texts)),
         )
-    for row in zip(*columns.values(), strict=True):
+    for row in zip(*cells.values(), strict=True):
         shown.add_row(*row)
     return shown
 

@@ -6,21 +6,23 @@ matrix and a fixed number of sampled input rows.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vitcompress.methods import saliency
 from vitcompress.methods.histogram import Histogram
+from vitcompress.model.families import anatomy_of
 from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
+from vitcompress.stages.observe import Watch, fisher_loss, observe, unlabelled
 
 _ROWS = 2048  # sampled input rows a layer
-_VERSION = 6  # of what is collected, part of the cache key
+_VERSION = 7  # of what is collected, part of the cache key
 
 Weights = Literal["even", "importance", "both"]
 """What the inputs of a layer are weighed by: nothing, their importance, or half and half."""
@@ -32,8 +34,8 @@ class LayerStatistics:
 
     `low`, `high` [in]: exact ranges. `limit` [in] and `counts` [in, bins]: histograms.
     `weight` [], `total` [in] and `gram` [in, in], float64: sums of w, of w·x and of w·x xᵀ over the
-    tokens. `rows` [≤ 2048, in]: a sample of x, in random order: the first token of each image, as
-    far as there is room, and others at random.
+    tokens. `rows` [≤ 2048, in]: a sample of x, in random order: the first tokens of all
+    images, or of 1024 of them, and others at random, from as many.
     `output_weights` [out]: the mean importance of each output.
 
     The weight w of a token is 1 where weights are `even`. It is its `importance`, the mean square
@@ -59,6 +61,10 @@ class LayerStatistics:
         return Histogram(self.limit, self.counts)
 
 
+Pick = Callable[[int, int, int], tuple[Tensor, ...]]
+"""Of so many images, after so many others, of so many tokens each: which to keep, as an index."""
+
+
 class _Rows:
     """At most `room` rows, in one block of memory that does not move: small pieces kept among the
     large ones that each batch takes and returns would fragment the heap."""
@@ -74,7 +80,7 @@ class _Rows:
 
 class _Accumulator:
     def __init__(self, channels: int, outputs: int) -> None:
-        self.tokens = 0
+        self.images = self.tokens = 0
         self.low = torch.full((channels,), torch.inf)
         self.high = torch.full((channels,), -torch.inf)
         self.histogram = Histogram.empty(channels)
@@ -85,9 +91,11 @@ class _Accumulator:
         self.output_weights = torch.zeros(outputs, dtype=torch.float64)
         self.rows = _Rows(_ROWS, channels)
 
-    def update(self, x: Tensor, importance: Tensor, sampled: Tensor) -> None:
+    def update(self, x: Tensor, importance: Tensor, sample: Pick) -> None:
         """Add one batch: inputs and importances of outputs, [images, tokens, in or out]."""
+        self.rows.add(x[sample(self.images, *x.shape[:2])])
         flat, weights = x.flatten(0, 1), importance.mean(-1)
+        self.images += len(x)
         self.tokens += len(flat)
         self.low = torch.minimum(self.low, flat.amin(0))
         self.high = torch.maximum(self.high, flat.amax(0))
@@ -98,7 +106,6 @@ class _Accumulator:
         self.total += weighted.sum(0, dtype=torch.float64)
         self.gram += weighted.T @ flat
         self.output_weights += importance.sum((0, 1), dtype=torch.float64)
-        self.rows.add(x[:, sampled].flatten(0, 1))
 
     def finish(self) -> LayerStatistics:
         mean = (self.weight / self.tokens).clamp_min(1e-30)
@@ -117,10 +124,48 @@ class _Accumulator:
         )
 
 
-def _by_token(x: Tensor) -> Tensor:
-    """[images, ..., features] → [images, tokens, features], on the CPU."""
+def _sample_alike(share: int, generator: torch.Generator) -> Pick:
+    """The first token and `share` − 1 others of every image, the same ones in all of a batch."""
+
+    def sample(_: int, images: int, tokens: int) -> tuple[Tensor, ...]:
+        others = torch.randperm(tokens - 1, generator=generator)[: share - 1] + 1
+        kept = torch.cat([torch.zeros(1, dtype=torch.long), others])
+        return torch.arange(images).repeat_interleave(len(kept)), kept.repeat(images)
+
+    return sample
+
+
+def _sample_apart(total: int, leads: bool, generator: torch.Generator) -> Pick:
+    """2048 rows from all over `total` images, each image's own.
+
+    Half of them are first tokens, where one `leads`; all else is drawn at random. Of more than
+    1024 images each half comes from 1024, as evenly spaced as can be.
+    """
+    half = _ROWS // 2
+
+    def sample(seen: int, images: int, tokens: int) -> tuple[Tensor, ...]:
+        ends = torch.arange(seen, seen + images + 1) * half
+        first = (ends // total).diff()
+        other = ((2 * ends + total) // (2 * total)).diff()
+        order = torch.rand(images, tokens, generator=generator)
+        if leads:  # where it is not its turn, only for want of others
+            order[:, 0] = torch.where(first > 0, -1.0, 2.0)
+        ranks = order.argsort(1).argsort(1)
+        return (ranks < (first + other)[:, None],)
+
+    return sample
+
+
+def _by_image(x: Tensor, images: int) -> Tensor:
+    """[images or their windows, ..., features] → [images, tokens, features], on the CPU."""
     x = x.detach().cpu()
-    return x.flatten(1, -2) if x.ndim > 2 else x[:, None]
+    x = x.flatten(1, -2) if x.ndim > 2 else x[:, None]
+    return x.unflatten(0, (images, -1)).flatten(1, 2) if _windowed(x, images) else x
+
+
+def _windowed(x: Tensor, images: int) -> bool:
+    """Whether a layer sees its input in parts, several of each image."""
+    return len(x) > images and len(x) % images == 0
 
 
 def collect(
@@ -137,37 +182,34 @@ def collect(
     """
     gradients = weights != "even"
     generator = torch.Generator().manual_seed(seed)
-    rows_per_image = max(1, _ROWS // images)
     found: dict[str, _Accumulator] = {}
+    batch = 0  # images in it
+    windows = _sample_apart(images, False, generator)
+    if images > _ROWS // 2:
+        whole = _sample_apart(images, anatomy_of(module).prefix_tokens > 0, generator)
+    else:
+        whole = _sample_alike(_ROWS // images, generator)
 
-    def see(name: str, x: Tensor, importance: Tensor) -> None:
-        x, importance = _by_token(x), _by_token(importance)
+    def counted() -> Iterator[Tensor]:
+        nonlocal batch
+        for pixels in batches:
+            batch = len(pixels)
+            yield pixels
+
+    def see(name: str, x: Tensor, y: Tensor, gradient: Tensor | None) -> None:
+        sample = windows if _windowed(x, batch) else whole
+        # Without a gradient: also what no image reaches.
+        importance = torch.ones_like(y) if gradient is None else gradient.square()
+        x, importance = _by_image(x, batch), _by_image(importance, batch)
         if weights == "both":
             importance = (1 + importance / importance.mean().clamp_min(1e-30)) / 2
         accumulator = found.setdefault(name, _Accumulator(x.shape[-1], importance.shape[-1]))
-        others = torch.randperm(x.shape[1] - 1, generator=generator)[: rows_per_image - 1] + 1
-        accumulator.update(x, importance, torch.cat([torch.zeros(1, dtype=torch.long), others]))
+        accumulator.update(x, importance, sample)
 
-    def hook(name: str) -> torch.utils.hooks.RemovableHandle:
-        def after(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if gradients and output.requires_grad:
-                output.register_hook(lambda g: see(name, inputs[0], g.square()))
-            else:  # also what no image reaches, as the latent query of attention pooling
-                see(name, inputs[0], torch.ones_like(output))
-
-        return module.get_submodule(name).register_forward_hook(after)
-
-    handles = [hook(name) for name in layers]
-    try:
-        with torch.set_grad_enabled(gradients):
-            for pixels in batches:
-                logits = module(pixels.detach().requires_grad_(gradients))
-                if gradients:
-                    (logits * saliency.fisher_readout(logits, generator)).sum().backward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: found.pop(name).finish() for name in layers}
+    names = list(layers)
+    watches = [Watch(n, partial(see, n), "output" if gradients else None) for n in names]
+    observe(module, watches, unlabelled(counted()), fisher_loss(generator) if gradients else None)
+    return {name: found.pop(name).finish() for name in names}
 
 
 def statistics(

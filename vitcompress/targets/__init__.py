@@ -4,11 +4,11 @@ A target is a module of this package with the object `TARGET`. What targets ther
 without importing them, for the schema of recipes.
 """
 
-import pkgutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from vitcompress import registry
 
 if TYPE_CHECKING:  # the schema of recipes needs no arrays
     import numpy as np
@@ -82,13 +82,8 @@ class Target(Protocol):
         ...
 
 
-def names() -> tuple[str, ...]:
-    """All targets there are."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
-
-
 def load(name: str) -> Target:
-    """The target of this name, one of `names`. Raises `InputError` where its runtime is too old."""
-    target: Target = import_module(f"{__name__}.{name}").TARGET
+    """The target of this name. Raises `InputError` where its runtime is too old."""
+    target: Target = registry.load(__name__, name).TARGET
     target.check()
     return target

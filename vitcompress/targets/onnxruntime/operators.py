@@ -22,19 +22,15 @@ _END = 2**31 - 1  # of a Slice: as far as there is something
 
 
 def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any = None) -> Any:
-    """`model.layers.attend`, its `bias` float32 [B or 1, heads or 1, M or 1, N], or [B, N] for all
-    queries alike.
+    """`model.layers.attend`, its `bias` float32 [B or 1, heads or 1, M or 1, N].
 
     onnxruntime 1.32 spreads a bias over images and heads itself, be it constant or computed:
     [1, 1, M, N], [1, heads, M, N], [B, 1, M, N] and [B, heads, M, N] are taken as they are. What it
     refuses is one row for several queries ("inconsistent q_sequence_length"): repeated here.
     """
     mask, rows = bias, int(q.shape[1])
-    if bias is not None:
-        keys_only = len(bias.shape) == 2
-        mask = op.Unsqueeze(bias, _ints(1, 2)) if keys_only else bias
-        if rows > 1 and (keys_only or bias.shape[2] == 1):
-            mask = op.Expand(mask, _ints(1, 1, rows, 1))
+    if bias is not None and rows > 1 and bias.shape[2] == 1:
+        mask = op.Expand(bias, _ints(1, 1, rows, 1))
     # The 3-D form of the operator needs no transposes; its other three outputs are not wanted.
     output, *_ = op.Attention(q, k, v, mask, q_num_heads=heads, kv_num_heads=heads, scale=scale)
     return output

@@ -1,0 +1,393 @@
+"""The quantize stage on a tiny model: what it selects, how near it stays, what it describes."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from vitcompress.errors import InputError
+from vitcompress.methods import quantizer
+from vitcompress.model.architecture import (
+    Architecture,
+    VitModel,
+    build,
+    load,
+    set_tail,
+    stored_tensors,
+)
+from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.structure import linears
+from vitcompress.stages.calibrate import LayerStatistics, collect, statistics
+from vitcompress.stages.context import Context
+from vitcompress.stages.quantize.config import QuantizeConfig
+from vitcompress.stages.quantize.layer import Choice, choose
+from vitcompress.stages.quantize.selection import selected
+from vitcompress.stages.quantize.stage import quantize
+from vitcompress.stages.stage import StageResult
+
+MakeVit = Callable[..., VitModel]
+
+BLOCKS = [
+    f"blocks.{i}.{kind}"
+    for i in range(2)
+    for kind in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+]
+MODES = ["static", "dynamic"]
+
+
+def quantized_layers(module: nn.Module) -> dict[str, QuantizedLinear]:
+    return {n: m for n, m in module.named_modules() if isinstance(m, QuantizedLinear)}
+
+
+def run(vit: VitModel, context: Context, **options: Any) -> StageResult:
+    return quantize(vit, QuantizeConfig(**{"fine": 0, **options}), context)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, BLOCKS),
+        ({"layers": ("*",)}, [*BLOCKS, "head"]),
+        ({"layers": ("head", "*.fc2")}, [BLOCKS[3], BLOCKS[7], "head"]),
+        ({"skip": ("blocks.0.*",)}, BLOCKS[4:]),
+        ({"layers": ("re:.*mlp.*",), "skip": ("*fc1",)}, [BLOCKS[3], BLOCKS[7]]),
+    ],
+)
+def test_the_layers_asked_for_are_quantized(
+    options: dict[str, Any], expected: list[str], vit: VitModel, context: Context
+) -> None:
+    assert selected(vit, QuantizeConfig(**options)) == expected
+    result = run(vit, context, rounding="nearest", fold=False, **options)
+    model = result.model
+    assert list(quantized_layers(model.module)) == expected
+    assert list(model.architecture.quantized) == expected
+    assert [layer["layer"] for layer in result.table("layers").rows] == expected
+    assert result.facts["quantized_layers"] == len(expected)
+
+
+@pytest.mark.parametrize("key", ["layers", "skip"])
+def test_a_pattern_without_a_layer_is_an_error(key: str, vit: VitModel, context: Context) -> None:
+    config = QuantizeConfig(name="int8", **{key: ("blocks.*.mlp.fc9",)})
+    with pytest.raises(InputError, match=rf"stages\.int8\.{key}: .*fc9.*nearest: .*mlp\.fc"):
+        quantize(vit, config, context)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"layers": ()}, {"bits": 7}, {"fine": 1.5}, {"rest": "int4"}, {"bit": 8}]
+)
+def test_a_wrong_config_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        QuantizeConfig(**wrong)
+
+
+def seen_inputs(module: nn.Module, layers: list[str], pixels: Tensor) -> dict[str, Tensor]:
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen[name] = inputs[0].detach().clone()
+
+        return module.get_submodule(name).register_forward_pre_hook(hook)
+
+    handles = [keep(name) for name in layers]
+    module(pixels)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("activations", MODES)
+@pytest.mark.parametrize("rounding", ["gptq", "nearest"])
+def test_the_output_of_each_layer_stays_near(
+    activations: str, rounding: str, vit: VitModel, context: Context
+) -> None:
+    # Without folds each layer has the input it had.
+    result = run(vit, context, activations=activations, rounding=rounding, fold=False)
+    model = result.model
+    pixels = torch.cat(list(context.calibration_batches("")))
+    inputs = seen_inputs(vit.module, BLOCKS, pixels)
+    sampled = statistics(vit.module, vit.fingerprint(), BLOCKS, context)
+    for entry in result.table("layers").rows:
+        name = entry["layer"]
+        for x in (inputs[name].flatten(0, 1), sampled[name].rows):
+            target = vit.module.get_submodule(name)(x)
+            found = model.module.get_submodule(name)(x)
+            variance = target.var(0, correction=0).mean()
+            error = ((found - target).square().mean() / variance).item()
+            assert error < 2e-3
+        assert entry["output_error"] == pytest.approx(error, rel=1e-3)
+        # The bias makes good the mean error of the sample.
+        assert (found - target).mean(0).abs().max() < 1e-5 * target.abs().max()
+
+
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("activations", MODES)
+def test_the_logits_stay_near(
+    activations: str, fold: bool, vit: VitModel, context: Context
+) -> None:
+    result = run(vit, context, activations=activations, fold=fold)
+    model = result.model
+    pixels = torch.cat(list(context.calibration_batches("")))
+    logits, after = vit.module(pixels), model.module(pixels)
+    assert 0 < (after - logits).norm() < 0.05 * logits.norm()
+    assert (result.facts["folded_layers"] > 0) == fold
+    assert {layer.activations for layer in quantized_layers(model.module).values()} == {activations}
+
+
+def outlying(make_vit: MakeVit) -> VitModel:
+    """A model with a few channels much wider than the others, as trained ones have."""
+    vit = make_vit()
+    for block in vit.module.blocks:
+        for norm in (block.norm1, block.norm2):
+            norm.weight[::17] *= 20
+            norm.bias[3::17] += 15
+        block.attn.qkv.weight[-64::9] *= 15
+    return vit
+
+
+def calibrated(vit: VitModel, context: Context) -> dict[str, LayerStatistics]:
+    batches = context.calibration_batches("")
+    return collect(vit.module, BLOCKS, batches, len(context.images), seed=0)
+
+
+def chosen(module: nn.Module, name: str, found: LayerStatistics, config: QuantizeConfig) -> Choice:
+    return choose(module, name, found, config.style, 8, config.fold)
+
+
+@pytest.mark.parametrize("activations", MODES)
+def test_folding_never_chooses_a_larger_error(
+    activations: Any, make_vit: MakeVit, context: Context
+) -> None:
+    for vit, much in ((make_vit(), False), (outlying(make_vit), True)):
+        found = calibrated(vit, context)
+        for name in BLOCKS:
+            folded, plain = (
+                chosen(
+                    copy.deepcopy(vit.module),
+                    name,
+                    found[name],
+                    QuantizeConfig(activations=activations, fold=fold),
+                )
+                for fold in (True, False)
+            )
+            assert folded.error <= plain.error
+            assert plain.fold.strength == 0
+            if much and not name.endswith("fc2"):
+                assert folded.error < 0.5 * plain.error
+                assert folded.fold.strength > 0
+
+
+def test_a_chosen_fold_is_applied_to_the_model(make_vit: MakeVit, context: Context) -> None:
+    vit = outlying(make_vit)
+    found = calibrated(vit, context)
+    pixels = torch.cat(list(context.calibration_batches("")))
+    for name in BLOCKS[:3]:
+        module = copy.deepcopy(vit.module)
+        choice = chosen(module, name, found[name], QuantizeConfig())
+        before = seen_inputs(vit.module, [name], pixels)[name]
+        after = seen_inputs(module, [name], pixels)[name]
+        assert choice.fold.strength > 0
+        assert torch.allclose(after, choice.fold.apply(before), rtol=1e-3, atol=1e-3)
+        assert torch.allclose(module(pixels), vit.module(pixels), rtol=1e-3, atol=1e-3)
+
+
+def test_static_ranges_are_never_worse_than_the_whole_range(
+    vit: VitModel, context: Context
+) -> None:
+    found = calibrated(vit, context)
+    for name in BLOCKS:
+        choices = [
+            chosen(vit.module, name, found[name], QuantizeConfig(activations=mode, fold=False))
+            for mode in ("static", "dynamic")
+        ]
+        assert choices[0].error <= choices[1].error
+        assert choices[1].share == 1
+        assert choices[1].low == found[name].low.amin()
+        assert choices[1].high == found[name].high.amax()
+
+
+def test_error_feedback_lowers_the_error_of_weights(vit: VitModel, context: Context) -> None:
+    found = calibrated(vit, context)
+    losses = {}
+    for rounding in ("gptq", "nearest"):
+        model = run(vit, context, rounding=rounding, fold=False).model
+        for name, layer in quantized_layers(model.module).items():
+            codes = quantizer.unpack_weight(layer.codes, 8, layer.in_features)
+            change = codes * layer.scale[:, None] - vit.module.get_submodule(name).weight
+            loss = ((change.double() @ found[name].gram) * change).sum()
+            losses[rounding] = losses.get(rounding, 0) + loss
+    assert losses["gptq"] < 0.9 * losses["nearest"]
+
+
+def test_two_runs_give_equal_tensors(make_vit: MakeVit, make_context: Callable[..., Any]) -> None:
+    results = [
+        quantize(make_vit(), QuantizeConfig(fine=0.3), make_context(resume=False)) for _ in range(2)
+    ]
+    one, other = results
+    assert one.model.architecture == other.model.architecture
+    assert (one.facts, one.tables) == (other.facts, other.tables)
+    first, second = stored_tensors(one.model), stored_tensors(other.model)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("options", [{}, {"fine": 1.0, "rest": "float16", "layers": ("*",)}])
+def test_the_model_given_is_not_changed(
+    options: dict[str, Any], make_vit: MakeVit, context: Context
+) -> None:
+    vit = outlying(make_vit)
+    before, names = vit.fingerprint(), list(linears(vit.module))
+    run(vit, context, **options)
+    assert vit.fingerprint() == before
+    assert list(linears(vit.module)) == names
+
+
+@pytest.mark.parametrize("activations", MODES)
+def test_the_description_makes_the_model_again(
+    activations: str, vit: VitModel, pixels: Tensor, context: Context
+) -> None:
+    set_tail(vit.module, 1)
+    tail = vit.architecture.model_copy(update={"tail_tokens": 1})
+    vit = VitModel(vit.module, tail, vit.preprocess)
+    model = run(vit, context, activations=activations, fine=0.3, rest="float16").model
+    again = build(Architecture.model_validate_json(model.architecture.model_dump_json()))
+    again.load_state_dict(stored_tensors(model))
+    assert torch.equal(again(pixels), model.module(pixels))
+
+
+def test_a_second_stage_keeps_what_the_first_stored_small(vit: VitModel, context: Context) -> None:
+    for rest in ("float16", "int8"):
+        first = run(vit, context, layers=("*.attn.*",), bits=4, rest=rest).model
+        second = run(first, context, layers=("*.mlp.*",), bits=4).model
+        gone = {f"{n}.weight" for n in second.architecture.quantized}
+        assert set(second.architecture.coded) == set(first.architecture.coded) - gone
+        assert set(first.architecture.half) - gone <= set(second.architecture.half)
+        stored_tensors(second)
+
+
+def test_what_stays_float_can_be_stored_in_half(vit: VitModel, context: Context) -> None:
+    model = run(vit, context, rest="float16").model
+    stored, state = stored_tensors(model), model.module.state_dict()
+    matrices = {"cls_token", "pos_embed", "patch_embed.proj.weight", "head.weight"}
+    assert set(model.architecture.half) == matrices
+    for name, tensor in stored.items():
+        assert (tensor.dtype == torch.float16) == (name in matrices)
+        assert torch.equal(tensor.to(state[name].dtype), state[name])  # nothing is lost
+
+
+def test_weights_that_stay_float_can_be_stored_in_bytes(
+    vit: VitModel, context: Context, pixels: Tensor
+) -> None:
+    model = run(vit, context, rest="int8", pin={"blocks.0.mlp.fc1": "float32"}, fold=False).model
+    assert set(model.architecture.half) == {"cls_token", "pos_embed"}
+    assert set(model.architecture.coded) == {"patch_embed.proj.weight", "head.weight"}
+    stored, state = stored_tensors(model), model.module.state_dict()
+    for name in model.architecture.coded:
+        assert stored[name].dtype == torch.int8
+        assert torch.equal(stored[name] * stored[f"{name}.scale"], state[name])
+        change = (state[name] - vit.module.state_dict()[name]).abs().flatten(1)
+        assert (change <= stored[f"{name}.scale"].flatten(1) * 0.51).all()
+    kept = "blocks.0.mlp.fc1.weight"
+    assert torch.equal(stored[kept], vit.module.state_dict()[kept])
+    again = build(Architecture.model_validate_json(model.architecture.model_dump_json()))
+    load(again, model.architecture, stored)
+    assert torch.equal(again(pixels), model.module(pixels))
+
+
+def test_without_half_all_floats_stay(vit: VitModel, context: Context) -> None:
+    model = run(vit, context, fold=False).model
+    assert model.architecture.half == ()
+    for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "head.weight"):
+        assert torch.equal(model.module.state_dict()[name], vit.module.state_dict()[name])
+
+
+def terms(model: VitModel) -> list[int]:
+    found = [layer.terms for layer in quantized_layers(model.module).values()]
+    assert found == [layer.terms for layer in model.architecture.quantized.values()]
+    return found
+
+
+@pytest.mark.parametrize("activations", MODES)
+def test_fine_decides_how_many_layers_have_two_terms(
+    activations: str, vit: VitModel, context: Context
+) -> None:
+    pixels = torch.cat(list(context.calibration_batches("")))
+    logits = vit.module(pixels)
+    errors = []
+    for fine, bounds in ((0.0, (0, 0)), (0.4, (1, 7)), (1.0, (8, 8))):
+        result = run(vit, context, fine=fine, activations=activations)
+        model = result.model
+        count = terms(model).count(2)
+        assert bounds[0] <= count <= bounds[1]
+        assert result.facts["two_term_layers"] == count
+        errors.append((model.module(pixels) - logits).norm().item())
+    assert errors[2] < errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_fine_layers_stay_within_their_share_and_cost_most(
+    bits: int, vit: VitModel, context: Context
+) -> None:
+    result = run(vit, context, fine=0.3, bits=bits)
+    model = result.model
+    work = {n: layer.codes.numel() for n, layer in quantized_layers(model.module).items()}
+    fine = {
+        entry["layer"]
+        for entry in result.table("layers").rows
+        if entry["terms"] == 2 and entry["fine_tokens"] is None
+    }
+    assert 0 < sum(work[name] for name in fine) <= 0.3 * sum(work.values())
+    worth = {
+        e["layer"]: e["input_kl"] / work[e["layer"]]
+        for e in result.table("layers").rows
+        if e["input_kl"] is not None
+    }
+    assert max(worth, key=worth.__getitem__) in fine
+
+
+def test_where_the_class_token_is_costly_it_alone_gets_a_second_term(
+    make_vit: MakeVit, context: Context
+) -> None:
+    vit = make_vit()
+    vit.module.pos_embed[:, 1:] *= 30  # patches widen the range, and nobody reads them
+    vit.module.blocks[1].norm2 = nn.Identity()
+    result = run(vit, context, fine=1e-6, fold=False)
+    model = result.model
+    fine = {n: q.fine_tokens for n, q in quantized_layers(model.module).items() if q.terms == 2}
+    assert "blocks.1.mlp.fc1" in fine
+    assert set(fine.values()) == {1}
+    assert result.facts["of_first_tokens_only"] == len(fine)
+    described = {n: q.fine_tokens for n, q in model.architecture.quantized.items()}
+    assert {n: described[n] for n in fine} == fine
+
+
+def test_without_a_class_token_no_token_is_special(make_vit: MakeVit, context: Context) -> None:
+    vit = make_vit(class_token=False, global_pool="avg")
+    model = run(vit, context, fine=1e-6).model
+    assert all(q.terms == 1 for q in quantized_layers(model.module).values())
+
+
+def test_a_quantized_model_can_be_quantized_further(
+    vit: VitModel, context: Context, pixels: Tensor
+) -> None:
+    first = run(vit, context, layers=("*.mlp.*",)).model
+    both = run(first, context, layers=("*.attn.*",), activations="dynamic", rest="float16").model
+    assert set(both.architecture.quantized) == set(BLOCKS)
+    assert both.architecture.quantized["blocks.0.mlp.fc1"].activations == "static"
+    again = build(both.architecture)
+    again.load_state_dict(stored_tensors(both))
+    assert torch.equal(again(pixels), both.module(pixels))
+
+
+def test_a_layer_whose_output_is_constant_is_no_trouble(vit: VitModel, context: Context) -> None:
+    fc2 = vit.module.blocks[0].mlp.fc2
+    fc2.weight.zero_()
+    fc2.bias.zero_()
+    result = run(vit, context, fine=0.3)
+    model = result.model
+    assert all((entry["output_error"] or 0) >= 0 for entry in result.table("layers").rows)  # no NaN
+    assert (model.module.blocks[0].mlp.fc2(torch.ones(5, 256)) == 0).all()

@@ -1,0 +1,194 @@
+"""Simulated inputs of few bits: what they round, what they leave alone, what is refused."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from vitcompress.errors import InputError
+from vitcompress.model.architecture import VitModel, stored_tensors
+from vitcompress.model.layers import Attention
+from vitcompress.model.structure import linears
+from vitcompress.stages.calibrate import statistics
+from vitcompress.stages.context import Context
+from vitcompress.stages.merge.config import MergeConfig
+from vitcompress.stages.merge.stage import merge
+from vitcompress.stages.quantize.config import QuantizeConfig, Simulation
+from vitcompress.stages.quantize.simulate import SimulatedAttention, SimulatedLinear, simulation
+from vitcompress.stages.quantize.stage import plan, quantize
+from vitcompress.stages.stage import StageResult
+from vitcompress.stages.tail.config import TailConfig
+from vitcompress.stages.tail.stage import tail
+
+MakeVit = Callable[..., VitModel]
+
+
+def run(
+    vit: VitModel, context: Context, study: dict[str, Any] | None, **options: Any
+) -> StageResult:
+    given = {"fine": 0, "rounding": "nearest", "layers": ("*",), "simulate": study, **options}
+    return quantize(vit, QuantizeConfig(**given), context)
+
+
+def simulate(vit: VitModel, context: Context, study: dict[str, Any], **options: Any) -> nn.Module:
+    """The simulation alone, of all layers."""
+    config = QuantizeConfig(**{"rounding": "nearest", **options})
+    names = list(linears(vit.module))
+    found = statistics(vit.module, vit.fingerprint(), names, context)
+    bits = dict.fromkeys(names, config.bits)
+    return simulation(vit.module, config, Simulation(**study), bits, found, context)
+
+
+def kinds(module: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
+    return {name: each for name, each in module.named_modules() if isinstance(each, kind)}
+
+
+def pixels_of(context: Context) -> Tensor:
+    return torch.cat(list(context.calibration_batches("")))
+
+
+def test_what_is_exported_stays_the_same(vit: VitModel, context: Context) -> None:
+    before = vit.fingerprint()
+    plain, studied = run(vit, context, None), run(vit, context, {"bits": 4})
+    assert vit.fingerprint() == before
+    assert plain.model.architecture == studied.model.architecture
+    one, other = stored_tensors(plain.model), stored_tensors(studied.model)
+    assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
+    assert (studied.facts, studied.tables) == (plain.facts, plain.tables)
+    assert [study.name for study in studied.studies] == ["simulated"]
+    assert not plain.studies
+
+
+def test_inputs_of_layers_and_products_have_few_values(vit: VitModel, context: Context) -> None:
+    module = simulate(vit, context, {"bits": 3, "gelu": "twin_uniform"})
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _, inputs: seen.update({name: inputs[0]})
+
+    layers = kinds(module, SimulatedLinear)
+    assert set(layers) == set(linears(vit.module))
+    for name, layer in layers.items():
+        layer.linear.register_forward_pre_hook(keep(name))
+    attentions = kinds(module, SimulatedAttention)
+    assert len(attentions) == len(kinds(vit.module, Attention)) == 2
+    for name, attention in attentions.items():
+        for part, narrow in attention.quantizers.items():
+            attention.quantizers[part] = lambda x, at=f"{name}.{part}", to=narrow: seen.setdefault(
+                at, to(x)
+            )
+    module(pixels_of(context))
+    assert len(seen) == len(layers) + 4 * len(attentions)
+    for name, values in seen.items():
+        assert 1 < len(values.unique()) <= 8, name
+
+
+@pytest.mark.parametrize("softmax", ["uniform", "log2", "shift_uniform_log2", "twin_uniform"])
+def test_more_bits_come_nearer_to_the_float_model(
+    softmax: str, vit: VitModel, context: Context
+) -> None:
+    pixels = pixels_of(context)
+    logits = vit.module(pixels)
+    errors = []
+    for bits in (3, 6):
+        study = {"bits": bits, "softmax": softmax, "gelu": "twin_uniform"}
+        module = simulate(vit, context, study)
+        errors.append(float((module(pixels) - logits).norm() / logits.norm()))
+    assert errors[0] > errors[1] > 0
+    assert errors[1] < 0.1
+
+
+def test_8_uniform_bits_are_those_of_the_exported_model(vit: VitModel, context: Context) -> None:
+    result = run(vit, context, {"bits": 8, "softmax": "uniform"}, fold=False)
+    model, (study,) = result.model, result.studies
+    layers = kinds(study.module, SimulatedLinear)
+    for name, layer in layers.items():
+        twin = model.module.get_submodule(name)
+        assert torch.equal(layer.linear.weight, twin.dequantized().weight)
+    pixels = pixels_of(context)
+    logits, dense = study.module(pixels), vit.module(pixels)
+    assert (logits - model.module(pixels)).norm() < 0.05 * dense.norm()
+
+
+def test_widths_of_weights_are_those_of_the_stage(vit: VitModel, context: Context) -> None:
+    result = run(vit, context, {"bits": 6}, bits=4, group=None, pin={"head": "float32", "*.fc2": 8})
+    model, (study,) = result.model, result.studies
+    layers = kinds(study.module, SimulatedLinear)
+    assert set(layers) == set(model.architecture.quantized)
+    for name, layer in layers.items():
+        widest = max(len(row.unique()) for row in layer.linear.weight)
+        assert (widest > 16) == name.endswith("fc2")
+    assert isinstance(study.module.head, nn.Linear)
+
+
+def test_folds_lower_the_error_where_channels_differ(make_vit: MakeVit, context: Context) -> None:
+    vit = make_vit()
+    for block in vit.module.blocks:
+        block.norm2.weight[::17] *= 20  # channels much wider than the others
+    pixels = pixels_of(context)
+    logits = vit.module(pixels)
+    errors = [
+        float((simulate(vit, context, {"bits": 4}, fold=fold)(pixels) - logits).norm())
+        for fold in (True, False)
+    ]
+    assert errors[0] < 0.7 * errors[1]
+
+
+def test_tails_and_merged_tokens_are_simulated_too(vit: VitModel, context: Context) -> None:
+    config = MergeConfig(method="tome", schedule=(14, 11))
+    merged = merge(vit, config, context).model
+    merged = tail(merged, TailConfig(), context).model
+    pixels = pixels_of(context)
+    dense = merged.module(pixels)
+    found = simulate(merged, context, {"bits": 8})(pixels)
+    assert 0 < (found - dense).norm() < 0.2 * dense.norm()
+
+
+def test_a_simulation_is_the_same_each_time(vit: VitModel, context: Context) -> None:
+    pixels = pixels_of(context)
+    one, other = (simulate(vit, context, {"bits": 4}) for _ in range(2))
+    assert torch.equal(one(pixels), other(pixels))
+
+
+def test_other_attention_is_refused(make_vit: MakeVit, context: Context) -> None:
+    swin = make_vit(
+        "swin_tiny_patch4_window7_224",
+        patch_size=4,
+        window_size=4,
+        depth=None,
+        depths=(1, 1),
+        num_heads=(2, 2),
+    )
+    config = QuantizeConfig(name="q", layers=("*",), simulate={"bits": 4})
+    for look in (lambda: quantize(swin, config, context), lambda: plan(swin, config)):
+        with pytest.raises(InputError, match=r"stages\.q\.simulate: .*swin_tiny.*leave simulate"):
+            look()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"bits": 1},
+        {"bits": 9},
+        {"bits": 4, "softmax": "log10"},
+        {"bits": 4, "gelu": "log2"},
+        {"bits": 4, "queries": "uniform"},
+    ],
+)
+def test_a_wrong_study_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        QuantizeConfig(simulate=wrong)
+
+
+def test_the_bias_takes_the_mean_error(vit: VitModel, context: Context) -> None:
+    layer = simulate(vit, context, {"bits": 3}, fold=False).blocks[0].attn.qkv
+    exact = vit.module.blocks[0].attn.qkv
+    seen: list[Tensor] = []
+    exact.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    vit.module(pixels_of(context))
+    error = (layer(seen[0]) - exact(seen[0])).flatten(0, 1)
+    assert error.mean(0).abs().max() < 0.1 * error.std()

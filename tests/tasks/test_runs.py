@@ -1,0 +1,237 @@
+"""Whole runs of models that are no classifiers, and of what is refused before the work."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from vitcompress import inspection
+from vitcompress.errors import InputError, RunError
+from vitcompress.evaluation import Judged, evaluation_images
+from vitcompress.export.folder import load_folder, save_folder
+from vitcompress.export.onnx import metadata
+from vitcompress.model.architecture import VitModel
+from vitcompress.pipeline import Options, plan, run
+from vitcompress.recipe import Recipe
+from vitcompress.report.model import Report
+from vitcompress.tasks import chosen
+
+QUANTIZE = {"type": "quantize", "layers": ["blocks.*"], "rounding": "nearest"}
+COUNT = 36
+
+
+def arrays(seed: int = 0) -> np.ndarray:
+    """Images that differ in brightness and texture, [36, 32, 32, 3]."""
+    random = np.random.default_rng(seed)
+    coarse = [random.integers(0, 256, (2 + i % 7, 3, 3), dtype=np.uint8) for i in range(COUNT)]
+    fine = (Image.fromarray(c).resize((32, 32), Image.Resampling.BICUBIC) for c in coarse)
+    return np.stack([np.asarray(image) for image in fine])
+
+
+@pytest.fixture
+def recipe_of(
+    make_module: Callable[..., nn.Module], make_vit: Callable[..., VitModel], tmp_path: Path
+) -> Callable[..., Recipe]:
+    """A function that returns a recipe for a checkpoint with so many outputs; keywords are keys."""
+
+    def make(outputs: int, labels: Any = None, **sections: Any) -> Recipe:
+        described = make_vit(num_classes=outputs).architecture
+        checkpoint = tmp_path / f"{outputs}.safetensors"
+        save_file(make_module(num_classes=outputs).state_dict(), checkpoint)
+        named = {} if labels is None else {"labels": labels}
+        np.savez(tmp_path / "calibration.npz", images=arrays(1))
+        np.savez(tmp_path / "evaluation.npz", images=arrays(), **named)
+        images = {n: str(tmp_path / f"{n}.npz") for n in ("calibration", "evaluation")}
+        return Recipe.model_validate(
+            {
+                "model": {
+                    "checkpoint": str(checkpoint),
+                    "name": described.timm,
+                    "options": described.options,
+                },
+                "data": images,
+                "stages": [],
+                **sections,
+            }
+        )
+
+    return make
+
+
+def measured(report: Report) -> set[str]:
+    cost = {"images", "params", "macs", "bytes", "latency_ms", "speedup"}
+    return set(report.final.model_dump(exclude_none=True)) - cost
+
+
+LABELS = (np.arange(COUNT) % 7 > 3).astype(int)
+ONE_OF_THREE = np.eye(3, dtype=int)[np.arange(COUNT) % 3]
+EMBEDDING = {"cosine", "cosine_p5", "neighbours", "norm_ratio"}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "task", "labels", "stages", "found"),
+    [
+        (0, "embedding", LABELS, [QUANTIZE], EMBEDDING | {"knn"}),
+        (1, "one_logit", LABELS, [], {"agreement", "kl", "top1"}),
+        (3, "multi_label", ONE_OF_THREE, [QUANTIZE], {"agreement", "kl", "map"}),
+    ],
+)
+def test_a_run_has_the_figures_of_its_task(
+    outputs: int,
+    task: str,
+    labels: Any,
+    stages: list[Any],
+    found: set[str],
+    recipe_of: Callable[..., Recipe],
+    tmp_path: Path,
+) -> None:
+    out, (label_figure,) = tmp_path / "out", found & {"knn", "map", "top1"}
+    gates = {"max_drop": {label_figure: 50}, "min": {label_figure: 100, "speedup": 0}}
+    stated = {"task": "multi_label"} if task == "multi_label" else {}  # others are inferred
+    recipe = recipe_of(outputs, labels, stages=stages, gates=gates, **stated)
+    report = run(recipe, out, Options())
+    assert measured(report) == found
+    assert [gate.passed for gate in report.gates] == [True, False, True]
+    assert report.model["task"] == task
+    assert metadata(out / "model.onnx")["task"] == task
+    assert json.loads((out / "config.json").read_text())["task"] == task
+    assert load_folder(out).task.name == task
+    text = (out / "report.md").read_text()
+    assert ("Top-1" in text) == ("top1" in found)
+    assert ("| Cosine |" in text) == ("mean cosine" in text) == ("cosine" in found)
+    if "cosine" in found:
+        assert report.final.cosine is not None
+        assert 0.99 < report.final.cosine < 1
+        assert 0 < report.artifacts[0].parity["torch_cosine"] <= 1
+    told = inspection.evaluate(str(out), None, str(tmp_path / "evaluation.npz"), None, limit=None)
+    assert told == {"images": COUNT, label_figure: getattr(report.final, label_figure)}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "task", "found"),
+    [
+        (0, None, EMBEDDING),
+        (10, "embedding", EMBEDDING),
+        (10, None, {"agreement", "kl"}),
+        (1, "regression", {"relative_error"}),
+        (3, "multi_label", {"agreement", "kl"}),
+    ],
+)
+def test_without_labels_figures_are_those_against_the_dense_model(
+    outputs: int, task: str | None, found: set[str]
+) -> None:
+    values = np.random.default_rng(0).normal(size=(COUNT, outputs or 8)).astype(np.float32)
+    dense, other = Judged(values, None), Judged(values + 0.1, None)
+    figures = other.figures(chosen(task, outputs), dense).model_dump(exclude_none=True)
+    assert set(figures) == found | {"images"}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "keys", "told"),
+    [
+        (
+            0,
+            {"gates": {"min": {"top1": 70}}},
+            "gates.min.top1: the task embedding has no top1; its figures are knn, cosine, ",
+        ),
+        (0, {"gates": {"max": {"kl": 1}}}, "gates.max.kl: the task embedding has no kl"),
+        (10, {"gates": {"min": {"cosine": 0.9}}}, "the task classification has no cosine"),
+        (10, {"task": "regression", "gates": {"max_drop": {"map": 1}}}, "has no map"),
+        (0, {"task": "classification"}, "task: classification needs a head of two outputs"),
+        (10, {"task": "one_logit"}, "task: one_logit needs a head of one output"),
+    ],
+)
+def test_what_a_task_does_not_have_is_refused_before_the_work(
+    outputs: int, keys: dict[str, Any], told: str, recipe_of: Callable[..., Recipe]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        plan(recipe_of(outputs, **keys))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "task", "labels", "told"),
+    [
+        (3, "multi_label", np.arange(COUNT) % 3, "has one class an image, and multi_label takes"),
+        (3, "multi_label", np.ones((COUNT, 2), int), "has labels for 2 outputs, and multi_label"),
+        (3, None, np.ones((COUNT, 3), int), "has a label for each of 3 outputs, and classifi"),
+        (0, None, np.ones((COUNT, 3), int), "and embedding takes one class an image; set task: mu"),
+        (1, None, np.arange(COUNT) % 3, "has the label 2 and the model 2 classes"),
+        (3, None, None, "has no label"),
+        (3, None, np.full((COUNT, 3), 2), "expected integers from 0, [36], or 0 and 1 for each"),
+    ],
+)
+def test_labels_that_a_task_cannot_use_are_refused(
+    outputs: int, task: str | None, labels: Any, told: str, tmp_path: Path
+) -> None:
+    named = {} if labels is None else {"labels": labels}
+    np.savez(tmp_path / "x.npz", images=arrays(), **named)
+    with pytest.raises(InputError) as caught:
+        evaluation_images(str(tmp_path / "x.npz"), None, chosen(task, outputs), outputs, limit=None)
+    assert told in str(caught.value)
+
+
+def test_an_embedding_has_labels_where_all_images_lie_in_class_folders(tmp_path: Path) -> None:
+    task, file = chosen(None, 0), io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    for name in ("a/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(file.getvalue())
+    assert evaluation_images(str(tmp_path), None, task, 0, None).labels == [0, 1]
+    (tmp_path / "3.png").write_bytes(file.getvalue())
+    assert evaluation_images(str(tmp_path), None, task, 0, None).labels is None
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(("name", "outputs"), [("classification", 3), ("embedding", 0)])
+def test_outputs_that_are_not_finite_end_the_run(name: str, outputs: int, bad: float) -> None:
+    dense = Judged(np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32), None)
+    broken = dense.outputs.copy()
+    broken[1, 2] = bad
+    with pytest.raises(RunError, match="is nan: the outputs of 1 of 4 images are NaN or infinite"):
+        Judged(broken, None).figures(chosen(name, outputs), dense)
+
+
+def test_a_figure_without_meaning_ends_the_run() -> None:
+    constant = Judged(np.zeros((4, 1), np.float32), None)
+    with pytest.raises(RunError, match="relative_error is nan: outputs are zero"):
+        constant.figures(chosen("regression", 1), constant)
+
+
+def test_the_task_is_kept_in_the_folder_and_inferred_where_it_is_not(
+    make_vit: Callable[..., VitModel], tmp_path: Path
+) -> None:
+    model = make_vit(num_classes=3).with_task("multi_label")
+    save_folder(model, tmp_path)
+    again = load_folder(tmp_path)
+    assert (again.task.name, again.fingerprint()) == ("multi_label", model.fingerprint())
+    assert model.fingerprint() != make_vit(num_classes=3).fingerprint()
+    assert make_vit(num_classes=3).with_task("classification").task_name is None
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    del config["task"]
+    file.write_text(json.dumps(config))
+    assert load_folder(tmp_path).task.name == "classification"
+    for wrong, told in (("embeding", "task: Input should be"), ("one_logit", "task: one_logit ne")):
+        file.write_text(json.dumps({**config, "task": wrong}))
+        with pytest.raises(InputError, match=r"config\.json: " + told):
+            load_folder(tmp_path)
+
+
+def test_the_task_of_a_headless_model_reaches_other_processes(
+    make_vit: Callable[..., VitModel], pixels: torch.Tensor, tmp_path: Path
+) -> None:
+    model = make_vit(num_classes=0)
+    save_folder(model, tmp_path)
+    again = load_folder(tmp_path)
+    assert again.task.name == "embedding"
+    assert torch.equal(again.module(pixels), model.module(pixels))

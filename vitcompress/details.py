@@ -1,0 +1,59 @@
+"""What a stage tells beside its model, as plain data: facts, tables and pictures."""
+
+from collections.abc import Collection, Iterable, Mapping
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+Fact = str | int | float | bool | None
+"""One value; a float is finite."""
+
+Row = dict[str, Fact]
+"""Values by column."""
+
+_PLAIN = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, config=_PLAIN)
+class Column:
+    """`unit`: that of the values, where the last word of `name` does not tell it. `chart`: whether
+    it is worth a chart, in a table whose first column names layers or blocks."""
+
+    name: str
+    unit: str = ""
+    chart: bool = False
+
+
+@dataclass(frozen=True, config=_PLAIN)
+class Table:
+    """Rows of values by column; a row may lack some."""
+
+    name: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+    @classmethod
+    def of(
+        cls, name: str, rows: Iterable[Mapping[str, Fact]], charted: Collection[str] = ()
+    ) -> "Table":
+        """A table whose columns are the keys of `rows`, in the order in which they first appear."""
+        found = tuple(dict(row) for row in rows)
+        keys = dict.fromkeys(key for row in found for key in row)
+        return cls(name, tuple(Column(key, chart=key in charted) for key in keys), found)
+
+
+@dataclass(frozen=True, config=_PLAIN)
+class Pictures:
+    """One row of a gallery: a caption, and a data URI for each column."""
+
+    caption: str
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, config=_PLAIN)
+class Gallery:
+    """Rows of pictures under named columns."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[Pictures, ...]

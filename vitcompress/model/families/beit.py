@@ -1,0 +1,47 @@
+"""BEiT and BEiT v2: attention with a bias for relative positions, of each block or of all."""
+
+from typing import Any, cast
+
+from torch import nn
+
+from vitcompress.model.anatomy import Anatomy
+from vitcompress.model.layers import Attention, Block
+from vitcompress.model.sequence import SequenceVit, adopt_mlps, sequence_anatomy
+from vitcompress.model.windows import RelativePositions
+
+
+class BeitVit(SequenceVit):
+    """timm's Beit, computing the same; each attention holds its own table of biases."""
+
+
+def matches(module: nn.Module) -> bool:
+    from timm.models.beit import Beit
+
+    return isinstance(module, (Beit, BeitVit))
+
+
+def adopt(module: nn.Module) -> nn.Module:
+    vit = cast(Any, module)
+    vit.patch_embed.strict_img_size = vit.patch_embed.flatten = True
+    if vit.global_pool not in ("", "avg"):
+        vit.global_pool = "token"  # what timm makes of all other words
+    shared = vit.rel_pos_bias
+    blocks = []
+    for block in vit.blocks:
+        owners = [owner for owner in (block.attn, shared) if owner is not None]
+        tables = [getattr(owner, "relative_position_bias_table", None) for owner in owners]
+        held = [table for table in tables if table is not None]
+        positions = RelativePositions(vit.patch_embed.grid_size, class_token=True)
+        block.attn = Attention(
+            block.attn,
+            table=sum(held[1:], held[0]) if held else None,
+            positions=positions if held else None,
+        )
+        blocks.append(Block(block))
+    made = BeitVit(vit, nn.Sequential(*blocks))
+    adopt_mlps(made)
+    return made
+
+
+def anatomy(module: nn.Module) -> Anatomy:
+    return sequence_anatomy(module, "beit")

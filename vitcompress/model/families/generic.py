@@ -1,0 +1,45 @@
+"""Any other model: its linear layers can be compressed, and its graph is exported as it is."""
+
+from typing import Any, cast
+
+from torch import nn
+
+from vitcompress.model.anatomy import Anatomy, State, Step, all_steps
+
+_REASON = "its blocks are not of a kind that is known"
+
+
+def matches(module: nn.Module) -> bool:
+    return True
+
+
+def adopt(module: nn.Module) -> nn.Module:
+    return module
+
+
+def anatomy(module: nn.Module) -> Anatomy:
+    steps = (Step("", module),)
+    return Anatomy(
+        family="generic",
+        module=module,
+        steps=steps,
+        start=State,
+        advance=all_steps(steps),
+        finish=lambda state: state.x,
+        head=_head(module),
+        called=getattr(module, "called_linears", None),
+        refusals=dict.fromkeys(("tail", "prune", "embedding", "merge"), _REASON),
+    )
+
+
+def _head(module: nn.Module) -> tuple[str, ...]:
+    """The names of what timm calls the classifier, of which there may be several."""
+    if not hasattr(module, "get_classifier"):
+        return ()
+    found: Any = cast(Any, module).get_classifier()
+    layers = found if isinstance(found, tuple) else (found,)
+    return tuple(
+        name
+        for name, part in module.named_modules()
+        if not isinstance(part, nn.Identity) and any(part is layer for layer in layers)
+    )

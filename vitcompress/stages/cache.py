@@ -1,0 +1,201 @@
+"""Results that can be computed again, kept for later runs: a convenience that never stops one.
+
+An entry is a file named KIND-KEY. Its first line is a digest of its name and of what follows, so
+that one that was damaged, cut off or mixed up is never used.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from filelock import FileLock
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from vitcompress.console import console
+from vitcompress.errors import InputError
+from vitcompress.measure.branches import LatencyTable, table_name
+
+_ENTRIES = 4  # of a kind that stay
+_ABANDONED = 24 * 3600  # seconds after which a file that was never finished goes
+_LOCKED = 10.0  # seconds to wait for another run that adds to the same entry
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Kind(Generic[T]):
+    """A kind of results. `name`: without a hyphen. `version`: of how they are computed and written
+    down, part of the key."""
+
+    name: str
+    version: int
+    dump: Callable[[T], bytes]
+    load: Callable[[bytes], T]
+
+
+def tensors(name: str, version: int) -> Kind[Mapping[str, Tensor]]:
+    """A kind of results that are tensors by name."""
+
+    def dump(value: Mapping[str, Tensor]) -> bytes:
+        found: bytes = safetensors.save({k: t.contiguous() for k, t in value.items()})
+        return found
+
+    return Kind(name, version, dump, safetensors.load)
+
+
+def values(name: str, version: int) -> Kind[Any]:
+    """A kind of results that JSON can hold; tuples come back as lists."""
+    return Kind(name, version, lambda value: json.dumps(value).encode(), json.loads)
+
+
+class Cache:
+    """The entries in `folder`; without `resume`, those that are there are not used.
+
+    Raises `InputError` where there is no folder to resume from. Any other trouble with files is
+    said in one line, that of writing only once, and the run goes on.
+    """
+
+    def __init__(self, folder: Path | None, resume: bool) -> None:
+        if folder is None and resume:
+            raise InputError(
+                "--resume: there is no folder to keep results in; set VITCOMPRESS_CACHE, or HOME"
+            )
+        self.folder, self.resume = folder, resume
+        self._failed = False
+
+    def get(self, kind: Kind[T], identity: object) -> T | None:
+        """The result of this kind for `identity`, anything that JSON can hold; None: not there."""
+        if self.folder is None or not self.resume:
+            return None
+        file = self.folder / entry_name(kind, identity)
+        found = self._read(file)
+        if found is None:
+            return None
+        _say(f"{kind.name} results reused from {file.name}")
+        return kind.load(found)
+
+    def put(self, kind: Kind[T], identity: object, value: T) -> None:
+        """Keep `value`; of each kind the few newest entries stay."""
+        self._keep(entry_name(kind, identity), lambda file: _write(file, kind.dump(value)))
+
+    def add(
+        self, kind: Kind[dict[str, Any]], identity: object, value: Mapping[str, object]
+    ) -> None:
+        """Keep `value` beside what the entry holds, with or without `resume`.
+
+        Several runs can add to an entry at once.
+        """
+
+        def write(file: Path) -> None:
+            with FileLock(file.with_name(f"{file.name}.lock"), timeout=_LOCKED):
+                found = self._read(file)
+                known = {} if found is None else kind.load(found)
+                _write(file, kind.dump({**known, **value}))
+
+        self._keep(entry_name(kind, identity), write)
+
+    def _keep(self, name: str, write: Callable[[Path], None]) -> None:
+        """Write the entry `name`; what goes wrong is said once."""
+        try:
+            if self.folder is None:
+                raise FileNotFoundError(
+                    "there is no folder for them: set VITCOMPRESS_CACHE, or HOME"
+                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write(self.folder / name)
+            _tidy(self.folder / name)
+        except (OSError, NotImplementedError) as error:  # the latter: no locks on this disk
+            if not self._failed:
+                _say(f"results are not kept for later runs: {error}")
+            self._failed = True
+
+    def _read(self, file: Path) -> bytes | None:
+        """What an entry holds, where it is whole."""
+        try:
+            with file.open("rb") as stream:
+                digest, found = stream.readline(80).rstrip(b"\n"), stream.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            _say(f"{file.name} cannot be read and is not used: {error}")
+            return None
+        if digest != _digest(file, found):
+            _say(f"{file.name} is damaged and is not used")
+            return None
+        return found
+
+
+def default_folder() -> Path | None:
+    """VITCOMPRESS_CACHE, or a folder in the user's cache; None where the user has no home."""
+    if own := os.environ.get("VITCOMPRESS_CACHE"):
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitcompress"
+    except RuntimeError:  # no HOME, and the user is not known
+        return None
+
+
+def entry_name(kind: Kind[T], identity: object) -> str:
+    """The name of the file of an entry."""
+    whole = json.dumps([kind.name, kind.version, identity], sort_keys=True, separators=(",", ":"))
+    return f"{kind.name}-{hashlib.sha256(whole.encode()).hexdigest()[:32]}"
+
+
+def _digest(file: Path, content: bytes) -> bytes:
+    digest = hashlib.sha256(file.name.encode())
+    digest.update(content)
+    return digest.hexdigest().encode()
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write an entry such that none ever sees a part of it."""
+    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(_digest(file, content) + b"\n")
+            stream.write(content)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _tidy(file: Path) -> None:
+    """Remove old entries of the kind of `file`, and what was never finished."""
+    ages = dict[Path, float]()
+    kind = file.name.rpartition("-")[0]
+    for other in file.parent.glob(f"{kind}-*"):
+        with contextlib.suppress(FileNotFoundError):  # another run tidies too
+            ages[other] = other.stat().st_mtime
+    entries = sorted(
+        (f for f in ages if f.suffix not in (".lock", ".partial")), key=lambda f: ages[f]
+    )
+    partial = (f for f in ages if f.suffix == ".partial" and ages[f] < time.time() - _ABANDONED)
+    for old in [*entries[:-_ENTRIES], *partial]:
+        old.unlink(missing_ok=True)
+
+
+def _say(text: str) -> None:
+    console.print(f"  {text}")
+
+
+LATENCIES: Kind[dict[str, Any]] = values("latency", 1)
+
+
+@contextlib.contextmanager
+def latencies(cache: Cache) -> Iterator[LatencyTable]:
+    """A table of latencies of this machine to read and fill; what is new in it is kept."""
+    table = LatencyTable(cache.get(LATENCIES, table_name()) or {})
+    known = set(table.grids)
+    try:
+        yield table
+    finally:
+        if new := {name: grid for name, grid in table.grids.items() if name not in known}:
+            cache.add(LATENCIES, table_name(), new)

@@ -1,0 +1,1 @@
+"""Merge: fewer tokens for the same image."""

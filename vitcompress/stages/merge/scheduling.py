@@ -1,0 +1,145 @@
+"""What has to be scheduled when tokens merge, and the schedules that need no images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict
+
+from vitcompress.details import Fact, Table
+from vitcompress.errors import InputError
+from vitcompress.measure.tokens import Cost
+from vitcompress.methods import schedule as schedules
+from vitcompress.methods.tokens import fewest
+from vitcompress.model.architecture import VitModel
+from vitcompress.model.merging import Merging
+
+Schedule = tuple[int, ...]
+
+
+class Found(BaseModel):
+    """Tokens kept and dropped in each block, and what is told of how they were found."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kept: Schedule
+    dropped: Schedule = ()
+    facts: dict[str, Fact]
+    tables: tuple[Table, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scheduling:
+    """What has to be scheduled.
+
+    `where`: the recipe's key, for errors. `model`: merges nothing yet. `merging`: how it will, but
+    for the tokens kept. `unit`: what the budget counts, `macs` or `latency`. `cost`: of a schedule,
+    in that unit. `limit`: the most it may cost. `dense`: the cost of the dense model.
+    """
+
+    where: str
+    model: VitModel
+    merging: Merging
+    unit: str
+    cost: Cost
+    limit: float
+    dense: float
+
+    def merging_to(self, kept: Schedule, dropped: Schedule = ()) -> Merging:
+        return self.merging.model_copy(update={"kept": kept, "dropped": dropped})
+
+    @property
+    def tokens(self) -> int:
+        return self.cost.tokens
+
+    @property
+    def prefix(self) -> int:
+        return int(cast(Any, self.model.module).num_prefix_tokens)
+
+    @property
+    def all_blocks(self) -> int:
+        return len(self.merging.kept)
+
+    @property
+    def blocks(self) -> int:
+        """How many may merge: not the last, where it computes the prefix tokens only."""
+        return self.all_blocks - (self.model.architecture.tail_tokens is not None)
+
+    def fewest(self, tokens: int) -> int:
+        """The fewest tokens that one step can leave of `tokens`, prefix included."""
+        return self.prefix + fewest(self.merging.method, tokens - self.prefix)
+
+    def rounded(self, wanted: Sequence[float]) -> Schedule:
+        """Whole numbers near `wanted`, one for each block of the model."""
+        kept = schedules.rounded(wanted, self.tokens, self.fewest)
+        return (*kept, *[kept[-1]] * (self.all_blocks - len(kept)))
+
+    def fitted(self, shape: str) -> Schedule:
+        """The schedule of a shape that meets the budget, or else costs as little as it can."""
+        of = schedules.SHAPES[shape]
+        most = 60.0 if shape in ("published", "stepped") else float(self.tokens)
+        return schedules.at_cost(
+            lambda strength: self.rounded(
+                of(self.tokens, self.blocks, strength) if strength else [self.tokens] * self.blocks
+            ),
+            self.cost,
+            self.limit,
+            most,
+        )
+
+    def shaped(self, shape: str) -> Schedule:
+        """The schedule of a shape that meets the budget. Raises `InputError` where none does."""
+        kept = self.fitted(shape)
+        if (least := self.cost(kept)) > self.limit:
+            raise InputError(
+                f"{self.where}.budget.{self.unit}: {self.merging.method} with a {shape} schedule "
+                f"does not go below {least / self.dense:.3f} of the dense model; raise it, or "
+                "change method"
+            )
+        return kept
+
+    def explicit(self, wanted: Sequence[int | tuple[int, int]]) -> tuple[Schedule, Schedule]:
+        """Tokens kept and tokens dropped as `wanted`: in each block those left after merging, or
+        pairs of those left after dropping and after merging.
+
+        Raises `InputError` naming the block that cannot keep so many.
+        """
+        if len(wanted) not in (self.blocks, self.all_blocks):
+            raise InputError(
+                f"{self.where}.schedule: {len(wanted)} counts for {self.blocks} blocks that merge; "
+                "give the tokens kept after each"
+            )
+        before, counts, dropped = self.tokens, list[int](), list[int]()
+        for block, given in enumerate(wanted):
+            left, kept = given if isinstance(given, tuple) else (before, given)
+            least = self.fewest(before) if block < self.blocks else self.prefix
+            if not least <= kept <= before:
+                raise InputError(
+                    f"{self.where}.schedule: block {block} cannot keep {kept} of its {before} "
+                    f"tokens; with {self.merging.method} from {least} to {before}"
+                )
+            if not kept <= left <= before or (left < before and self.merging.method != "diffrate"):
+                raise InputError(
+                    f"{self.where}.schedule: block {block} cannot drop {before - left} tokens and "
+                    f"keep {kept} of {before} with {self.merging.method}; only diffrate drops"
+                )
+            if block < self.blocks:
+                counts.append(kept)
+                dropped.append(before - left)
+            before = kept
+        dropped += [0] * (self.all_blocks - self.blocks)
+        return self.rounded(counts), tuple(dropped) if any(dropped) else ()
+
+    def published(self, name: str) -> tuple[Schedule, tuple[int, ...]]:
+        """The schedule of DiffRate's authors: tokens kept, and tokens dropped, in each block."""
+        after_drop, after_merge = schedules.PUBLISHED[name]
+        if (self.tokens, self.all_blocks) != (after_merge[0], len(after_merge)):
+            raise InputError(
+                f"{self.where}.schedule: {name} is for {len(after_merge)} blocks and "
+                f"{after_merge[0]} tokens, and the model has {self.all_blocks} and {self.tokens}; "
+                "take `published`, which fits its shape"
+            )
+        drops = self.merging.method == "diffrate"
+        return self.explicit(
+            list(zip(after_drop, after_merge, strict=True)) if drops else after_merge
+        )

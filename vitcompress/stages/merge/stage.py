@@ -1,0 +1,185 @@
+"""Merge: fewer tokens for the same image."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+from torch import Tensor
+
+from vitcompress.details import Fact, Row, Table
+from vitcompress.errors import InputError
+from vitcompress.measure.branches import LatencyTable
+from vitcompress.measure.cost import dense_macs
+from vitcompress.measure.tokens import schedule_latency, schedule_macs, sequence_length
+from vitcompress.methods import schedule as schedules
+from vitcompress.model.architecture import VitModel, set_merging, unfilled
+from vitcompress.model.layers import Block
+from vitcompress.model.merging import Merging
+from vitcompress.model.structure import placed
+from vitcompress.model.tail import tailed
+from vitcompress.stages.context import Context
+from vitcompress.stages.merge.config import MergeBudget, MergeConfig
+from vitcompress.stages.merge.pictures import pictures
+from vitcompress.stages.merge.rival import compared
+from vitcompress.stages.merge.scheduling import Found, Scheduling
+from vitcompress.stages.merge.search import readers, search, sensitivities
+from vitcompress.stages.stage import Stage, StageResult
+
+
+def merge(model: VitModel, config: MergeConfig, context: Context) -> StageResult:
+    """The model that computes fewer tokens, and what was chosen.
+
+    Raises `InputError` for a model whose blocks or head the method cannot handle, and for a budget
+    or a schedule that cannot be met.
+    """
+    scheduling = _placed(_scheduling(model, config, context), context)
+    tensors = readers(scheduling, context, config.images)
+    if config.schedule == "search":
+        found = search(scheduling, context, config.images, tensors)
+    else:
+        found = _given(scheduling, config)
+    result = _scheduled(scheduling, found, tensors)
+    merged = result.model
+    shown = pictures(merged, context)
+    merged.module.cpu()
+    images, rival = compared(model, merged, context, config.images)
+    idle = set(found.kept) == {scheduling.tokens}
+    told = f"{scheduling.where}: nothing merges, the model is within its budget"
+    return replace(
+        result,
+        facts={**result.facts, **images},
+        tables=(*result.tables, *rival),
+        galleries=(shown,),
+        warnings=(told,) if idle else (),
+    )
+
+
+def plan(model: VitModel, config: MergeConfig) -> StageResult:
+    """As `merge`; in place of a search, which needs images, a published shape at its cost.
+
+    A budget of latency is taken as one of multiply-accumulates, since nothing is measured.
+    """
+    scheduling = _scheduling(model, config)
+    return _scheduled(scheduling, _given(scheduling, config))
+
+
+def sensitivity(model: VitModel, config: MergeConfig, context: Context) -> Table:
+    """What merging in one block alone would cost, by the share of its tokens that stay."""
+    return sensitivities(_placed(_scheduling(model, config), context), context, config.images)
+
+
+def _given(scheduling: Scheduling, config: MergeConfig) -> Found:
+    """A schedule that needs no images."""
+    schedule = config.schedule
+    if isinstance(schedule, tuple):
+        kept, dropped = scheduling.explicit(schedule)
+        return Found(kept=kept, dropped=dropped, facts={"schedule": "explicit"})
+    if schedule in schedules.PUBLISHED:
+        kept, dropped = scheduling.published(schedule)
+        return Found(kept=kept, dropped=dropped, facts={"schedule": schedule})
+    untimed = config.budget is not None and config.budget.latency is not None
+    if untimed and scheduling.unit == "macs":  # what it costs is not known before it is timed
+        kept = scheduling.fitted("published")
+    elif schedule == "search":
+        kept = scheduling.fitted("published")
+        kept = kept if scheduling.cost(kept) <= scheduling.limit else scheduling.shaped("constant")
+    else:
+        kept = scheduling.shaped(schedule)
+    return Found(kept=kept, facts={"schedule": schedule})
+
+
+def _scheduling(model: VitModel, config: MergeConfig, context: Context | None = None) -> Scheduling:
+    """What has to be scheduled; latencies are measured only with a `context`.
+
+    Raises `InputError` for a model that cannot merge tokens.
+    """
+    where, name = f"stages.{config.name}", model.architecture.timm
+    module: Any = model.module
+    blocks = list(getattr(module, "blocks", ()))
+    fixed = hasattr(getattr(module, "patch_embed", None), "num_patches")
+    if not (blocks and fixed and all(isinstance(block, Block) for block in blocks)):
+        raise InputError(
+            f"{where}: {name} is no plain ViT, and tokens that sit in windows or on a grid, or in "
+            "other numbers for each image, cannot be merged: take the stage out of the recipe"
+        )
+    for part, what in (("attn", "attention"), ("mlp", "mlp")):
+        if any(getattr(block, part) is None for block in blocks):
+            raise InputError(
+                f"{where}: a block without its {what} cannot merge tokens: leave `{what}` out of "
+                "the structures that are pruned"
+            )
+    if model.architecture.merging is not None:
+        raise InputError(f"{where}: the model already merges tokens: leave one merge stage only")
+    if model.architecture.quantized:
+        raise InputError(f"{where}: put it before quantize, whose ranges must fit merged tokens")
+    if model.architecture.tail_tokens is None:
+        model = tailed(model) or model
+    budget = config.budget or MergeBudget(macs=1)
+    merging = Merging(
+        method=config.method,
+        kept=(sequence_length(model),) * len(blocks),
+        proportional=config.proportional,
+        unmixed=len(blocks) // 4 if config.method == "fisher" else 0,
+    )
+    dense = dense_macs(model)
+    share = cast(float, budget.macs or budget.latency)
+    limit = share * dense if config.budget else math.inf
+    scheduling = Scheduling(
+        where, model, merging, "macs", schedule_macs(model, merging), limit, dense
+    )
+    if scheduling.blocks == 0:
+        raise InputError(
+            f"{where}: {name} has one block, which computes nothing after attention but what the "
+            "head reads: take the stage out of the recipe"
+        )
+    if budget.latency is None or context is None:
+        return scheduling
+    with context.latencies() as table:
+        return _timed(scheduling, share, table)
+
+
+def _placed(scheduling: Scheduling, context: Context) -> Scheduling:
+    """`scheduling` with its model on the device of `context`."""
+    module = placed(scheduling.model.module, context.device)
+    return replace(scheduling, model=replace(scheduling.model, module=module))
+
+
+def _timed(scheduling: Scheduling, share: float, table: LatencyTable) -> Scheduling:
+    """`scheduling` with a budget of latency, measured where it is not in `table`."""
+    whole = scheduling.cost((scheduling.tokens,) * scheduling.all_blocks)
+    some = scheduling.merging_to(replace(scheduling, limit=0.75 * whole).fitted("constant"))
+    cost = schedule_latency(scheduling.model, some, table)
+    dense = table.rest(unfilled(scheduling.model), branches=0.0)
+    return replace(scheduling, unit="latency", cost=cost, limit=share * dense, dense=dense)
+
+
+def _scheduled(
+    scheduling: Scheduling, found: Found, tensors: Mapping[str, Tensor] | None = None
+) -> StageResult:
+    """The model with the schedule that was `found`, and what is told of it."""
+    merging = scheduling.merging_to(found.kept, found.dropped)
+    module: Any = copy.deepcopy(scheduling.model.module)
+    set_merging(module, merging)
+    if tensors is not None:
+        module.blocks.fill(tensors)
+    architecture = scheduling.model.architecture.model_copy(update={"merging": merging})
+    facts: dict[str, Fact] = {
+        "method": merging.method,
+        f"{scheduling.unit}_ratio": scheduling.cost(found.kept) / scheduling.dense,
+        "tokens": scheduling.tokens,
+        "kept": ", ".join(map(str, found.kept)),
+        **found.facts,
+    }
+    rows: list[Row] = [
+        {"block": f"blocks.{i}", "kept": count} for i, count in enumerate(found.kept)
+    ]
+    return StageResult(
+        replace(scheduling.model, module=module, architecture=architecture),
+        facts,
+        (*found.tables, Table.of("blocks", rows, charted=("kept",))),
+    )
+
+
+STAGE = Stage(merge, plan, sensitivity)

@@ -1,0 +1,1 @@
+"""Prune: a physically narrower network."""

@@ -1,0 +1,1 @@
+"""Quantize: layers in integers of few bits."""

@@ -1,0 +1,127 @@
+"""What a recipe says of the quantize stage."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from vitcompress.terms import Activations, QuantizerKind
+
+Bits = Literal[2, 3, 4, 5, 6, 8]
+Float = Literal["float16", "float32"]
+Rounding = Literal["nearest", "gptq", "descent"]
+Score = Literal["lrp", "fisher", "kl", "uniform", "random"]
+
+BY_GRADIENT: tuple[Score, ...] = ("lrp", "fisher")
+
+_GROUPED_BITS = 6  # at most; the multipliers of wider codes would have too few values
+
+
+@dataclass(frozen=True)
+class Style:
+    """What all layers have in common: see `QuantizeConfig`."""
+
+    activations: Activations
+    rounding: Rounding
+    group: int | None
+
+    def grouped(self, bits: int) -> int | None:
+        """How many inputs share a multiplier in codes of `bits` bits."""
+        return self.group if bits <= _GROUPED_BITS else None
+
+
+class BitBudget(BaseModel):
+    """A budget for the widths of layers: one of `average`, `bytes` and `max_kl`.
+
+    `average`: mean bits of a weight over the layers with a choice and those pinned to a width.
+    `bytes`: of all stored tensors of the model. `max_kl`: nats between the outputs of the float
+    model and of the one with rounded weights, on a few calibration images; the smallest model that
+    holds it is taken. `widths`: the bits to choose from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    average: Annotated[float, Field(ge=2, le=8)] | None = None
+    bytes: Annotated[int, Field(gt=0)] | None = None
+    max_kl: Annotated[float, Field(gt=0)] | None = None
+    widths: Annotated[tuple[Bits, ...], Field(min_length=1)] = (3, 4, 5, 6, 8)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        given = [k for k in ("average", "bytes", "max_kl") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError("give one of average, bytes and max_kl")
+        return self
+
+
+class Simulation(BaseModel):
+    """Study inputs of `bits` bits, in layers and in the products of attention: measured, not
+    exported.
+
+    `softmax`: the quantizer of the weights of attention; `gelu`: that of the inputs of the second
+    layer of MLPs. All other inputs are quantized uniformly. Ranges are fixed on calibration images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bits: Annotated[int, Field(ge=2, le=8)]
+    softmax: QuantizerKind = "log_sqrt2"
+    gelu: Literal["uniform", "twin_uniform"] = "uniform"
+
+
+def _kind(value: object) -> str:
+    return "budget" if isinstance(value, (dict, BitBudget)) else "width"
+
+
+# Told apart before they are read, so that an error is about what was meant.
+_Bits = Annotated[
+    Annotated[Bits, Tag("width")] | Annotated[BitBudget, Tag("budget")], Discriminator(_kind)
+]
+
+
+class QuantizeConfig(BaseModel):
+    """Quantize the weights and the inputs of Linear layers.
+
+    `bits`: the width of all weights, or a budget from which each layer gets its own. `score`: what
+    the layers count in that: `lrp` (their relevance), `fisher` (squared gradients), `kl` (measured
+    one by one), `uniform` or `random`; times the error that each width leaves. `floor`: the least
+    width of the layers of a pattern; `pin`: their exact width whatever the floor, or `float16` or
+    `float32` to leave them as they are; of several patterns for a layer the last counts. `layers`:
+    patterns over layer names; `skip`: patterns taken out again. `activations`: `static` fixes each
+    range from calibration images; `dynamic` takes it at run time from each batch. `rounding`:
+    `gptq` feeds each rounding error to the weights not yet rounded; `descent` then improves the
+    codes one by one, and the scales. `sequential`: layers below 8 bits are rounded one after the
+    other, each fitted to what those before leave of its input; in models whose tokens merge, and
+    for `nearest`, each is rounded for the input it had. `group`: how many inputs share a
+    multiplier, in codes of 6 bits or less. `fold`: move channel ranges into the neighbouring
+    tensors where that lowers the error. `fine`: the share of the layers' multiply-accumulates that
+    may be spent once more, on a second 8-bit term of the inputs whose rounding costs most for that
+    work; beyond it, in costly layers the class token alone has a second term where that takes away
+    most of the cost. `rest`: the type in which matrices that stay float (patch and position
+    embeddings, …) are stored; `int8` is for the weights among them, the others have float16 then.
+    `simulate`: measure besides what inputs of fewer bits would cost; the model that is exported
+    stays the same.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["quantize"] = "quantize"
+    name: str = "quantize"
+    bits: _Bits = 8
+    score: Score = "lrp"
+    floor: dict[str, Bits] = {}
+    pin: dict[str, Literal[Bits, Float]] = {}
+    activations: Activations = "static"
+    layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("blocks.*",)
+    skip: tuple[str, ...] = ()
+    rounding: Rounding = "descent"
+    sequential: bool = False
+    group: Annotated[int, Field(ge=8)] | None = 24
+    fold: bool = True
+    fine: Annotated[float, Field(ge=0, le=1)] = 0.05
+    rest: Literal["float16", "float32", "int8"] = "float32"
+    simulate: Simulation | None = None
+
+    @property
+    def style(self) -> Style:
+        return Style(self.activations, self.rounding, self.group)

@@ -1,0 +1,195 @@
+"""Simulate: what inputs of fewer bits than the integer kernels know would cost, in floats.
+
+The setting of published tables: the inputs of all quantized layers, and the queries, keys, values
+and weights of attention, are rounded to a few values each. No kernel computes so: the simulated
+model is there to be measured, and is never exported.
+"""
+
+import copy
+from collections.abc import Mapping
+from types import NoneType
+from typing import cast
+
+from torch import Tensor, nn
+
+from vitcompress.console import track
+from vitcompress.errors import InputError
+from vitcompress.methods import folding
+from vitcompress.methods.activations import Quantizer, fitted
+from vitcompress.methods.folding import Fold
+from vitcompress.model.architecture import VitModel
+from vitcompress.model.layers import Attention
+from vitcompress.model.sizes import blocks
+from vitcompress.model.structure import hidden_source, input_fold
+from vitcompress.stages.calibrate import LayerStatistics
+from vitcompress.stages.context import Context
+from vitcompress.stages.quantize.config import QuantizeConfig, Simulation, Style
+from vitcompress.stages.quantize.layer import Choice, rounded, trial
+from vitcompress.stages.stage import Study
+from vitcompress.terms import QuantizerKind
+
+_STRENGTHS = (0.5, 0.75, 1.0)  # of folds: the fewer the values, the more a full one pays
+_FITTED_IMAGES = 8  # that the quantizers of attention are fitted to: each has every token and head
+
+
+class SimulatedAttention(Attention):
+    """Attention whose products have inputs of few bits, fitted to the first batch it sees."""
+
+    def __init__(self, source: Attention, study: Simulation) -> None:
+        super().__init__(source, source.rotation)
+        self.widths = source.widths
+        self.study = study
+        self.quantizers: dict[str, Quantizer] = {}
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        if not self.quantizers:
+            self.quantizers = self._fitted(q, k, v, bias)
+        narrow = self.quantizers
+        weights = self._weights(narrow["queries"](q), narrow["keys"](k), bias)
+        y = narrow["softmax"](weights) @ narrow["values"](v)
+        return y.transpose(1, 2).flatten(2)
+
+    def _weights(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+        logits = q @ k.transpose(-2, -1) * self.scale
+        return (logits if bias is None else logits + bias[:, None, None]).softmax(-1)
+
+    def _fitted(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> dict[str, Quantizer]:
+        """Of each input of the two products, the quantizer of the least error in what they give."""
+        weights, bits = self._weights(q, k, bias), self.study.bits
+        target = weights @ v
+
+        def error(output: Tensor) -> float:
+            return float((output - target).square().mean())
+
+        return {
+            "queries": fitted("uniform", q, bits, lambda x: error(self._weights(x, k, bias) @ v)),
+            "keys": fitted("uniform", k, bits, lambda x: error(self._weights(q, x, bias) @ v)),
+            "values": fitted("uniform", v, bits, lambda x: error(weights @ x)),
+            "softmax": fitted(self.study.softmax, weights, bits, lambda x: error(x @ v)),
+        }
+
+
+class SimulatedLinear(nn.Module):
+    """A Linear whose input is rounded first."""
+
+    def __init__(self, linear: nn.Linear, narrow: Quantizer) -> None:
+        super().__init__()
+        self.linear, self.narrow = linear, narrow
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.linear(self.narrow(x)))
+
+
+def check(model: VitModel, config: QuantizeConfig) -> None:
+    """Raise `InputError` where `simulate` is asked for and attention is not plain."""
+    plain = all(type(block.attn) in (Attention, NoneType) for block in blocks(model.module))
+    if config.simulate and not (plain and blocks(model.module)):
+        raise InputError(
+            f"stages.{config.name}.simulate: only attention of plain ViT blocks can be simulated, "
+            f"and {model.architecture.timm} has another; leave simulate out"
+        )
+
+
+def simulated(
+    model: VitModel,
+    config: QuantizeConfig,
+    bits: Mapping[str, int],
+    found: Mapping[str, LayerStatistics],
+    context: Context,
+) -> tuple[Study, ...]:
+    """The simulation that `config` asks for, if any: a copy of the float `model` to be measured.
+
+    `bits` are those of the weights of each layer to quantize, `found` the statistics of its inputs.
+    """
+    study = config.simulate
+    if study is None:
+        return ()
+    module = simulation(model.module, config, study, bits, found, context)
+    note = (
+        f"{study.bits}-bit inputs of layers and of attention are simulation only, not "
+        "exported; in the exported file layers have 8-bit inputs, and attention is float"
+    )
+    facts = {
+        "inputs, queries, keys and values": f"{study.bits} bits, uniform",
+        "after GELU": f"{study.bits} bits, {study.gelu}",
+        "after softmax": f"{study.bits} bits, {study.softmax}",
+    }
+    return (Study("simulated", note, module, facts),)
+
+
+def simulation(
+    dense: nn.Module,
+    config: QuantizeConfig,
+    study: Simulation,
+    bits: Mapping[str, int],
+    found: Mapping[str, LayerStatistics],
+    context: Context,
+) -> nn.Module:
+    """A copy of `dense` with the weights of some layers in so many `bits`, and the inputs of these
+    layers and of all products of attention as `study` says."""
+    module = copy.deepcopy(dense).cpu()
+    for name, attention in list(module.named_modules()):
+        if isinstance(attention, Attention):
+            module.set_submodule(name, SimulatedAttention(attention, study))
+    # Folds first: that of one layer may change the weights of another.
+    inputs = {
+        name: _narrowed(module, name, found[name], config, study, bits[name])
+        for name in track(bits, "simulating inputs", len(bits))
+    }
+    for name, (choice, narrow) in track(inputs.items(), "simulating layers", len(inputs)):
+        layer = cast(nn.Linear, module.get_submodule(name))
+        twin = rounded(layer, choice, found[name], config.style, bits[name]).dequantized()
+        rows = choice.fold.apply(found[name].rows)
+        twin.bias.add_((layer(rows) - twin(narrow(rows))).mean(0))
+        module.set_submodule(name, SimulatedLinear(twin, narrow))
+    fit(module, context)
+    return module
+
+
+def fit(module: nn.Module, context: Context) -> None:
+    """Let all attentions without quantizers find them."""
+    module(next(context.calibration_batches("fitting attention", _FITTED_IMAGES)))
+
+
+def _narrowed(
+    module: nn.Module,
+    name: str,
+    found: LayerStatistics,
+    config: QuantizeConfig,
+    study: Simulation,
+    bits: int,
+) -> tuple[Choice, Quantizer]:
+    """The fold and the quantizer of a layer's input that together leave least error in its output;
+    the fold is applied to `module`."""
+    weight = cast(nn.Linear, module.get_submodule(name)).weight
+    apply = input_fold(module, name) if config.fold else None
+    folds = [folding.identity(weight.shape[1])]
+    if apply is not None:
+        folds += folding.candidates(found.low, found.high, _STRENGTHS)
+    kind = study.gelu if hidden_source(module, name) else "uniform"
+    tried = (_fitted(fold, kind, weight, found, config.style, study.bits, bits) for fold in folds)
+    choice, narrow = min(tried, key=lambda each: each[0].error)
+    if choice.fold.strength and apply is not None:
+        apply(choice.fold.shift, choice.fold.scale)
+    return choice, narrow
+
+
+def _fitted(
+    fold: Fold,
+    kind: QuantizerKind,
+    weight: Tensor,
+    found: LayerStatistics,
+    style: Style,
+    input_bits: int,
+    bits: int,
+) -> tuple[Choice, Quantizer]:
+    """The best quantizer of the input under `fold`, weights rounded to nearest."""
+    rows, weight, target = trial(fold, weight, found, style, bits)
+
+    def error(x: Tensor) -> float:
+        left = x @ weight.T - target
+        return float((left - left.mean(0)).square().mean())  # the bias takes the mean
+
+    narrow = fitted(kind, rows, input_bits, error)
+    return Choice(fold, rows.amin(), rows.amax(), 1.0, error(narrow(rows))), narrow

@@ -1,0 +1,217 @@
+"""Quantize: Linear layers in integers of few bits, chosen so that the model's output changes least.
+
+Foldings of the input channels into the tensors before and after, and ranges of the activations,
+are judged by the error of each layer's output. How many bits each layer gets is allocated under a
+budget. Weights are rounded with error feedback, and the mean error that is left goes into the bias.
+"""
+
+import copy
+
+from torch import nn
+
+from vitcompress.console import track
+from vitcompress.details import Fact, Row, Table
+from vitcompress.model.architecture import VitModel
+from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.structure import block_of, quantized_linears
+from vitcompress.stages.calibrate import LayerStatistics
+from vitcompress.stages.context import Context
+from vitcompress.stages.quantize.bits import (
+    Prepared,
+    allocated,
+    chosen_bits,
+    code_bytes,
+    describe,
+    empty,
+    linears_of,
+    prepare,
+)
+from vitcompress.stages.quantize.config import BitBudget, QuantizeConfig
+from vitcompress.stages.quantize.importance import relevance_maps
+from vitcompress.stages.quantize.layer import cheapest, layer_error, ranged, roomy
+from vitcompress.stages.quantize.selection import choices
+from vitcompress.stages.quantize.sequence import round_in_sequence, sequence
+from vitcompress.stages.quantize.simulate import check, simulated
+from vitcompress.stages.stage import Stage, StageResult
+
+_CHARTED = (
+    *("output_error", "bits", "relevance", "fisher", "importance", "weight_bytes"),
+    *("error_8", "error_6", "error_5", "error_4", "error_3", "error_2"),
+)  # columns of tables by layer
+
+
+def quantize(model: VitModel, config: QuantizeConfig, context: Context) -> StageResult:
+    """The model with quantized layers, and what was chosen for each.
+
+    Raises `InputError` for a pattern that matches no layer, a budget that cannot be met, and a
+    model whose attention cannot be simulated where `simulate` asks for it.
+    """
+    check(model, config)
+    known = prepare(model, config, context)
+    names, floats, found, choices = list(known.floats), known.floats, known.found, known.choices
+    if isinstance(config.bits, int):
+        bits = {name: each[0] for name, each in known.allowed.items()}
+        rows: list[Row] = [{"layer": name, "bits": bits[name]} for name in names]
+    else:
+        bits, rows = chosen_bits(model, config, context, known)
+    layers: dict[str, QuantizedLinear] = {}
+    costs: dict[str, float] = {}  # of rounded inputs, in KL
+    later: dict[str, int] = {}  # rounded when all before them are
+    if config.sequential and config.rounding != "nearest":
+        later = {n: bits[n] for n in sequence(known.module) if bits.get(n, 8) < 8}
+    at_once = [name for name in names if name not in later]
+    weights = dict.fromkeys(at_once, 0.0)  # what these alone cost, below 8 bits
+    for name in track(at_once, "rounding weights", len(at_once)):
+        layers[name], choices[name], cost = cheapest(
+            name, floats[name], choices[name], found[name], config.style, bits[name], known.cost
+        )
+        if bits[name] < 8:
+            weights[name] = known.cost({name: known.float_twin(name, layers[name])})
+        costs[name] = max(cost - weights[name], 0.0)
+    for name in _finest(costs, found, floats, config.fine):
+        choices[name] = roomy(choices[name], found[name])
+        layers[name] = ranged(layers[name], floats[name], choices[name], found[name], terms=2)
+    # A second term of the few tokens that the head reads costs next to nothing.
+    tokens = getattr(model.module, "num_prefix_tokens", 0) if config.fine else 0
+    for name in _costly(costs, layers, known.module) if tokens else ():
+        finer = ranged(layers[name], floats[name], choices[name], found[name], 2, tokens)
+        if known.cost({name: finer}) - weights[name] < costs[name] / 2:
+            layers[name] = finer
+    if later:
+        layers |= round_in_sequence(known, later, layers, config.style, context)
+        layers = {name: layers[name] for name in names}
+    reached, warnings = _against_limit(known, layers, config)
+    quantized = describe(model, known.module, layers, config)
+    by_relevance = isinstance(config.bits, BitBudget) and config.score == "lrp"
+    facts = {
+        **reached,
+        "average_bits": _average(bits, floats),
+        **({"score": config.score} if isinstance(config.bits, BitBudget) else {}),
+        "activations": config.activations,
+        "rounding": config.rounding,
+        "rounded_in_sequence": len(later),
+        "quantized_layers": len(names),
+        "folded_layers": sum(choice.fold.strength > 0 for choice in choices.values()),
+        "two_term_layers": sum(layer.terms == 2 for layer in layers.values()),
+        "of_first_tokens_only": sum(layer.fine_tokens is not None for layer in layers.values()),
+    }
+    told: list[Row] = [
+        {
+            **row,
+            "weight_bytes": code_bytes(
+                floats[name], bits[name], config, model.architecture.sparse.get(name)
+            ),
+            "fold": choices[name].fold.strength,
+            "clipped_share": 1 - choices[name].share,
+            "terms": layers[name].terms,
+            "fine_tokens": layers[name].fine_tokens,
+            "input_kl": costs.get(name),
+            "output_error": layer_error(layers[name], floats[name], choices[name], found[name]),
+        }
+        for name, row in zip(names, rows, strict=True)
+    ]
+    return StageResult(
+        quantized,
+        facts,
+        (Table.of("layers", told, _CHARTED),),
+        (relevance_maps(model, quantized, context),) if by_relevance else (),
+        warnings,
+        simulated(model, config, bits, known.found, context),
+    )
+
+
+def _against_limit(
+    known: Prepared, layers: dict[str, QuantizedLinear], config: QuantizeConfig
+) -> tuple[dict[str, Fact], tuple[str, ...]]:
+    """What a limit of KL, which widths are chosen by with float inputs, comes to in the end, and
+    a warning where that is more."""
+    limit = config.bits.max_kl if isinstance(config.bits, BitBudget) else None
+    if limit is None:
+        return {}, ()
+    reached = known.cost(layers)
+    key = f"stages.{config.name}.bits.max_kl"
+    told = f"{key}: {reached:.3g} nats with inputs rounded too; {limit:g} held for weights alone"
+    return {"kl_reached": reached}, (told,) if reached > limit else ()
+
+
+def sensitivity(model: VitModel, config: QuantizeConfig, context: Context) -> Table:
+    """What each layer counts, the error each width leaves, and the bits that it would get."""
+    given = choices(model, config)[0] if isinstance(config.bits, int) else {}
+    if given:  # measured at other widths too, as if it could have any
+        widths = {*BitBudget(average=8).widths, *(b for each in given.values() for b in each)}
+        budget = BitBudget.model_validate({"average": 8, "widths": sorted(widths)})
+        score = "uniform" if quantized_linears(model.module) else config.score  # none decides
+        config = config.model_copy(update={"bits": budget, "score": score})
+    rows = chosen_bits(model, config, context, prepare(model, config, context))[1]
+    told: list[Row] = [
+        {**row, "bits": given.get(str(row["layer"]), (row["bits"],))[0]} for row in rows
+    ]
+    return Table.of("sensitivities", told, _CHARTED)
+
+
+def plan(model: VitModel, config: QuantizeConfig) -> StageResult:
+    """A model with empty quantized layers, one term each, and their widths.
+
+    A budget of average bits or bytes is met as it would be if all layers counted alike; what a
+    limit of KL allows is not known without images, and the widest choices stand for it.
+    """
+    check(model, config)
+    allowed = choices(model, config)[0]
+    floats = linears_of(model.module, allowed)
+    costs = {
+        name: {b: 4.0**-b * floats[name].weight.numel() for b in each}
+        for name, each in allowed.items()
+    }
+    bits = {name: each[-1] for name, each in allowed.items()}
+    measured = isinstance(config.bits, BitBudget) and config.bits.max_kl is not None
+    if isinstance(config.bits, BitBudget) and not measured:
+        bits = allocated(model, config, floats, costs, lambda _: 0.0)
+    layers = {name: empty(floats[name], bits[name], config) for name in floats}
+    facts = {
+        "average_bits": _average(bits, floats),
+        "activations": config.activations,
+        "quantized_layers": len(layers),
+        **({"widths": "the widest; a run chooses them by the KL it measures"} if measured else {}),
+    }
+    planned = describe(model, copy.deepcopy(model.module), layers, config)
+    rows: list[Row] = [{"layer": name, "bits": bits[name]} for name in layers]
+    return StageResult(planned, facts, (Table.of("layers", rows),))
+
+
+def _average(bits: dict[str, int], floats: dict[str, nn.Linear]) -> float:
+    """Bits of a weight, in the mean."""
+    weights = {name: floats[name].weight.numel() for name in bits}
+    return sum(weights[name] * b for name, b in bits.items()) / sum(weights.values())
+
+
+def _finest(
+    costs: dict[str, float],
+    found: dict[str, LayerStatistics],
+    floats: dict[str, nn.Linear],
+    share: float,
+) -> list[str]:
+    """Those with `costs` that cost most KL per multiply-accumulate, up to `share` of all."""
+    work = {n: float(found[n].weight) * floats[n].weight.numel() for n in floats}
+    left = share * sum(work.values())
+    chosen = []
+    for name in sorted(costs, key=lambda n: costs[n] / work[n], reverse=True):
+        if work[name] <= left:
+            left -= work[name]
+            chosen.append(name)
+    return chosen
+
+
+def _costly(
+    costs: dict[str, float], layers: dict[str, QuantizedLinear], module: nn.Module
+) -> list[str]:
+    """Those of one term, inside blocks, that cost more KL than the mean of all."""
+    return [
+        name
+        for name, cost in costs.items()
+        if cost > sum(costs.values()) / len(layers)
+        and layers[name].terms == 1
+        and block_of(module, name) is not None
+    ]
+
+
+STAGE = Stage(quantize, plan, sensitivity)

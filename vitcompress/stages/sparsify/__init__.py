@@ -1,0 +1,1 @@
+"""Sparsify: zeros in patterns."""

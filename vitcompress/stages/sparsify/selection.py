@@ -1,0 +1,71 @@
+"""Which layers a recipe means to sparsify, and the patterns and densities that each may have."""
+
+from typing import cast
+
+from torch import nn
+
+from vitcompress.errors import InputError
+from vitcompress.methods.patterns import Pattern, parse
+from vitcompress.model.architecture import VitModel
+from vitcompress.model.patterns import match
+from vitcompress.model.structure import linears, quantized_linears
+from vitcompress.stages.sparsify.config import MIXED, SparsifyConfig
+
+NM = ("1:4", "2:4", "3:4")  # what `mixed` chooses from, beside dense
+GRID = 16  # and what other patterns choose from: so many densities, the last dense
+DENSE = (Pattern(), 1.0)
+
+
+def choices(model: VitModel, config: SparsifyConfig) -> dict[str, list[tuple[Pattern, float]]]:
+    """The patterns and densities that each selected layer may have, ascending.
+
+    Raises `InputError` for patterns that match no layer or do not fit its shape, and for a density
+    that is missing or has no effect.
+    """
+    key = f"stages.{config.name}"
+    names, done = list(linears(model.module)), quantized_linears(model.module)
+    skipped = set(match(config.skip, names, f"{key}.skip", done))
+    texts = dict.fromkeys(
+        (n for n in match(config.layers, names, f"{key}.layers", done) if n not in skipped),
+        config.pattern,
+    )
+    if not texts:
+        raise InputError(f"{key}.skip: leaves no layer to sparsify; skip fewer")
+    for pattern, text in config.patterns.items():
+        for name in match([pattern], list(texts), f"{key}.patterns"):
+            texts[name] = text
+    fixed = [name for name, text in texts.items() if text != MIXED and parse(text).group]
+    if len(fixed) == len(texts) and config.density is not None:
+        raise InputError(f"{key}.density: {config.pattern} fixes the density; leave the key out")
+    if len(fixed) < len(texts) and config.density is None:
+        raise InputError(
+            f"{key}.density: {config.pattern} needs the share of weights that stays, such as 0.7"
+        )
+    if MIXED in texts.values() and config.allocation == "uniform":
+        raise InputError(f"{key}.allocation: mixed patterns are allocated by distortion")
+    found = {}
+    for name, text in texts.items():
+        found[name] = _allowed(text, config)
+        inputs = cast(nn.Linear, model.module.get_submodule(name)).in_features
+        for each, _ in found[name]:
+            if each.group and inputs % each.group:
+                raise InputError(
+                    f"{key}.pattern: {text} does not fit {name}: its {inputs} inputs are no "
+                    f"multiple of {each.group}; take it out with skip, or give it another "
+                    "pattern in patterns"
+                )
+    return found
+
+
+def _allowed(text: str, config: SparsifyConfig) -> list[tuple[Pattern, float]]:
+    if text == MIXED:
+        each = [parse(nm) for nm in NM]
+        return [(p, p.density(1)) for p in each if p.density(1) >= config.floor] + [DENSE]
+    pattern = parse(text)
+    if pattern.group:
+        return [(pattern, pattern.density(1))]
+    assert config.density is not None
+    if config.allocation == "uniform":
+        return [(pattern, config.density)]
+    densities = [step / GRID for step in range(1, GRID + 1)]
+    return [(pattern, d) for d in densities if d >= config.floor]

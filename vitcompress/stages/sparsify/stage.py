@@ -1,0 +1,224 @@
+"""Sparsify: zeros in patterns, where they cost least, and the other weights refitted around them.
+
+Inputs are weighed by the importance of their token (Fisher information): what counts is the error
+where the model's output listens.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+from torch import Tensor, nn
+
+from vitcompress.console import track
+from vitcompress.details import Fact, Row, Table
+from vitcompress.errors import InputError
+from vitcompress.methods import sparsity
+from vitcompress.methods.patterns import Pattern
+from vitcompress.model.architecture import VitModel
+from vitcompress.model.structure import hidden_source, quantized_linears
+from vitcompress.stages.calibrate import statistics
+from vitcompress.stages.context import Context
+from vitcompress.stages.sparsify.config import SparsifyConfig
+from vitcompress.stages.sparsify.layer import Moments, better_order, chosen, distortion, sparse
+from vitcompress.stages.sparsify.selection import choices
+from vitcompress.stages.sparsify.share import Costs, Option, cheapest, costs, knee
+from vitcompress.stages.stage import Stage, StageResult
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A copy of a model, its layers to sparsify, what is known of them and what they may become."""
+
+    module: nn.Module
+    floats: dict[str, nn.Linear]
+    moments: dict[str, Moments]
+    allowed: dict[str, list[Option]]
+
+    @property
+    def weights(self) -> dict[str, int]:
+        return {name: linear.weight.numel() for name, linear in self.floats.items()}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The option of each layer under a budget, and what is told of it."""
+
+    asked: dict[str, Option]
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+    tables: tuple[Table, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def sparsify(model: VitModel, config: SparsifyConfig, context: Context) -> StageResult:
+    """The model with zeros, and what was chosen for each layer.
+
+    Raises `InputError` for patterns that match no layer or do not fit it, and budgets out of reach.
+    """
+    known = prepare(model, config, context)
+    if all(len(each) == 1 for each in known.allowed.values()):
+        spread = Spread({name: each[0] for name, each in known.allowed.items()})
+    else:
+        found = costs(known.module, known.floats, known.moments, known.allowed, config, context)
+        spread = _spread(known, found, config, context)
+    asked = spread.asked
+    rows: list[Row] = []
+    for name, linear in track(known.floats.items(), "placing zeros", len(known.floats)):
+        moments, (pattern, density) = known.moments[name], asked[name]
+        mask = chosen(linear.weight, moments, pattern, density, config.criterion, context.seed)
+        twin = sparse(linear, moments, mask, pattern, config.reconstruct)
+        known.module.set_submodule(name, twin)
+        rows.append(
+            {
+                "layer": name,
+                "pattern": words(asked[name]),
+                "density": float((twin.weight != 0).double().mean()),
+                "output_error": distortion(linear, twin, moments)[1],
+            }
+        )
+    facts = {
+        "density": _average(asked, known.weights),
+        "criterion": config.criterion,
+        "reconstructed": config.reconstruct,
+        **spread.facts,
+    }
+    layers = Table.of("layers", rows, charted=("density", "output_error"))
+    return StageResult(
+        _described(model, known.module, asked, config),
+        facts,
+        (*spread.tables, layers),
+        warnings=spread.warnings,
+    )
+
+
+def prepare(model: VitModel, config: SparsifyConfig, context: Context) -> Prepared:
+    """Calibrate, and put hidden units in order.
+
+    Raises `InputError` for a model that is quantized, and what `choices` raises.
+    """
+    allowed = choices(model, config)
+    if quantized_linears(model.module):
+        raise InputError(
+            f"stages.{config.name}: the model is quantized already; put the stage before quantize"
+        )
+    found = statistics(model.module, model.fingerprint(), list(allowed), context, "importance")
+    module = copy.deepcopy(model.module)
+    floats = {name: cast(nn.Linear, module.get_submodule(name)) for name in allowed}
+    moments = {n: Moments.of(found.pop(n), _has_bias(floats[n])) for n in allowed}
+    known = Prepared(module, floats, moments, allowed)
+    if config.permute and config.reconstruct:
+        _order_hidden_units(known)
+    return known
+
+
+def _has_bias(linear: nn.Linear) -> bool:
+    return cast(Tensor | None, linear.bias) is not None
+
+
+def _order_hidden_units(known: Prepared) -> None:
+    """Reorder the inputs of layers with n:m patterns where that changes nothing else."""
+    found = {
+        name: (source, each[len(each) // 2 - 1 if len(each) > 1 else 0][0])
+        for name, each in known.allowed.items()
+        if each[0][0].group and (source := hidden_source(known.module, name))
+    }
+    for name, (source, pattern) in track(found.items(), "ordering hidden units", len(found)):
+        layer = known.floats[name]
+        order = better_order(layer.weight, known.moments[name], pattern)
+        layer.weight.copy_(layer.weight[:, order])
+        known.moments[name] = known.moments[name].ordered(order)
+        feeding = cast(nn.Linear, known.module.get_submodule(source))
+        feeding.weight.copy_(feeding.weight[order])
+        if _has_bias(feeding):
+            feeding.bias.copy_(feeding.bias[order])
+        if source in known.moments:
+            outputs = known.moments[source].outputs[order]
+            known.moments[source] = replace(known.moments[source], outputs=outputs)
+
+
+def _spread(known: Prepared, found: Costs, config: SparsifyConfig, context: Context) -> Spread:
+    """The option of each layer under the budget, and where the knee of the whole curve lies."""
+    assert config.density is not None
+    key = f"stages.{config.name}.density"
+    asked, tried = cheapest(found, known.weights, config.density, config.floor, key)
+    bend = knee(found.nats, known.weights)
+    warnings: tuple[str, ...] = ()
+    if config.density < bend:
+        warning = (
+            f"{key}: {config.density:g} lies beyond the knee of this model, at {bend:.2f}; below "
+            "it the cost of zeros rises steeply"
+        )
+        context.say(warning)
+        warnings = (warning,)
+    facts = {"knee_density": bend, "beyond_knee": config.density < bend}
+    return Spread(asked, facts, (tried,), warnings)
+
+
+def sensitivity(model: VitModel, config: SparsifyConfig, context: Context) -> Table:
+    """The KL of zeros in each layer alone, measured for one option and drawn from it for others."""
+    known = prepare(model, config, context)
+    found = costs(known.module, known.floats, known.moments, known.allowed, config, context)
+    asked = {name: each[0] for name, each in known.allowed.items()}
+    if config.density is not None:
+        asked = _spread(known, found, config, context).asked
+    rows: list[Row] = [
+        {
+            "layer": name,
+            "weights": known.weights[name],
+            "measured": f"{words(found.measured[name][0])} {found.measured[name][0][1]:.3g}",
+            "measured_kl": found.measured[name][1],
+            "pattern": words(asked[name]),
+            "density": asked[name][1],
+            "kl": found.nats[name][asked[name]],
+        }
+        for name in known.floats
+    ]
+    return Table.of("sensitivities", rows, charted=("density", "kl"))
+
+
+def plan(model: VitModel, config: SparsifyConfig) -> StageResult:
+    """A model with as many zeros, not where they will be; budgets are spread evenly."""
+    allowed, wanted = choices(model, config), config.density or 1.0
+    asked = {n: min(each, key=lambda o: abs(o[1] - wanted)) for n, each in allowed.items()}
+    module, weights = copy.deepcopy(model.module), dict[str, int]()
+    for name, (pattern, density) in asked.items():
+        weight = cast(nn.Linear, module.get_submodule(name)).weight
+        weights[name] = weight.numel()
+        kept = sparsity.keep(sparsity.cells(weight.abs(), pattern.cell), pattern, density)
+        weight.mul_(sparsity.spread(kept, pattern.cell, weight.shape))
+    rows: list[Row] = [{"layer": name, "pattern": words(option)} for name, option in asked.items()]
+    return StageResult(
+        _described(model, module, asked, config),
+        {"density": _average(asked, weights)},
+        (Table.of("layers", rows),),
+    )
+
+
+def words(option: Option) -> str:
+    """An option's pattern as a recipe writes it."""
+    pattern, density = option
+    if density == 1:
+        return "dense"
+    if pattern.group:
+        return f"{pattern.kept}:{pattern.group}"
+    return "unstructured" if pattern == Pattern() else "x".join(map(str, pattern.cell))
+
+
+def _average(asked: Mapping[str, Option], weights: Mapping[str, int]) -> float:
+    return sum(weights[n] * d for n, (_, d) in asked.items()) / sum(weights[n] for n in asked)
+
+
+def _described(
+    model: VitModel, module: nn.Module, asked: Mapping[str, Option], config: SparsifyConfig
+) -> VitModel:
+    """`module` with the description of how its layers are stored."""
+    patterns = {n: words(option) for n, option in asked.items() if option[1] < 1}
+    if config.storage == "dense":
+        patterns = {}
+    sparse = {**model.architecture.sparse, **patterns}
+    architecture = model.architecture.model_copy(update={"sparse": sparse})
+    return replace(model, module=module, architecture=architecture)
+
+
+STAGE = Stage(sparsify, plan, sensitivity)

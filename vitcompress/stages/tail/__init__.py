@@ -1,0 +1,1 @@
+"""Tail: compute only what the head reads."""

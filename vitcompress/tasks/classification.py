@@ -1,0 +1,56 @@
+"""One class out of several: the outputs are logits of a softmax."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitcompress.methods.saliency import fisher_readout
+from vitcompress.tasks import Task, not_negative
+
+
+def distance(output: Tensor, dense: Tensor) -> Tensor:
+    """KL(softmax of `dense` ‖ softmax of `output`) in nats, both [n, classes] → [n]."""
+    ours, theirs = output.log_softmax(-1), dense.log_softmax(-1)
+    return not_negative(F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1))
+
+
+def explained(output: Tensor) -> Tensor:
+    """The largest logit, [n, classes] → [n]."""
+    return output.amax(-1)
+
+
+def kl(outputs: Tensor, dense: Tensor) -> float:
+    """Mean KL in nats."""
+    return float(distance(outputs, dense).mean())
+
+
+def agreement(outputs: Tensor, dense: Tensor) -> float:
+    """Percent of the images with the same largest logit in both."""
+    return 100 * float((outputs.argmax(-1) == dense.argmax(-1)).double().mean())
+
+
+def top1(outputs: Tensor, labels: Tensor) -> float:
+    """Percent of the images whose label [n] has the largest logit."""
+    return _top(outputs, labels, 1)
+
+
+def top5(outputs: Tensor, labels: Tensor) -> float:
+    """Percent of the images whose label [n] has one of the five largest logits."""
+    return _top(outputs, labels, 5)
+
+
+def _top(outputs: Tensor, labels: Tensor, k: int) -> float:
+    largest = outputs.topk(min(k, outputs.shape[-1])).indices
+    return 100 * float((largest == labels[:, None]).any(1).double().mean())
+
+
+TASK = Task(
+    name="classification",
+    needs="a head of two outputs or more",
+    fits=lambda outputs: outputs >= 2,
+    labels="classes",
+    distance=distance,
+    readout=fisher_readout,
+    explained=explained,
+    against_dense={"agreement": agreement, "kl": kl},
+    against_labels={"top1": top1, "top5": top5},
+)

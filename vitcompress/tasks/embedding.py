@@ -1,0 +1,116 @@
+"""A direction in space: images are alike where their outputs point the same way.
+
+Outputs are [n, width], or [n, tokens, width]: then each token has a direction of its own.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vitcompress.tasks import Task
+
+_NEIGHBOURS = 5
+_ROWS = 1024  # of the table of all pairs at a time
+
+
+def _direction(output: Tensor) -> Tensor:
+    """Outputs at length one; NaN for an output of zeros, which has no direction."""
+    length: Tensor = output.norm(dim=-1, keepdim=True)
+    return output / length
+
+
+def distance(output: Tensor, dense: Tensor) -> Tensor:
+    """1 − cosine, both [n, ..., width] → [n], mean over tokens where there are any."""
+    # As half the square of a difference, small angles are not lost to rounding.
+    between: Tensor = (_direction(output) - _direction(dense)).square().sum(-1) / 2
+    return between.reshape(len(output), -1).mean(1)
+
+
+def readout(output: Tensor, generator: torch.Generator) -> Tensor:
+    """What is normal noise v across the direction f̂ of f: (I − f̂f̂ᵀ) v / |f|."""
+    output = output.detach()
+    direction = _direction(output)
+    noise = torch.randn(output.shape, generator=generator, dtype=output.dtype).to(output.device)
+    across = noise - direction * (noise * direction).sum(-1, keepdim=True)
+    length: Tensor = output.norm(dim=-1, keepdim=True)
+    tokens = output[0, ..., 0].numel()
+    return across / length / math.sqrt(tokens)
+
+
+def explained(output: Tensor) -> Tensor:
+    """The output along its own direction, which is held: [n, ..., width] → [n]."""
+    return (output * _direction(output.detach())).flatten(1).sum(1)
+
+
+def cosine(outputs: Tensor, dense: Tensor) -> float:
+    """Mean cosine to the outputs of the dense model."""
+    return 1 - float(distance(outputs, dense).mean())
+
+
+def cosine_p5(outputs: Tensor, dense: Tensor) -> float:
+    """The 5th percentile of the cosines."""
+    return 1 - float(distance(outputs, dense).quantile(0.95))
+
+
+def norm_ratio(outputs: Tensor, dense: Tensor) -> float:
+    """The mean length over that of the dense model's, which no cosine tells."""
+    return float((outputs.norm(dim=-1) / dense.norm(dim=-1)).mean())
+
+
+def neighbours(outputs: Tensor, dense: Tensor) -> float | None:
+    """Percent of the images whose nearest other one is the dense model's; None below three."""
+    if len(outputs) < 3:
+        return None
+    return 100 * float((nearest(outputs, 1) == nearest(dense, 1)).double().mean())
+
+
+def knn(outputs: Tensor, labels: Tensor) -> float | None:
+    """Percent of the images whose label [n] most of the five nearest others have.
+
+    Of labels that are equally frequent among these, the one met first counts. None where all
+    images have one label.
+    """
+    if len(labels.unique()) < 2:
+        return None
+    near = labels[nearest(outputs, min(_NEIGHBOURS, len(outputs) - 1))]
+    votes = (near[:, :, None] == near[:, None, :]).sum(-1)
+    named = near.gather(1, votes.argmax(1, keepdim=True))[:, 0]
+    return 100 * float((named == labels).double().mean())
+
+
+def nearest(outputs: Tensor, count: int) -> Tensor:
+    """By image, the `count` others nearest to it by cosine, nearest first: [n, count].
+
+    Of those equally near, the first in order.
+    """
+    points = _direction(outputs).flatten(1).double()
+    found = []
+    for rows in torch.arange(len(points)).split(_ROWS):
+        likeness = (points[rows] @ points.T).round(decimals=12)  # equal images tie exactly
+        at = torch.arange(len(rows))
+        likeness[at, rows] = -torch.inf
+        chosen = []
+        for _ in range(count):
+            chosen.append(likeness.argmax(1))
+            likeness[at, chosen[-1]] = -torch.inf
+        found.append(torch.stack(chosen, 1))
+    return torch.cat(found)
+
+
+TASK = Task(
+    name="embedding",
+    needs="no head, or one of two outputs or more",
+    fits=lambda outputs: outputs != 1,
+    labels="any classes",
+    distance=distance,
+    readout=readout,
+    explained=explained,
+    against_dense={
+        "cosine": cosine,
+        "cosine_p5": cosine_p5,
+        "neighbours": neighbours,
+        "norm_ratio": norm_ratio,
+    },
+    against_labels={"knn": knn},
+)
