@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -43,14 +42,7 @@ def _square(value: object) -> object:
     return (value, value) if isinstance(value, int) else value
 
 
-def _unicode(value: str) -> str:
-    """File names may hold bytes that are no text, which no YAML or JSON file can hold."""
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise PydanticCustomError("not_unicode", "is not UTF-8; rename the file, or link to it")
-    return value
-
-
-_Text = Annotated[str, Field(min_length=1), AfterValidator(_unicode)]
+_Text = Annotated[str, Field(min_length=1)]
 _Count = Annotated[int, Field(gt=0, strict=True)]
 _Number = Annotated[float, BeforeValidator(_no_boolean)]
 _Size = Annotated[
