@@ -37,6 +37,7 @@ from vitcompress.report.model import (
     StudyReport,
 )
 from vitcompress.run_images import RunImages, open_run_images
+from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
 from vitcompress.stages.registry import stage_of
 from vitcompress.stages.stage import StageResult, Study
@@ -177,8 +178,7 @@ def _context(recipe: Recipe, model: VitModel, data: RunImages, options: Options)
         preprocess=model.preprocess,
         seed=options.seed,
         device=_device(options.device),
-        cache=output.cache_folder(),
-        resume=options.resume,
+        cache=Cache(output.cache_folder(), options.resume),
         max_unreadable=recipe.data.max_unreadable,
         evaluation=data.evaluation,
     )

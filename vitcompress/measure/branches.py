@@ -4,8 +4,6 @@ A branch is timed with its LayerNorm and its residual addition, at a few sizes; 
 beyond, latencies follow straight lines. A table is of one processor and version of the runtime.
 """
 
-import hashlib
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,13 +32,6 @@ class LatencyTable:
 
     grids: dict[str, list[Any]] = field(default_factory=dict)
     target: str = targets.DEFAULT
-
-    @classmethod
-    def load(cls, file: Path, target: str = targets.DEFAULT) -> "LatencyTable":
-        return cls(json.loads(file.read_text(encoding="utf-8")), target)
-
-    def save(self, file: Path) -> None:
-        file.write_text(json.dumps(self.grids), encoding="utf-8")
 
     def branch(
         self,
@@ -94,12 +85,10 @@ class LatencyTable:
         return max(0.0, float(self.grids[name][0]) - branches)
 
 
-def table_name(target: str = targets.DEFAULT) -> str:
-    """The name of the file for the latencies of this machine."""
+def machine(target: str = targets.DEFAULT) -> str:
+    """What latencies depend on besides the model: this processor and version of the runtime."""
     runtime = targets.load(target)
-    machine = f"{platform.processor()} {platform.node()} {runtime.name} {runtime.version}"
-    key = hashlib.sha256(machine.encode()).hexdigest()[:16]
-    return f"latency-{key}.json"
+    return f"{platform.processor()} {platform.node()} {runtime.name} {runtime.version}"
 
 
 def _between(size: int, sizes: Sequence[int], found: Sequence[float]) -> float:
