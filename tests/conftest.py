@@ -18,6 +18,7 @@ from vitcompress.data.preprocess import Preprocess
 from vitcompress.export.folder import save_folder
 from vitcompress.model.architecture import Architecture, VitModel
 from vitcompress.model.families import adopt
+from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
 
 # The tensors here are tiny: on a busy machine, threads that wait for each other cost minutes.
@@ -136,16 +137,16 @@ def images() -> ImageSet:
 
 @pytest.fixture
 def make_context(images: ImageSet, tmp_path: Path) -> Callable[..., Context]:
-    """A function that returns a context with a cache of its own; keywords replace its fields."""
+    """A function that returns a context with a cache of its own; `cache` is its folder, and other
+    keywords replace the fields of the context."""
 
-    def make(**changes: Any) -> Context:
+    def make(cache: Path = tmp_path / "cache", resume: bool = True, **changes: Any) -> Context:
         fields: dict[str, Any] = {
             "calibration": images,
             "preprocess": PREPROCESS,
             "seed": 0,
             "device": torch.device("cpu"),
-            "cache": tmp_path / "cache",
-            "resume": True,
+            "cache": Cache(cache, resume),
         }
         return Context(**{**fields, **changes})
 

@@ -43,6 +43,7 @@ from vitcompress.report.model import (
     StageReport,
     StudyReport,
 )
+from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
 from vitcompress.stages.prune.config import PruneConfig
 from vitcompress.stages.registry import stage_of
@@ -226,8 +227,7 @@ def _context(recipe: Recipe, model: VitModel, data: _Data, options: Options) -> 
         preprocess=model.preprocess,
         seed=options.seed,
         device=_device(options.device),
-        cache=output.cache_folder(),
-        resume=options.resume,
+        cache=Cache(output.cache_folder(), options.resume),
         max_unreadable=recipe.data.max_unreadable,
         evaluation=data.evaluation,
     )

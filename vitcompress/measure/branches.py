@@ -4,8 +4,6 @@ A branch is timed with its LayerNorm and its residual addition, at a few sizes; 
 beyond, latencies follow straight lines. A table is of one processor and version of onnxruntime.
 """
 
-import hashlib
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,13 +32,6 @@ class LatencyTable:
     """Measured milliseconds of one image on one thread: `grids` [sizes] or [sizes, sizes]."""
 
     grids: dict[str, list[Any]] = field(default_factory=dict)
-
-    @classmethod
-    def load(cls, file: Path) -> "LatencyTable":
-        return cls(json.loads(file.read_text(encoding="utf-8")))
-
-    def save(self, file: Path) -> None:
-        file.write_text(json.dumps(self.grids), encoding="utf-8")
 
     def branch(
         self,
@@ -91,11 +82,9 @@ class LatencyTable:
         return max(0.0, float(self.grids[name][0]) - branches)
 
 
-def table_name() -> str:
-    """The name of the file for the latencies of this machine."""
-    machine = f"{platform.processor()} {platform.node()} {ort.__version__}"
-    key = hashlib.sha256(machine.encode()).hexdigest()[:16]
-    return f"latency-{key}.json"
+def machine() -> str:
+    """What latencies depend on besides the model: this processor and version of onnxruntime."""
+    return f"{platform.processor()} {platform.node()} {ort.__version__}"
 
 
 def _between(size: int, sizes: Sequence[int], found: Sequence[float]) -> float:

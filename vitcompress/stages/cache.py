@@ -7,7 +7,6 @@ that one that was damaged, cut off or mixed up is never used.
 import contextlib
 import hashlib
 import json
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +19,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from vitcompress.console import console
-from vitcompress.errors import InputError
-from vitcompress.measure.branches import LatencyTable, table_name
+from vitcompress.measure.branches import LatencyTable, machine
 
 _ENTRIES = 4  # of a kind that stay
 _ABANDONED = 24 * 3600  # seconds after which a file that was never finished goes
@@ -58,21 +56,16 @@ def values(name: str, version: int) -> Kind[Any]:
 class Cache:
     """The entries in `folder`; without `resume`, those that are there are not used.
 
-    Raises `InputError` where there is no folder to resume from. Any other trouble with files is
-    said in one line, that of writing only once, and the run goes on.
+    Trouble with files is said in one line, that of writing only once, and the run goes on.
     """
 
-    def __init__(self, folder: Path | None, resume: bool) -> None:
-        if folder is None and resume:
-            raise InputError(
-                "--resume: there is no folder to keep results in; set VITCOMPRESS_CACHE, or HOME"
-            )
+    def __init__(self, folder: Path, resume: bool) -> None:
         self.folder, self.resume = folder, resume
         self._failed = False
 
     def get(self, kind: Kind[T], identity: object) -> T | None:
         """The result of this kind for `identity`, anything that JSON can hold; None: not there."""
-        if self.folder is None or not self.resume:
+        if not self.resume:
             return None
         file = self.folder / entry_name(kind, identity)
         found = self._read(file)
@@ -83,10 +76,7 @@ class Cache:
 
     def put(self, kind: Kind[T], identity: object, value: T) -> None:
         """Keep `value`; of each kind the few newest entries stay."""
-        with self._writing() as folder:
-            file = folder / entry_name(kind, identity)
-            _write(file, kind.dump(value))
-            _tidy(file)
+        self._keep(entry_name(kind, identity), lambda file: _write(file, kind.dump(value)))
 
     def add(
         self, kind: Kind[dict[str, Any]], identity: object, value: Mapping[str, object]
@@ -95,13 +85,25 @@ class Cache:
 
         Several runs can add to an entry at once.
         """
-        with self._writing() as folder:
-            file = folder / entry_name(kind, identity)
+
+        def write(file: Path) -> None:
             with FileLock(file.with_name(f"{file.name}.lock"), timeout=_LOCKED):
                 found = self._read(file)
                 known = {} if found is None else kind.load(found)
                 _write(file, kind.dump({**known, **value}))
-            _tidy(file)
+
+        self._keep(entry_name(kind, identity), write)
+
+    def _keep(self, name: str, write: Callable[[Path], None]) -> None:
+        """Write the entry `name`; what goes wrong is said once."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write(self.folder / name)
+            _tidy(self.folder / name)
+        except (OSError, NotImplementedError) as error:  # the latter: no locks on this disk
+            if not self._failed:
+                _say(f"results are not kept for later runs: {error}")
+            self._failed = True
 
     def _read(self, file: Path) -> bytes | None:
         """What an entry holds, where it is whole."""
@@ -117,29 +119,6 @@ class Cache:
             _say(f"{file.name} is damaged and is not used")
             return None
         return found
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[Path]:
-        """The folder, made if need be; what goes wrong inside is said once."""
-        try:
-            if self.folder is None:
-                raise FileNotFoundError("there is no folder for it: set VITCOMPRESS_CACHE, or HOME")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            yield self.folder
-        except (OSError, NotImplementedError) as error:  # the latter: no locks on this disk
-            if not self._failed:
-                _say(f"results are not kept for later runs: {error}")
-            self._failed = True
-
-
-def default_folder() -> Path | None:
-    """VITCOMPRESS_CACHE, or a folder in the user's cache; None where the user has no home."""
-    if own := os.environ.get("VITCOMPRESS_CACHE"):
-        return Path(own)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitcompress"
-    except RuntimeError:  # no HOME, and the user is not known
-        return None
 
 
 def entry_name(kind: Kind[T], identity: object) -> str:
@@ -190,10 +169,10 @@ LATENCIES: Kind[dict[str, Any]] = values("latency", 1)
 @contextlib.contextmanager
 def latencies(cache: Cache) -> Iterator[LatencyTable]:
     """A table of latencies of this machine to read and fill; what is new in it is kept."""
-    table = LatencyTable(cache.get(LATENCIES, table_name()) or {})
+    table = LatencyTable(cache.get(LATENCIES, machine()) or {})
     known = set(table.grids)
     try:
         yield table
     finally:
         if new := {name: grid for name, grid in table.grids.items() if name not in known}:
-            cache.add(LATENCIES, table_name(), new)
+            cache.add(LATENCIES, machine(), new)
