@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -28,7 +27,7 @@ from vitcompress.model.options import Options
 from vitcompress.recipe_errors import describe
 from vitcompress.registry import OneOf
 from vitcompress.stages.registry import StageConfig
-from vitcompress.yamltext import Document, override, parse, read_override, replaced
+from vitcompress.yamltext import Document, dump, override, parse, read_override, replaced
 
 
 def _no_boolean(value: object) -> object:
@@ -249,7 +248,7 @@ def check_inputs(recipe: Recipe, images: bool = True) -> None:
 
 def to_yaml(recipe: Recipe) -> str:
     """The recipe with all its keys; `load_recipe` reads an equal recipe from it."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump(recipe.model_dump(mode="json"))
 
 
 def json_schema() -> dict[str, Any]:
