@@ -311,7 +311,7 @@ def test_sources_that_are_no_paths_stay_as_they_are() -> None:
 def test_the_resolved_recipe_has_all_keys_and_loads_again() -> None:
     recipe = load(
         BASE
-        + "model: {checkpoint: a.pth, options: {img_size: [96, 64], init_values: 0.001, depth: 2}}\n"
+        + "model: {checkpoint: a.pth, options: {img_size: [96, 64], init_values: 0.1, depth: 2}}\n"
         "data: {images: 64, mean: [0.1], std: [1e-5], input_size: 96, crop_mode: border}\n"
         "export: {safetensors: false}\n"
         "gates: {max_drop: {top1: 0.3}, max: {kl: 1e-7, bytes: 25000000}}\n"
