@@ -95,6 +95,9 @@ def narrowed(
         if attention.rotation is not None:
             turns = cast(Any, made.attn).rotation.frequencies
             turns.copy_(attention.rotation.frequencies.flatten(1)[:, rows[::2] // 2].view_as(turns))
+        if (table := attention.relative_position_bias_table) is not None:
+            heads = rows.view(sizes.attention.heads, -1)[:, 0] // full.attention.query_key
+            cast(Any, made.attn).relative_position_bias_table.copy_(table[:, heads])
         if is_normed(attention) and sizes.attention.query_key != full.attention.query_key:
             axis = next(axis for axis in axes if axis.kind == "query_key")
             dimensions = axis.kept(choice["query_key"])[0]
