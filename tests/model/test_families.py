@@ -76,7 +76,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "distilled": ("plain", "deit_tiny_distilled_patch16_224", _VIT),
     "parallel": ("plain", "vit_small_patch16_18x2_224", _VIT),
     "fused parallel": ("plain", "vit_huge_patch14_xp_224", {**_VIT, "mlp_ratio": 2}),
-    "grouped": ("rotary", "vit_base_patch16_sapiens2", {**_VIT, "num_kv_heads": 1}),
+    "grouped": ("generic", "vit_base_patch16_sapiens2", {**_VIT, "num_kv_heads": 1}),
     "ConvNeXt": (
         "generic",
         "convnext_tiny",

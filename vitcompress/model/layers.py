@@ -180,6 +180,8 @@ class Attention(nn.Module):
     is added to the logits as `positions` say. Tokens that sit in `windows` attend to no others.
     """
 
+    relative_position_bias_table: nn.Parameter | None
+
     def __init__(
         self,
         source: Any,
