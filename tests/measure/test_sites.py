@@ -11,10 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitcompress.measure import branches
 from vitcompress.measure.branches import LatencyTable
-from vitcompress.measure.sites import site_latency, site_macs, sizes_at
+from vitcompress.measure.sites import site_latency, site_macs
 from vitcompress.model.anatomy import Anatomy, SiteTokens
 from vitcompress.model.architecture import VitModel, set_tail
 from vitcompress.model.families import adopt, anatomy_of
+from vitcompress.model.sizes import size_of
 
 MakeVit = Callable[..., VitModel]
 SWIN = "swin_tiny_patch4_window7_224"
@@ -54,7 +55,7 @@ def test_sites_cost_what_the_counter_counts(name: str, make_vit: MakeVit) -> Non
         with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:
             site.half(x)
         assert tokens is not None
-        assert 2 * site_macs(site, tokens, sizes_at(site)) == counter.get_total_flops() > 0
+        assert 2 * site_macs(site, tokens, size_of(site)) == counter.get_total_flops() > 0
 
 
 def test_what_is_left_out_costs_nothing(vit: VitModel) -> None:
@@ -62,15 +63,15 @@ def test_what_is_left_out_costs_nothing(vit: VitModel) -> None:
     for site in (attention, mlp):
         assert site_macs(site, SiteTokens(17, 17, 17), None) == 0
         assert site_latency(site, SiteTokens(17, 17, 17), None, LatencyTable()) == 0
-    assert site_macs(mlp, SiteTokens(17, 1, 0), 100, width=40) == 2 * 40 * 100
+    assert site_macs(mlp, SiteTokens(17, 1, 0), 100) == 2 * 64 * 100
 
 
 def test_sites_are_timed_as_they_are(make_vit: MakeVit, monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[str] = []
 
-    def measured(graphs: dict[str, Any], shape: tuple[int, int]) -> dict[str, float]:
+    def measured(graphs: dict[str, Any], shape: tuple[int, int], _: str) -> dict[str, float]:
         for graph in graphs.values():
-            for node in graph.graph.node:
+            for node in graph.node:
                 if node.op_type == "Attention":
                     heads = next(a.i for a in node.attribute if a.name == "q_num_heads")
                     timed.append(f"{heads} heads, {shape[0]} tokens of {shape[1]}")
@@ -81,6 +82,6 @@ def test_sites_are_timed_as_they_are(make_vit: MakeVit, monkeypatch: pytest.Monk
     for site in anatomy.sites:
         tokens = anatomy.tokens_at(site)
         assert tokens is not None
-        assert site_latency(site, tokens, sizes_at(site), table) == 1.0
+        assert site_latency(site, tokens, size_of(site), table) == 1.0
     assert set(timed) == {"32 heads, 256 tokens of 24", "16 heads, 64 tokens of 48"}
     assert len(table.grids) == 4

@@ -1,7 +1,7 @@
-"""Latencies of attentions and MLPs of any sizes in onnxruntime, from a table measured here.
+"""Latencies of attentions and MLPs of any sizes in a runtime, from a table measured here.
 
 A branch is timed with its LayerNorm and its residual addition, at a few sizes; between these and
-beyond, latencies follow straight lines. A table is of one processor and version of onnxruntime.
+beyond, latencies follow straight lines. A table is of one processor and version of the runtime.
 """
 
 import platform
@@ -14,18 +14,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from vitcompress import targets
 from vitcompress.export.onnx import export_onnx
-from vitcompress.measure.runtime import session, time_in_turns
+from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model.anatomy import SiteTokens
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.sizes import AttentionSizes
 
 _SHARES = (0.25, 0.625, 1.0)
 _SECONDS = 0.2  # a size
-_OPSET, _IR = 23, 11
 
 
 @dataclass
@@ -33,6 +32,7 @@ class LatencyTable:
     """Measured milliseconds of one image on one thread: `grids` [sizes] or [sizes, sizes]."""
 
     grids: dict[str, list[Any]] = field(default_factory=dict)
+    target: str = targets.DEFAULT
 
     def mlp(self, width: int, tokens: int, hidden: int, dense: int) -> float:
         """Milliseconds of an MLP of `hidden` units on a stream of `width`.
@@ -43,7 +43,7 @@ class LatencyTable:
         name = f"mlp {width} {tokens} {sizes}"
         if name not in self.grids:
             graphs = {str(n): _mlp(width, tokens, n) for n in sizes}
-            self.grids[name] = list(_milliseconds(graphs, (tokens, width)).values())
+            self.grids[name] = list(_milliseconds(graphs, (tokens, width), self.target).values())
         return _between(hidden, sizes, self.grids[name])
 
     def attention(
@@ -66,7 +66,7 @@ class LatencyTable:
                 for a, b in product(sizes, sizes)
             }
             coming = tokens.last if windowed else tokens.first
-            found = list(_milliseconds(graphs, (coming, width)).values())
+            found = list(_milliseconds(graphs, (coming, width), self.target).values())
             self.grids[name] = np.array(found).reshape(len(sizes), -1).tolist()
         along = [_between(part.value, sizes, row) for row in self.grids[name]]
         return _between(part.query_key, sizes, along)
@@ -78,16 +78,18 @@ class LatencyTable:
             size = (1, model.preprocess.channels, *model.preprocess.input_size)
             with TemporaryDirectory() as folder:
                 file = Path(folder) / "whole.onnx"
-                export_onnx(model, file, {})
+                export_onnx(model, file, {}, self.target)
                 pixels = np.zeros(size, np.float32)
-                timed = time_in_turns({"whole": session(file, 1)}, pixels, _SECONDS)
+                held = targets.load(self.target).session(file, 1)
+                timed = time_in_turns({"whole": held}, pixels, _SECONDS)
             self.grids[name] = [timed["whole"].p50]
         return max(0.0, float(self.grids[name][0]) - branches)
 
 
-def machine() -> str:
-    """What latencies depend on besides the model: this processor and version of onnxruntime."""
-    return f"{platform.processor()} {platform.node()} {ort.__version__}"
+def machine(target: str = targets.DEFAULT) -> str:
+    """What latencies depend on besides the model: this processor and version of the runtime."""
+    runtime = targets.load(target)
+    return f"{platform.processor()} {platform.node()} {runtime.name} {runtime.version}"
 
 
 def _between(size: int, sizes: Sequence[int], found: Sequence[float]) -> float:
@@ -103,16 +105,19 @@ def _grid(full: int) -> list[int]:
 
 
 def _milliseconds(
-    graphs: Mapping[str, onnx.ModelProto], shape: tuple[int, int]
+    graphs: Mapping[str, onnx.GraphProto], shape: tuple[int, int], target: str
 ) -> dict[str, float]:
     """The median of each of `graphs`, run in turns on one input of `shape`."""
+    runtime = targets.load(target)
     x = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
     with TemporaryDirectory() as folder:
         sessions = {}
         for name, graph in graphs.items():
             file = Path(folder) / f"{name}.onnx"
-            onnx.save(graph, file)
-            sessions[name] = session(file, 1)
+            opsets = [helper.make_opsetid("", runtime.opset)]
+            version = runtime.ir_version
+            onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=version), file)
+            sessions[name] = runtime.session(file, 1)
         timed = time_in_turns(sessions, x, _SECONDS)
     return {name: timing.p50 for name, timing in timed.items()}
 
@@ -154,24 +159,22 @@ class _Graph:
         bounds = [self.constant(np.array([n])) for n in (0, tokens, 1)]
         return str(self.add("Slice", [x, *bounds]))
 
-    def finish(self, output: str, entering: int, leaving: int) -> onnx.ModelProto:
+    def finish(self, output: str, entering: int, leaving: int) -> onnx.GraphProto:
         ends = [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, tokens, self.width])
             for name, tokens in (("x", entering), (output, leaving))
         ]
-        graph = helper.make_graph(self.nodes, "branch", ends[:1], ends[1:], self.constants)
-        opsets = [helper.make_opsetid("", _OPSET)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=_IR)
+        return helper.make_graph(self.nodes, "branch", ends[:1], ends[1:], self.constants)
 
 
-def _mlp(width: int, tokens: int, hidden: int) -> onnx.ModelProto:
+def _mlp(width: int, tokens: int, hidden: int) -> onnx.GraphProto:
     graph = _Graph(width)
     inner = graph.add("Gelu", [graph.linear(graph.norm(), width, hidden)])
     output = graph.add("Add", ["x", graph.linear(inner, hidden, width)])
     return graph.finish(output, tokens, tokens)
 
 
-def _attention(width: int, tokens: SiteTokens, sizes: AttentionSizes) -> onnx.ModelProto:
+def _attention(width: int, tokens: SiteTokens, sizes: AttentionSizes) -> onnx.GraphProto:
     graph = _Graph(width)
     q, k, v = graph.qkv(graph.norm(), sizes)
     x = "x"
@@ -183,7 +186,7 @@ def _attention(width: int, tokens: SiteTokens, sizes: AttentionSizes) -> onnx.Mo
     return graph.finish(output, tokens.first, tokens.last)
 
 
-def _windowed(width: int, tokens: SiteTokens, sizes: AttentionSizes) -> onnx.ModelProto:
+def _windowed(width: int, tokens: SiteTokens, sizes: AttentionSizes) -> onnx.GraphProto:
     """Windows as heads, as `model.windows` computes them."""
     graph, size = _Graph(width), tokens.keys
     count = tokens.first // size

@@ -9,12 +9,13 @@ import numpy as np
 
 from vitcompress.measure.branches import LatencyTable
 from vitcompress.measure.cost import macs
-from vitcompress.measure.sites import site_latency, site_macs, sizes_at
+from vitcompress.measure.sites import site_latency, site_macs
 from vitcompress.methods.tokens import choice_macs, combine_macs
 from vitcompress.model.anatomy import Anatomy, Site, SiteTokens
 from vitcompress.model.architecture import VitModel, set_merging, unfilled
 from vitcompress.model.layers import Block
 from vitcompress.model.merging import Merging
+from vitcompress.model.sizes import size_of
 
 _TIMED = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the tokens at which branches are timed
 
@@ -47,7 +48,7 @@ def schedule_macs(model: VitModel, merging: Merging) -> Cost:
     def of_block(number: int, tokens: int, kept: int) -> int:
         block = anatomy.blocks[number]
         total = sum(
-            site_macs(site, _seen(site, tokens, kept), sizes_at(site)) for site in halves[number]
+            site_macs(site, _seen(site, tokens, kept), size_of(site)) for site in halves[number]
         )
         if kept < tokens and block.tokens is None:
             counts = tokens - prefix, kept - prefix
@@ -75,7 +76,7 @@ def schedule_latency(model: VitModel, merging: Merging, table: LatencyTable) -> 
 
         def at(count: int) -> float:
             seen = _seen(site, count, count)
-            return site_latency(site, seen, sizes_at(site), table, dense=dense)
+            return site_latency(site, seen, size_of(site), table, dense=dense)
 
         if fixed:
             return at(tokens)

@@ -68,6 +68,10 @@ class Windows(nn.Module):
         """The inverse of `as_heads`."""
         return x.unflatten(-1, (self.count, -1)).flatten(1, 2)
 
+    def apart(self, x: Tensor) -> Tensor:
+        """[B, size · count, C] → [B · count, size, C], each window an entry of the batch."""
+        return x.unflatten(1, (self.size, self.count)).transpose(1, 2).flatten(0, 1)
+
     def bias(self, of_heads: Tensor) -> Tensor:
         """[1, heads, size, size] → [1, count · heads, size, size]: no token attends to tokens that
         come from another side of the grid."""
