@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from vitcompress.data.images import ImageSet
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.export.folder import save_folder
+from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model.architecture import Architecture, VitModel
 from vitcompress.model.families import adopt
 from vitcompress.stages.cache import Cache
@@ -159,8 +161,9 @@ def context(make_context: Callable[..., Context]) -> Context:
 
 
 @pytest.fixture
-def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A file with the RECIPE of the test's module."""
+def recipe(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with the RECIPE of the test's module; runs of it take few timings."""
+    monkeypatch.setattr("vitcompress.pipeline.time_in_turns", partial(time_in_turns, seconds=0))
     path = tmp_path / "recipe.yaml"
     path.write_text(request.module.RECIPE)
     return path

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,26 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcompress import gates, output
+from vitcompress import gates, output, targets
 from vitcompress.console import console
-from vitcompress.data.images import ImageSet, batches, open_images
+from vitcompress.data.images import batches
 from vitcompress.details import Table
 from vitcompress.errors import InputError, ParityError
-from vitcompress.evaluation import (
-    Judged,
-    check_labels,
-    evaluation_images,
-    held_back,
-    judge,
-    torch_runner,
-)
+from vitcompress.evaluation import Judged, judge, torch_runner
 from vitcompress.export import folder
 from vitcompress.export.onnx import export_onnx, facts_of
 from vitcompress.export.parity import check
 from vitcompress.measure import cost
 from vitcompress.measure.runtime import logits as onnx_logits
-from vitcompress.measure.runtime import session, time_in_turns
+from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model.architecture import VitModel, from_source
+from vitcompress.place import writing
 from vitcompress.recipe import Recipe
 from vitcompress.report.figures import told
 from vitcompress.report.model import (
@@ -43,9 +36,9 @@ from vitcompress.report.model import (
     StageReport,
     StudyReport,
 )
+from vitcompress.run_images import RunImages, open_run_images
 from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
-from vitcompress.stages.prune.config import PruneConfig
 from vitcompress.stages.registry import stage_of
 from vitcompress.stages.stage import StageResult, Study
 
@@ -138,7 +131,9 @@ def sensitivity(recipe: Recipe, options: Options) -> dict[str, Table]:
     torch.manual_seed(options.seed)
     model = load(recipe)
     _say_model(model)
-    context = _context(recipe, model, _open_data(recipe, model, options), options)
+    context = _context(
+        recipe, model, open_run_images(recipe, model, options.limit, options.seed), options
+    )
     tables: dict[str, Table] = {}
     for config in recipe.stages:
         stage = stage_of(config)
@@ -161,67 +156,23 @@ def run(recipe: Recipe, out: Path, options: Options) -> Report:
     Raises `InputError`, `RunError` and `ParityError`. A failed gate is no error: see
     `Report.passed`.
     """
-    with output.writing(out) as target, TemporaryDirectory(prefix="vitcompress-") as scratch:
+    runtime = targets.load(recipe.export.target)
+    with writing(out) as target, TemporaryDirectory(prefix="vitcompress-") as scratch:
         torch.manual_seed(options.seed)
         dense = load(recipe)
         _say_model(dense)
-        data = _open_data(recipe, dense, options)
+        data = open_run_images(recipe, dense, options.limit, options.seed)
         for _ in _planned(recipe, dense):
             pass  # what is wrong with a late stage is told before the first takes its time
         context = _context(recipe, dense, data, options)
-        report = _Run(recipe, options, dense, data, context, target, Path(scratch)).carry_out()
+        home = Path(scratch)
+        report = _Run(recipe, options, dense, data, context, target, home, runtime).carry_out()
         output.write_reports(target, report)
         output.write_manifest(target, recipe, options, data.fingerprints())
     return report
 
 
-@dataclass(frozen=True)
-class _Data:
-    """The images of a run: to calibrate on, and to judge on (labelled or not)."""
-
-    calibration: ImageSet | None
-    evaluation: ImageSet
-
-    def fingerprints(self) -> dict[str, str]:
-        sets = {"calibration": self.calibration, "evaluation": self.evaluation}
-        return {name: images.fingerprint() for name, images in sets.items() if images is not None}
-
-    def warnings(self) -> list[str]:
-        sets = [images for images in (self.calibration, self.evaluation) if images is not None]
-        found = (
-            f"{i.source}: {name} skipped: {why}" for i in sets for name, why in i.skipped.items()
-        )
-        return list(dict.fromkeys(found))  # both may be parts of one set
-
-
-def _open_data(recipe: Recipe, model: VitModel, options: Options) -> _Data:
-    data, seed = recipe.data, options.seed
-    images = min(data.images, options.limit or data.images)
-    calibration = evaluation = None
-    classes = Path(data.classes) if data.classes else None
-    if data.evaluation is not None:
-        evaluation = evaluation_images(
-            data.evaluation, classes, model.task, model.num_classes, options.limit
-        )
-    if data.calibration is not None:
-        labelled = any(isinstance(s, PruneConfig) and s.targets == "labels" for s in recipe.stages)
-        look = partial(open_images, data.calibration, classes=classes, labelled=labelled)
-        calibration = look(limit=images, seed=seed)
-        check_labels(calibration, model.task, model.num_classes)
-        if evaluation is None:
-            everything = look()
-            calibration, evaluation = held_back(everything, images, calibration)
-    if calibration is not None:  # whole batches of one class would mislead the stages
-        order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(seed))
-        calibration = calibration.subset(order.tolist())
-    if calibration is None and recipe.stages:
-        raise InputError("no calibration images: give --calibration DIR, or data.calibration")
-    if evaluation is None:
-        raise InputError("no images: give --evaluation DIR or --calibration DIR")
-    return _Data(calibration, evaluation)
-
-
-def _context(recipe: Recipe, model: VitModel, data: _Data, options: Options) -> Context:
+def _context(recipe: Recipe, model: VitModel, data: RunImages, options: Options) -> Context:
     return Context(
         calibration=data.calibration,
         preprocess=model.preprocess,
@@ -240,17 +191,17 @@ class _Run:
     recipe: Recipe
     options: Options
     dense: VitModel
-    data: _Data
+    data: RunImages
     context: Context
     target: Path
     scratch: Path
+    runtime: targets.Target
 
     def carry_out(self) -> Report:
         baseline_file = self.scratch / "baseline.onnx"
         with _step("baseline: fp32 export, checked and measured"):
             self.parity_pixels = self._parity_pixels()
-            export_onnx(self.dense, baseline_file, {})
-            check(baseline_file, self.dense, self.parity_pixels, 0)
+            self._export(self.dense, baseline_file, {})
             self.judged_dense = self._judge_onnx(baseline_file)
         model, stages, warnings = self.dense, list[StageReport](), list[str]()
         for config in self.recipe.stages:
@@ -293,8 +244,8 @@ class _Run:
         export = self.recipe.export
         home = self.target if export.onnx else self.scratch
         file = home / output.ONNX
-        export_onnx(model, file, facts_of(model, output.identity(self.recipe, self.dense)))
-        parity = check(file, model, self.parity_pixels, 0)
+        facts = facts_of(model, output.identity(self.recipe, self.dense))
+        parity = self._export(model, file, facts)
         artifacts = []
         if export.onnx:
             artifacts += [output.artifact(file, parity)]
@@ -309,8 +260,8 @@ class _Run:
         judged = self._judge_onnx(file)
         timed = time_in_turns(
             {
-                "baseline": session(baseline_file, self.options.threads),
-                "final": session(file, self.options.threads),
+                "baseline": self.runtime.session(baseline_file, self.options.threads),
+                "final": self.runtime.session(file, self.options.threads),
             },
             self.parity_pixels[:1].numpy(),
         )
@@ -331,8 +282,15 @@ class _Run:
         final = metrics(model, file, judged, "final")
         return artifacts, final, metrics(self.dense, baseline_file, self.judged_dense, "baseline")
 
+    def _export(self, model: VitModel, file: Path, facts: dict[str, str]) -> dict[str, Any]:
+        """Write `file`, and check it; what is to be told of it, what each pass changed included."""
+        target = self.recipe.export.target
+        passes = export_onnx(model, file, facts, target)
+        parity = check(file, model, self.parity_pixels, 0, target)
+        return {**parity, "passes": passes}
+
     def _judge_onnx(self, path: Path) -> Judged:
-        held = session(path, 0)
+        held = self.runtime.session(path, 0)
         return self._judge(lambda pixels: next(onnx_logits(held, [pixels])))
 
     def _torch_metrics(self, model: VitModel) -> Metrics:
@@ -392,7 +350,7 @@ def _device(name: str) -> torch.device:
 @contextmanager
 def _step(title: str) -> Iterator[float]:
     """Say what is being done, and how long it took."""
-    console.print(f"[bold]{title}[/bold]")
+    console.print(title, style="bold")
     start = time.monotonic()
     yield start
     console.print(f"  done in {time.monotonic() - start:.1f} s")
@@ -401,7 +359,7 @@ def _step(title: str) -> Iterator[float]:
 def _say_model(model: VitModel) -> None:
     spec = model.preprocess
     console.print(
-        f"[bold]{model.architecture.timm}[/bold]: {_outputs(model)}, images "
+        f"{model.architecture.timm}: {_outputs(model)}, images "
         f"{spec.input_size[0]}×{spec.input_size[1]} {spec.interpolation}, crop {spec.crop_pct}, "
         f"mean {spec.mean}, std {spec.std}"
     )

@@ -30,7 +30,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Kind(Generic[T]):
-    """A kind of results. `version`: of how they are computed and written down, part of the key."""
+    """A kind of results. `name`: without a hyphen. `version`: of how they are computed and written
+    down, part of the key."""
 
     name: str
     version: int
@@ -148,7 +149,8 @@ def _write(file: Path, content: bytes) -> None:
 def _tidy(file: Path) -> None:
     """Remove old entries of the kind of `file`, and what was never finished."""
     ages = dict[Path, float]()
-    for other in file.parent.glob(f"{file.name.rpartition('-')[0]}-*"):
+    kind = file.name.rpartition("-")[0]
+    for other in file.parent.glob(f"{kind}-*"):
         with contextlib.suppress(FileNotFoundError):  # another run tidies too
             ages[other] = other.stat().st_mtime
     entries = sorted(

@@ -148,6 +148,8 @@ def mean(distances: Tensor) -> float:
 def first_changed(anatomy: Anatomy, names: Iterable[str]) -> int | None:
     """The number of the first step that any of the modules `names` lies in, as in `Change`."""
     first = len(anatomy.steps)
+    if any(not step.name for step in anatomy.steps):
+        return None  # the whole module is one step, its head included
     for name in names:
         step = anatomy.step_of(name)
         if step is not None:

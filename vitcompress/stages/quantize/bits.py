@@ -344,6 +344,8 @@ def describe(
             if parameter.ndim > 1 and name not in decided:
                 weight = name.endswith(".weight") and name not in sparse
                 (coded if weight and config.rest == "int8" else half).append(name)
+    half = [name for name in half if quantizer.keeps_in_half(module.get_parameter(name))]
+    coded = [name for name in coded if quantizer.keeps_in_bytes(module.get_parameter(name))]
     for name in half:
         module.get_parameter(name).copy_(module.get_parameter(name).half())
     quantized = {**model.architecture.quantized, **described}
