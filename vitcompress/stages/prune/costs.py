@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from vitcompress.measure import cost
 from vitcompress.measure.branches import LatencyTable
+from vitcompress.measure.sites import site_latency, site_macs
 from vitcompress.model.anatomy import Anatomy, Site, SiteTokens
 from vitcompress.model.architecture import VitModel, unfilled
 from vitcompress.model.sizes import SiteSizes, gates, size_of
@@ -38,7 +39,12 @@ def meter(model: VitModel, unit: Unit, table: LatencyTable) -> Meter:
         return _timed(model, dense, table)
     if unit == "macs":
         anatomy = model.anatomy
-        return _counted(model, dense, cost.macs, lambda site, size: _macs(anatomy, site, size))
+        return _counted(
+            model,
+            dense,
+            cost.macs,
+            lambda site, size: site_macs(site, _tokens(anatomy, site), size),
+        )
     each = 4 if unit == "bytes" else 1
     return _counted(
         model,
@@ -67,10 +73,8 @@ def _timed(model: VitModel, dense: VitModel, table: LatencyTable) -> Meter:
 
         def of(name: str, size: SiteSizes | None) -> float:
             site, full = sites[name], originals[name].first.in_features
-            tokens, width = _tokens(anatomy, site), site.first.in_features
-            if isinstance(size, int):  # gated units are timed as a plain MLP of as much work
-                size = _matrices(site) * size // 2
-            return _NANOSECONDS * table.branch(width, tokens.first, tokens.last, size, full)
+            tokens = _tokens(anatomy, site)
+            return _NANOSECONDS * site_latency(site, tokens, size, table, dense=full)
 
         return of
 
@@ -93,28 +97,12 @@ def _tokens(anatomy: Anatomy, site: Site) -> SiteTokens:
     return tokens
 
 
-def _matrices(site: Site) -> int:
-    """How many matrices of [hidden, width] an MLP has."""
-    return 2 + gates(site.block)
-
-
-def _macs(anatomy: Anatomy, site: Site, size: SiteSizes | None) -> float:
-    if size is None:
-        return 0
-    tokens, width = _tokens(anatomy, site), site.first.in_features
-    if isinstance(size, int):
-        return _matrices(site) * tokens.last * width * size
-    linear = tokens.first * sum(size.widths) + tokens.last * size.widths[2]
-    queries = tokens.last if site.operator.windows is None else tokens.first
-    return linear * width + queries * tokens.keys * sum(size.widths[1:])
-
-
 def _parameters(site: Site, size: SiteSizes | None) -> float:
     if size is None:
         return 0
     width = site.first.in_features
     if isinstance(size, int):
-        matrices = _matrices(site)
+        matrices = 2 + gates(site.block)
         return size * (matrices * width + matrices - 1) + width + 2 * width
     table = site.operator.relative_position_bias_table
     places = 0 if table is None else len(table) * size.heads
