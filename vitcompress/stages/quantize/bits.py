@@ -316,7 +316,11 @@ def describe(
     layers: Mapping[str, QuantizedLinear],
     config: QuantizeConfig,
 ) -> VitModel:
-    """`module` with `layers` in their places (in place), and the description that belongs to it."""
+    """`module` with `layers` in their places (in place), and the description that belongs to it.
+
+    Of the matrices that `rest` is for, those that float16 or codes do not hold stay float32. Raises
+    `InputError` for a layer that is pinned to float16 and does not fit.
+    """
     for name, layer in layers.items():
         module.set_submodule(name, layer)
     described = {
@@ -336,7 +340,13 @@ def describe(
     coded = [name for name in model.architecture.coded if name in left]
     decided = {*half, *coded}
     pinned = {f"{name}.weight": kind for name, kind in floats.items()}
-    half += [n for n, kind in pinned.items() if kind == "float16" and n not in decided]
+    for name in (n for n, kind in pinned.items() if kind == "float16" and n not in decided):
+        if not quantizer.keeps_in_half(module.get_parameter(name)):
+            raise InputError(
+                f"stages.{config.name}.pin: {name} is beyond what float16 holds (65504, or nearly "
+                "0); pin its layer to float32"
+            )
+        half.append(name)
     decided |= set(pinned)
     if config.rest != "float32":
         sparse = {f"{name}.weight" for name in model.architecture.sparse}
