@@ -10,10 +10,12 @@ from pydantic import ValidationError
 from vitcompress.errors import InputError
 from vitcompress.recipe import (
     Recipe,
+    check_inputs,
     find_recipe,
     json_schema,
     load_recipe,
     packaged_recipes,
+    recipe_without_stages,
     summary,
     to_yaml,
 )
@@ -280,6 +282,44 @@ def test_patterns_need_no_quotes() -> None:
 def test_an_override_for_a_recipe_without_stages() -> None:
     told = message("stages: []", "stages.q.bits=8")
     assert told == "--set stages.q.bits=8: the recipe has no stage q; it has no stages"
+
+
+def test_values_are_taken_as_they_are_and_win(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("data: {calibration: a}\nstages: []\n")
+    for text in ("/🎉/𠮷", "/a: b # c", "/null", "/'\"", "/[1, 2]"):
+        values = {"data.calibration": text, "model.name": "1e3", "data.classes": None}
+        recipe = load_recipe(path, ["data.calibration=b"], values)
+        assert (recipe.data.calibration, recipe.model.name) == (text, "1e3")
+        path.with_name("again.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+        assert load_recipe(path.with_name("again.yaml")) == recipe
+
+
+def test_an_error_in_a_value_names_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("stages: []\n")
+    with pytest.raises(InputError) as caught:
+        load_recipe(path, (), {"data.calibration": "caf\udce9"})
+    told = "the data.calibration given: is not UTF-8; rename the file, or link to it"
+    assert str(caught.value) == told
+    assert recipe_without_stages({"model.name": "1e3"}).model.name == "1e3"
+    with pytest.raises(InputError, match=r"the model\.checkpoint given: must not be empty"):
+        recipe_without_stages({"model.checkpoint": ""})
+
+
+def test_inputs_that_are_not_there_are_told(tmp_path: Path) -> None:
+    (tmp_path / "there").touch()
+    there, gone = str(tmp_path / "there"), str(tmp_path / ("n" * 300))
+    for key in ("model.checkpoint", "data.calibration", "data.evaluation", "data.classes"):
+        check_inputs(recipe_without_stages({key: there}))
+        recipe = recipe_without_stages({key: gone})
+        with pytest.raises(InputError, match=f"^{gone}: no such file"):
+            check_inputs(recipe)
+        if key != "model.checkpoint":
+            check_inputs(recipe, images=False)
+    check_inputs(
+        recipe_without_stages({"model.checkpoint": "timm:x", "data.calibration": "example:x"})
+    )
 
 
 @pytest.mark.usefixtures("folder")

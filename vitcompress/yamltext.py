@@ -18,7 +18,7 @@ _NUMBERS = {"tag:yaml.org,2002:int", _FLOAT}
 _POWER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
-class _Loader(yaml.SafeLoader):
+class _Numbers:
     """Knows numbers as YAML 1.2 does: none to the base of 60 (`2:4` is text and not 124), and those
     with a power of ten and no point (`1e-3` is 0.001 and not text)."""
 
@@ -26,7 +26,20 @@ class _Loader(yaml.SafeLoader):
         tag = cast(Any, super()).resolve(kind, value, implicit)
         if kind is yaml.ScalarNode and implicit[0] and _POWER.fullmatch(value):
             return _FLOAT
-        return self.DEFAULT_SCALAR_TAG if tag in _NUMBERS and ":" in value else tag
+        return yaml.SafeLoader.DEFAULT_SCALAR_TAG if tag in _NUMBERS and ":" in value else tag
+
+
+class _Loader(_Numbers, yaml.SafeLoader):
+    """Reads plain data."""
+
+
+class _Dumper(_Numbers, yaml.SafeDumper):
+    """Writes plain data, text that looks like a number in quotes."""
+
+
+def dump(data: object) -> str:
+    """Plain data as YAML that `parse` reads again; keys in their order."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 @dataclass(frozen=True)

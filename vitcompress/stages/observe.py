@@ -24,6 +24,10 @@ Loss = Callable[[Tensor, Tensor | None], Tensor]
 """Of an output of the model and the labels: the scalar whose gradients are collected."""
 
 
+Readout = Callable[[Tensor, torch.Generator], Tensor]
+"""As `Task.readout`."""
+
+
 @dataclass(frozen=True)
 class Watch:
     """The layer `name`, and what is done with what it sees.
@@ -120,17 +124,17 @@ def unlabelled(batches: Iterable[Tensor]) -> Iterator[Sample]:
     return ((pixels, None) for pixels in batches)
 
 
-def fisher_loss(seed: int | torch.Generator) -> Loss:
+def fisher_loss(seed: int | torch.Generator, readout: Readout = saliency.fisher_readout) -> Loss:
     """A loss whose squared gradients are, in the mean, the Fisher information.
 
-    Without labels: of the model's own softmax, by random directions (`saliency.fisher_readout`).
-    With labels: the empirical one, of the cross-entropy, summed over images.
+    Without labels: that of what the output means, by the random directions of a task's `readout`.
+    With labels, which are classes: the empirical one, of the cross-entropy, summed over images.
     """
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
 
     def loss(output: Tensor, labels: Tensor | None) -> Tensor:
         if labels is None:
-            return (output * saliency.fisher_readout(output, generator)).sum()
+            return (output * readout(output, generator)).sum()
         return F.cross_entropy(output, labels.to(output.device), reduction="sum")
 
     return loss

@@ -126,7 +126,8 @@ def test_a_plan_refuses_no_budget_of_latency(deep: VitModel) -> None:
 def test_latencies_of_few_tokens_are_timed(
     make_vit: MakeVit, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LatencyTable, "branch", lambda *_: 1.0)
+    monkeypatch.setattr(LatencyTable, "attention", lambda *_: 1.0)
+    monkeypatch.setattr(LatencyTable, "mlp", lambda *_: 1.0)
     monkeypatch.setattr(
         LatencyTable, "rest", lambda _, model, branches: 0.001 * macs(model) - branches
     )
@@ -164,8 +165,9 @@ def test_a_budget_of_latency_is_met_by_what_was_measured(
 ) -> None:
     # Time that follows the work, so that the test does not depend on the machine.
     monkeypatch.setattr(
-        LatencyTable, "branch", lambda _, width, entering, leaving, *__: float(leaving + entering)
+        LatencyTable, "attention", lambda _, width, tokens, *__: float(tokens.first + tokens.last)
     )
+    monkeypatch.setattr(LatencyTable, "mlp", lambda _, width, tokens, *__: 2.0 * tokens)
     monkeypatch.setattr(
         LatencyTable, "rest", lambda _, model, branches: 0.001 * macs(model) - branches
     )

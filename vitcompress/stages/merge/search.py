@@ -11,13 +11,10 @@ Schedules are compared by the mean square root of the KL: of the KL itself a few
 decide. A change that is clearly worse on the first images is not tried on the others.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -32,10 +29,16 @@ from vitcompress.methods.readers import ReaderStatistics, normalised
 from vitcompress.methods.saliency import fisher_readout
 from vitcompress.model.anatomy import State
 from vitcompress.model.architecture import merging_blocks
+from vitcompress.stages.cache import Kind
 from vitcompress.stages.context import BATCH, Context
 from vitcompress.stages.merge.scheduling import Found, Schedule, Scheduling
 
-_VERSION = 4  # of search and operators, part of the cache key
+_SCHEDULE = Kind(
+    "schedule",
+    version=4,  # of search and operators
+    dump=lambda found: found.model_dump_json().encode(),
+    load=Found.model_validate_json,
+)
 _SHARES = (0.95, 0.8, 0.6)  # kept in one block, to measure what that costs
 _PROBED = 32  # images for that
 _MOVES = (0.16, 0.08, 0.04)  # sizes of a change, as logarithms of the share kept
@@ -207,12 +210,9 @@ def search(
             candidates[name] = kept
     identity = [scheduling.model.fingerprint(), context.calibration_fingerprint, context.seed]
     identity += [images, scheduling.merging.model_dump_json(), scheduling.unit, scheduling.limit]
-    identity += [_VERSION, _SHARES, _PROBED, _MOVES, _PASSES, _STEP, _GRID]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-    file = context.cache / f"schedule-{key}.json"
-    if context.resume and file.is_file():
-        context.say(f"schedule reused from {file.name}")
-        return Found.model_validate_json(file.read_text(encoding="utf-8"))
+    identity += [_SHARES, _PROBED, _MOVES, _PASSES, _STEP, _GRID]
+    if (known := context.cache.get(_SCHEDULE, identity)) is not None:
+        return known
     everything = _images(scheduling, context, images, tensors)
     batches = len(everything.dense)
     if batches < 4:
@@ -221,11 +221,7 @@ def search(
             "be read; give more, or take `published`"
         )
     found = _searched(scheduling, everything, candidates)
-
-    def save(path: Path) -> None:
-        path.write_text(found.model_dump_json(), encoding="utf-8")
-
-    context.keep(file, save)
+    context.cache.put(_SCHEDULE, identity, found)
     return found
 
 

@@ -12,7 +12,7 @@ from vitcompress.details import Fact, Row, Table
 from vitcompress.errors import InputError
 from vitcompress.measure.branches import LatencyTable
 from vitcompress.measure.cost import dense_macs
-from vitcompress.measure.tokens import schedule_latency, schedule_macs, sequence_length
+from vitcompress.measure.tokens import schedule_latency, schedule_macs
 from vitcompress.methods import schedule as schedules
 from vitcompress.model.architecture import VitModel, set_merging, unfilled
 from vitcompress.model.layers import Block
@@ -119,7 +119,7 @@ def _scheduling(model: VitModel, config: MergeConfig, context: Context | None = 
     budget = config.budget or MergeBudget(macs=1)
     merging = Merging(
         method=config.method,
-        kept=(sequence_length(model),) * len(blocks),
+        kept=(model.anatomy.tokens,) * len(blocks),
         proportional=config.proportional,
         unmixed=len(blocks) // 4 if config.method == "fisher" else 0,
     )
