@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.methods import saliency
+from vitcompress.tasks import Task
 
 Collect = Callable[[Tensor, Tensor, Tensor | None], None]
 """Takes what a layer got, what it gave, and the gradient asked for, of one batch."""
@@ -118,6 +119,16 @@ class _Pass:
 def unlabelled(batches: Iterable[Tensor]) -> Iterator[Sample]:
     """Batches of pixels as samples without labels."""
     return ((pixels, None) for pixels in batches)
+
+
+def readout_loss(task: Task, generator: torch.Generator) -> Loss:
+    """A loss whose squared gradients are, in the mean, the second derivative of the distance of
+    `task`: for classes, the Fisher information of the model's own softmax."""
+
+    def loss(output: Tensor, _: Tensor | None) -> Tensor:
+        return (output * task.readout(output, generator)).sum()
+
+    return loss
 
 
 def fisher_loss(seed: int | torch.Generator) -> Loss:

@@ -4,9 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from vitcompress.methods.patterns import Criterion, parse
+from vitcompress.methods.patterns import parse
+from vitcompress.registry import OneOf
 
 MIXED = "mixed"
+
+Criterion = Annotated[str, OneOf("vitcompress.stages.sparsify.criteria")]
 
 
 class SparsifyConfig(BaseModel):
