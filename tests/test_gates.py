@@ -8,11 +8,17 @@ from vitcompress.gates import evaluate
 from vitcompress.recipe import Gates
 from vitcompress.report.model import GateResult, Metrics
 
-BASELINE = Metrics(top1=80.2, top5=95.0, params=100, macs=1000, bytes=400)
+BASELINE = Metrics(top1=80.2, top5=95.0, map=63.0, knn=70.5, params=100, macs=1000, bytes=400)
 FINAL = Metrics(
     top1=80.0,
     top5=95.5,
     agreement=97.5,
+    map=61.5,
+    knn=70.0,
+    neighbours=92.5,
+    cosine=0.98,
+    cosine_p5=0.9,
+    relative_error=0.04,
     kl=0.02,
     params=100,
     macs=900,
@@ -37,6 +43,14 @@ def gate(name: str, limit: float, baseline: Metrics = BASELINE, final: Metrics =
         ("min.top5", 95.5, 95.4, 95.6),
         ("min.agreement", 97.5, 97, 98),
         ("min.speedup", 2.5, 2.4, 2.6),
+        ("min.map", 61.5, 61.4, 61.6),
+        ("min.knn", 70.0, 69.9, 70.1),
+        ("min.neighbours", 92.5, 92, 93),
+        ("min.cosine", 0.98, 0.97, 0.99),
+        ("min.cosine_p5", 0.9, 0.89, 0.91),
+        ("max_drop.map", 1.5, 2, 1),
+        ("max_drop.knn", 0.5, 0.5, 0.4),
+        ("max.relative_error", 0.04, 0.05, 0.03),
         ("max.kl", 0.02, 0.03, 0.019),
         ("max.bytes", 101, 102, 100),
         ("max_ratio.bytes", 0.2525, 0.26, 0.25),
@@ -78,6 +92,8 @@ def test_one_byte_too_many_is_too_many() -> None:
         "min.top1",
         "min.top5",
         "min.agreement",
+        "min.cosine",
+        "max_drop.knn",
         "min.speedup",
         "max.kl",
         "max.bytes",

@@ -121,6 +121,16 @@ def message(text: str | bytes, *overrides: str) -> str:
         ("data: {calibration: ''}", "6: data.calibration: must not be empty"),
         ("model: 5", "6: model: must be keys with values, not 5"),
         (
+            "model: {options: {depth: 2, checkpoint_path: a.pth}}",
+            "6: model.options.checkpoint_path: checkpoint_path is no option that a model may be "
+            "made with",
+        ),
+        (
+            "model: {options: {depth: 2.5}}",
+            "6: model.options.depth: depth must be a whole number up to 1000, or a list of such, "
+            "not '2.5'",
+        ),
+        (
             "export: {onnx: no, safetensors: no}",
             "6: export: onnx and safetensors are both off; leave one of them on",
         ),
@@ -314,7 +324,7 @@ def test_sources_that_are_no_paths_stay_as_they_are() -> None:
 def test_the_resolved_recipe_has_all_keys_and_loads_again() -> None:
     recipe = load(
         BASE
-        + "model: {checkpoint: a.pth, options: {img_size: [96, 64], note: '1e-3', x: {y: null}}}\n"
+        + "model: {checkpoint: a.pth, options: {img_size: [96, 64], init_values: 1e-3, depth: null}}\n"
         "data: {images: 64, mean: [0.1], std: [1e-5], input_size: 96, crop_mode: border}\n"
         "export: {safetensors: false}\n"
         "gates: {max_drop: {top1: 0.3}, max: {kl: 1e-7, bytes: 25000000}}\n"

@@ -5,6 +5,8 @@ model = vitcompress.load("out/deit")
 logits = model(pixels)
 """
 
+import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,9 @@ if TYPE_CHECKING:  # torch is slow to import, and the command line may not need 
 
     from vitcompress.report.model import Report
 
-__all__ = ["compress", "load"]
+__all__ = ["__version__", "compress", "load"]
+
+__version__ = version("vitcompress")
 
 
 def compress(
@@ -38,10 +42,7 @@ def compress(
         errors.RunError: the run could not be carried through.
         errors.ParityError: the exported model does not compute what the torch model computes.
     """
-    import json
-
-    from vitcompress.pipeline import Options, run
-    from vitcompress.recipe import find_recipe, load_recipe
+    from vitcompress.recipe import check_inputs, find_recipe, load_recipe
 
     given = {
         "model.checkpoint": model,
@@ -49,8 +50,11 @@ def compress(
         "data.evaluation": evaluation,
         "data.classes": classes,
     }
-    overrides = [f"{key}={json.dumps(str(value))}" for key, value in given.items() if value]
-    resolved = load_recipe(find_recipe(str(recipe)), [*settings, *overrides])
+    values = {key: os.fspath(value) if value else None for key, value in given.items()}
+    resolved = load_recipe(find_recipe(os.fspath(recipe)), settings, values)
+    check_inputs(resolved)
+    from vitcompress.pipeline import Options, run
+
     return run(resolved, Path(out), Options(**options))
 
 

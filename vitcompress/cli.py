@@ -4,14 +4,14 @@ import functools
 import json
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+from typing import Annotated, NoReturn, ParamSpec, TypeVar
 
 import typer
 
+from vitcompress import paths
 from vitcompress.cli_options import (
     AsJson,
     Calibration,
@@ -27,7 +27,10 @@ from vitcompress.cli_options import (
     Seed,
     Settings,
     Threads,
+    Version,
 )
+from vitcompress.console import console, print_facts, print_json, say
+from vitcompress.errors import InputError, VitcompressError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,19 +45,21 @@ app = typer.Typer(
 )
 
 
+@app.callback()
+def vitcompress(version: Version = False) -> None:
+    """Compress trained Vision Transformers: checkpoint in, verified ONNX out."""
+
+
 def reported(command: Callable[P, R]) -> Callable[P, R]:
     """Turn what a command raises into one line on stderr and an exit code."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        from vitcompress.console import console
-        from vitcompress.errors import VitcompressError
-
         console.quiet = bool(kwargs.get("quiet"))
 
         def end(message: str, code: int) -> NoReturn:
             console.quiet = False
-            console.print(message, style="bold red", markup=False, soft_wrap=True)
+            say(message, "bold red")
             raise typer.Exit(code)
 
         try:
@@ -74,31 +79,21 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def _print_json(data: Any) -> None:
-    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-
-
-def _resolved(
-    recipe: str,
+def _given(
     model: str | None,
     name: str | None,
-    calibration: str | None,
-    evaluation: str | None,
-    classes: Path | None,
-    settings: list[str] | None,
-) -> Any:
-    """The recipe with what the command line overrides."""
-    from vitcompress.recipe import find_recipe, load_recipe
-
-    given = {
+    calibration: str | None = None,
+    evaluation: str | None = None,
+    classes: Path | None = None,
+) -> dict[str, str | None]:
+    """What the command line sets in a recipe, by dotted key."""
+    return {
         "model.checkpoint": model,
         "model.name": name,
         "data.calibration": calibration,
         "data.evaluation": evaluation,
         "data.classes": None if classes is None else str(classes),
     }
-    overrides = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
-    return load_recipe(find_recipe(recipe), [*(settings or []), *overrides])
 
 
 @app.command()
@@ -121,18 +116,21 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run a RECIPE on a MODEL; write weights, ONNX and a report; exit 1 when a gate fails."""
+    from vitcompress.recipe import check_inputs, find_recipe, load_recipe
+
+    given = _given(model, name, calibration, evaluation, classes)
+    resolved = load_recipe(find_recipe(recipe), settings or (), given)
+    check_inputs(resolved)
     from vitcompress import pipeline
-    from vitcompress.console import console
     from vitcompress.report import terminal
 
-    resolved = _resolved(recipe, model, name, calibration, evaluation, classes, settings)
     target = out or Path("out") / f"{_stem(resolved.model.checkpoint)}-{Path(recipe).stem}"
     options = pipeline.Options(seed, device, threads, limit, resume)
     report = pipeline.run(resolved, target, options)
-    console.print(terminal.summary(report))
-    console.print(f"written to [bold]{target}[/bold]: open {target / 'report.html'}")
+    say(terminal.summary(report))
+    say(f"written to {target}: open {target / 'report.html'}")
     if as_json:
-        _print_json(json.loads(report.to_json()))
+        print_json(json.loads(report.to_json()))
     if not report.passed:
         raise typer.Exit(1)
 
@@ -157,28 +155,19 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Export a MODEL as it is to ONNX, checked against torch on images: a run without stages."""
+    from vitcompress.recipe import check_inputs, recipe_without_stages
+
+    recipe = recipe_without_stages(_given(model, name, calibration, evaluation, classes))
+    check_inputs(recipe)
     from vitcompress import pipeline
-    from vitcompress.console import console
-    from vitcompress.recipe import Recipe
     from vitcompress.report import terminal
 
-    recipe = Recipe.model_validate(
-        {
-            "stages": [],
-            "model": {"checkpoint": model, "name": name},
-            "data": {
-                "calibration": calibration,
-                "evaluation": evaluation,
-                "classes": None if classes is None else str(classes),
-            },
-        }
-    )
     target = out or Path("out") / f"{_stem(model)}-fp32"
     report = pipeline.run(recipe, target, pipeline.Options(threads=threads, limit=limit))
-    console.print(terminal.summary(report))
-    console.print(f"written to [bold]{target}[/bold]")
+    say(terminal.summary(report))
+    say(f"written to {target}")
     if as_json:
-        _print_json(json.loads(report.to_json()))
+        print_json(json.loads(report.to_json()))
 
 
 @app.command()
@@ -194,13 +183,17 @@ def plan(
     """Show what a RECIPE would do to a MODEL: layers, MACs, bytes. Writes nothing."""
     from rich.table import Table
 
-    from vitcompress import pipeline
-    from vitcompress.console import console
+    from vitcompress.recipe import check_inputs, find_recipe, load_recipe
     from vitcompress.report.format import size
 
-    stages = pipeline.plan(_resolved(recipe, model, name, None, None, None, settings))
+    given = _given(model, name)
+    resolved = load_recipe(find_recipe(recipe), settings or (), given)
+    check_inputs(resolved, images=False)
+    from vitcompress import pipeline
+
+    stages = pipeline.plan(resolved)
     if as_json:
-        return _print_json(
+        return print_json(
             [vars(planned) | {"details": planned.details.model_dump()} for planned in stages]
         )
     table, names = Table("after stage", "MACs", "tensors", "what"), list[str]()
@@ -208,12 +201,10 @@ def plan(
         what = ", ".join(f"{key} {value}" for key, value in planned.details.facts.items())
         table.add_row(planned.stage, f"{planned.macs / 1e9:.3f} G", size(planned.bytes), what)
         for layers in (each for each in planned.details.tables if each.name == "layers"):
-            names.append(
-                f"[bold]{planned.stage}[/bold]: {', '.join(str(r['layer']) for r in layers.rows)}"
-            )
-    console.print(table)
+            names.append(f"{planned.stage}: {', '.join(str(r['layer']) for r in layers.rows)}")
+    say(table)
     for line in names:
-        console.print(line)
+        say(line)
 
 
 @app.command()
@@ -239,22 +230,22 @@ def sensitivity(
     quiet: Quiet = False,
 ) -> None:
     """Show what each part of a MODEL would cost if the stages of a RECIPE compressed it."""
-    from vitcompress import pipeline
-    from vitcompress.console import console
-    from vitcompress.errors import InputError
-    from vitcompress.report import html, terminal
+    from vitcompress.recipe import check_inputs, find_recipe, load_recipe
 
-    if out is not None and not out.absolute().parent.is_dir():
-        raise InputError(f"--out {out}: there is no folder {out.parent}; make it first")
-    if out is not None and out.suffix not in (".json", ".html"):
-        raise InputError(f"--out {out}: name it .json, or .html for pictures")
-    resolved = _resolved(recipe, model, name, calibration, None, None, settings)
+    if out is not None:
+        _check_table(out)
+    file, given = find_recipe(recipe), _given(model, name, calibration)
+    resolved = load_recipe(file, settings or (), given)
     if score is not None:
         scored = [s.name for s in resolved.stages if s.type == "quantize"]
         if not scored:
             raise InputError("--score: the recipe has no quantize stage; leave the option out")
-        settings = [*(settings or []), *(f"stages.{n}.score={json.dumps(score)}" for n in scored)]
-        resolved = _resolved(recipe, model, name, calibration, None, None, settings)
+        given |= {f"stages.{stage}.score": score for stage in scored}
+        resolved = load_recipe(file, settings or (), given)
+    check_inputs(resolved)
+    from vitcompress import pipeline
+    from vitcompress.report import html, terminal
+
     options = pipeline.Options(seed=seed, device=device, limit=limit, resume=resume)
     tables = pipeline.sensitivity(resolved, options)
     for stage, found in tables.items():
@@ -265,9 +256,24 @@ def sensitivity(
         title = _stem(resolved.model.checkpoint)
         text = html.sensitivities(title, tables) if page else json.dumps(rows, indent=2) + "\n"
         out.write_text(text, encoding="utf-8")
-        console.print(f"written to [bold]{out}[/bold]")
+        say(f"written to {out}")
     if as_json:
-        _print_json(rows)
+        print_json(rows)
+
+
+def _check_table(out: Path) -> None:
+    """Raise `InputError` where the file `out` cannot be written, or has no name of a known kind."""
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if out.suffix not in (".json", ".html"):
+        raise InputError(f"--out {out}: name it .json, or .html for pictures")
+    try:
+        new = not out.exists()
+        out.open("a").close()
+        if new:
+            out.unlink()
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written to: {error.strerror}") from None
 
 
 @app.command()
@@ -279,10 +285,11 @@ def inspect(
     quiet: Quiet = False,
 ) -> None:
     """Say what a checkpoint, an output folder or an ONNX file holds."""
+    paths.check(path, paths.CHECKPOINT)
     from vitcompress import inspection
 
     facts = inspection.facts(path, name)
-    _print_json(facts) if as_json else _print_facts(facts)
+    print_json(facts) if as_json else print_facts(facts)
 
 
 @app.command("eval")
@@ -304,10 +311,12 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure the accuracy of a MODEL on labelled images."""
+    paths.check(model, paths.CHECKPOINT)
+    paths.check(evaluation, paths.IMAGES)
     from vitcompress import inspection
 
     facts = inspection.evaluate(model, name, evaluation, classes, limit)
-    _print_json(facts) if as_json else _print_facts(facts)
+    print_json(facts) if as_json else print_facts(facts)
 
 
 @app.command()
@@ -325,7 +334,7 @@ def bench(
     from vitcompress import inspection
 
     facts = inspection.bench([first, *([second] if second else [])], batch, seconds, threads)
-    _print_json(facts) if as_json else _print_facts(facts)
+    print_json(facts) if as_json else print_facts(facts)
 
 
 @app.command()
@@ -338,14 +347,13 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Put the figures of several runs side by side."""
-    from vitcompress.console import console
     from vitcompress.report import terminal
     from vitcompress.report.model import Report
 
     reports = {str(run): Report.read(run) for run in runs}
-    console.print(terminal.comparison(reports))
+    say(terminal.comparison(reports))
     if as_json:
-        _print_json({run: report.final.model_dump() for run, report in reports.items()})
+        print_json({run: report.final.model_dump() for run, report in reports.items()})
 
 
 @app.command()
@@ -354,35 +362,22 @@ def schema() -> None:
     """Print the JSON schema of recipes."""
     from vitcompress.recipe import json_schema
 
-    _print_json(json_schema())
+    print_json(json_schema())
 
 
 @app.command()
 @reported
 def recipes(as_json: AsJson = False) -> None:
     """List the packaged recipes."""
-    from vitcompress.console import console
     from vitcompress.recipe import packaged_recipes, summary
 
     found = {
         name: summary(path.read_text(encoding="utf-8")) for name, path in packaged_recipes().items()
     }
     if as_json:
-        return _print_json(found)
+        return print_json(found)
     for name, text in found.items():
-        console.print(f"[bold]{name}[/bold]  {text}")
-
-
-def _print_facts(facts: dict[str, Any], indent: str = "") -> None:
-    from vitcompress.console import console
-
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            console.print(f"{indent}[bold]{key}[/bold]")
-            _print_facts(value, indent + "  ")
-        else:
-            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-            console.print(f"{indent}{key}: {shown}", markup=False, soft_wrap=True)
+        say(f"{name}: {text}")
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from vitcompress import __version__
+
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a packaged recipe.")
 ]
@@ -22,7 +24,7 @@ Calibration = Annotated[
 Evaluation = Annotated[
     str | None,
     typer.Option(
-        help="Labelled images: class folders, .tar or .npz.", envvar="VITCOMPRESS_EVALUATION"
+        help="Images to judge on: class folders, .tar or .npz.", envvar="VITCOMPRESS_EVALUATION"
     ),
 ]
 Classes = Annotated[
@@ -38,12 +40,30 @@ Settings = Annotated[
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many images of each set.")]
 Threads = Annotated[
     int,
-    typer.Option(min=1, help="onnxruntime threads for latency.", envvar="VITCOMPRESS_THREADS"),
+    typer.Option(
+        min=1, max=1024, help="onnxruntime threads for latency.", envvar="VITCOMPRESS_THREADS"
+    ),
 ]
-Seed = Annotated[int, typer.Option(help="Of calibration and sampling.", envvar="VITCOMPRESS_SEED")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        min=0, max=2**63 - 1, help="Of calibration and sampling.", envvar="VITCOMPRESS_SEED"
+    ),
+]
 Device = Annotated[str, typer.Option(help="Where torch runs.", envvar="VITCOMPRESS_DEVICE")]
 Resume = Annotated[
     bool, typer.Option("--resume/--fresh", help="Reuse calibration results of an earlier run.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", is_eager=True, callback=_print_version, help="The version.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]

@@ -47,7 +47,10 @@ class Judged:
                 broken = int((~outputs.isfinite()).flatten(1).any(1).sum())
                 why = f"the outputs of {broken} of {len(outputs)} images are NaN or infinite"
                 none = "outputs are zero for some image, or those of the dense model do not vary"
-                raise RunError(f"{name} is {value}: {why if broken else none}")
+                raise RunError(
+                    f"{name} is {value}: {why if broken else none}; give an intact model, or "
+                    "change the stage that breaks it"
+                )
         return Metrics.model_validate({"images": len(outputs), **found})
 
 

@@ -8,16 +8,17 @@ import numpy as np
 import onnx
 import torch
 
-from vitcompress import tasks
+from vitcompress import targets, tasks
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.evaluation import Runner, evaluation_images, judge, torch_runner
 from vitcompress.export import folder
 from vitcompress.export.onnx import load_onnx, metadata
 from vitcompress.measure import cost
-from vitcompress.measure.runtime import logits, session, time_in_turns
+from vitcompress.measure.runtime import logits, time_in_turns
 from vitcompress.model.architecture import VitModel, from_source
-from vitcompress.output import MANIFEST, ONNX, onnx_bytes
+from vitcompress.output import ONNX, onnx_bytes
+from vitcompress.place import MANIFEST
 from vitcompress.tasks import Task
 
 _MAX_UNREADABLE = 0.01
@@ -32,7 +33,7 @@ def facts(path: str, name: str | None) -> dict[str, Any]:
         return _onnx_facts(_existing(path))
     if _is_output(path):
         found = _model_facts(folder.load_folder(Path(path)))
-        files = {f.name: f.stat().st_size for f in sorted(Path(path).iterdir())}
+        files = {f.name: f.stat().st_size for f in sorted(Path(path).iterdir()) if f.is_file()}
         exported = Path(path) / ONNX
         onnx_file = {"onnx": _onnx_facts(exported)} if exported.exists() else {}
         return {**found, "file_bytes": files, **onnx_file}
@@ -57,12 +58,15 @@ def bench(paths: list[str], batch: int, seconds: float, threads: int) -> dict[st
     Raises `InputError` when a file cannot be run, or the files take pixels of different sizes.
     """
     files = {path: _onnx_of(path) for path in dict.fromkeys(paths)}
-    sessions = {path: session(file, threads) for path, file in files.items()}
-    shapes = {path: held.get_inputs()[0].shape[1:] for path, held in sessions.items()}
+    runtime = targets.load(targets.DEFAULT)
+    sessions = {path: runtime.session(file, threads) for path, file in files.items()}
+    shapes = {path: held.input_shape for path, held in sessions.items()}
     shape = shapes[paths[0]]
     for path, other in shapes.items():
         if other != shape:
-            raise InputError(f"{path}: takes pixels {other}, and {paths[0]} takes {shape}")
+            raise InputError(
+                f"{path}: takes pixels {list(other)}, and {paths[0]} takes {list(shape)}"
+            )
     pixels = np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32)
     timed = time_in_turns(sessions, pixels, seconds)
     found: dict[str, Any] = {
@@ -85,7 +89,7 @@ def _is_output(path: str) -> bool:
     config = Path(path) / folder.CONFIG
     return (
         config.is_file()
-        and '"architecture"' in config.read_text(encoding="utf-8")[:2000]
+        and b'"architecture"' in config.read_bytes()[:2000]
         and (Path(path) / MANIFEST).is_file()
     )
 
@@ -147,8 +151,8 @@ def _runner(model: str, name: str | None) -> tuple[Runner, Preprocess, Task, int
         described = facts.get("preprocessing")
         if described is None:
             raise InputError(f"{path}: says nothing of preprocessing; give the folder of a run")
-        held = session(path, 0)
-        outputs = int(held.get_outputs()[0].shape[1])
+        held = targets.load(targets.DEFAULT).session(path, 0)
+        outputs = int(held.output_shape[1])
         return (
             lambda pixels: next(logits(held, [pixels])),
             Preprocess.model_validate_json(described),

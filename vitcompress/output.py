@@ -1,89 +1,51 @@
-"""The output folder: written beside its place, and put there when it is complete."""
+"""What an output folder says of itself: reports, versions, hashes; and where results are kept."""
 
+import atexit
 import hashlib
 import json
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from vitcompress import processor
 from vitcompress import recipe as recipes
-from vitcompress.errors import InputError, RunError
-from vitcompress.measure.runtime import cpu_lines, instructions
+from vitcompress.console import console
 from vitcompress.model.architecture import VitModel
+from vitcompress.place import MANIFEST
 from vitcompress.report import html, junit, markdown
 from vitcompress.report.model import Artifact, Report
 
-ONNX, MANIFEST = "model.onnx", "manifest.json"
-_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # that file managers leave
+ONNX = "model.onnx"
 _PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy")
 
 
-@contextmanager
-def writing(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` to write to; it becomes `out` when all went well, else it goes.
-
-    An earlier output in `out` is replaced; anything else there, and what was put beside an earlier
-    output, is refused with `InputError`, as is a place that cannot be written to. A disk that fills
-    up on the way is a `RunError`.
-    """
-    out = out.absolute()
-    if out.exists() and not _is_empty(out):
-        written = _written(out)
-        if not written:
-            raise InputError(
-                f"--out {out}: exists and is no output of vitcompress; give another place"
-            )
-        if others := sorted({file.name for file in out.iterdir()} - written - _LITTER):
-            raise InputError(
-                f"--out {out}: holds {others[0]}, which is no part of the output there; move it "
-                "away, or give another place"
-            )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        partial.chmod(0o755)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be written to: {error.strerror}") from error
-    try:
-        yield partial
-        if out.exists():
-            old = partial.with_name(partial.name + ".old")
-            out.rename(old)
-            partial.rename(out)
-            shutil.rmtree(old)
-        else:
-            partial.rename(out)
-    except OSError as error:
-        where = error.filename or out
-        raise RunError(f"{where}: {error.strerror or error}; nothing was left in {out}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _written(out: Path) -> set[str]:
-    """The names of the files of an earlier output in `out`; none where there is no such."""
-    try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        ours = "vitcompress" in manifest["versions"]
-        return {MANIFEST, *manifest["outputs"]} if ours else set()
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
-
-
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
-
-
 def cache_folder() -> Path:
-    """Where results that can be computed again are kept: VITCOMPRESS_CACHE or the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("VITCOMPRESS_CACHE") or Path(base) / "vitcompress")
+    """Where results that can be computed again are kept: VITCOMPRESS_CACHE or the user's cache.
+
+    For a user without a home it is a folder that goes when the process ends.
+    """
+    if own := os.environ.get("VITCOMPRESS_CACHE"):
+        return Path(own)
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "vitcompress"
+    try:
+        return Path.home() / ".cache" / "vitcompress"
+    except RuntimeError:
+        return _passing_folder()
+
+
+@cache
+def _passing_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="vitcompress-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    console.print("no home folder: nothing is kept for --resume; VITCOMPRESS_CACHE names a place")
+    return folder
 
 
 def write_reports(folder: Path, report: Report) -> None:
@@ -151,15 +113,10 @@ def versions() -> dict[str, str]:
 def environment(threads: int) -> dict[str, Any]:
     """What the figures were measured with."""
     return {
-        "cpu": _cpu_name(),
-        "instructions": instructions(),
+        "cpu": processor.name(),
+        "instructions": processor.instructions(),
         "cores": os.cpu_count(),
         "onnxruntime_threads": threads,
         "batch": 1,
         **versions(),
     }
-
-
-def _cpu_name() -> str:
-    names = (line.partition(":")[2].strip() for line in cpu_lines() if "model name" in line)
-    return next(names, platform.processor() or platform.machine())

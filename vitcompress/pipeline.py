@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcompress import gates, output
+from vitcompress import gates, output, targets
 from vitcompress.console import console
 from vitcompress.data.images import ImageSet, batches, open_images
 from vitcompress.details import Table
@@ -30,8 +30,9 @@ from vitcompress.export.onnx import export_onnx, facts_of
 from vitcompress.export.parity import check
 from vitcompress.measure import cost
 from vitcompress.measure.runtime import logits as onnx_logits
-from vitcompress.measure.runtime import session, time_in_turns
+from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model.architecture import VitModel, from_source
+from vitcompress.place import writing
 from vitcompress.recipe import Recipe
 from vitcompress.report.figures import told
 from vitcompress.report.model import (
@@ -160,7 +161,8 @@ def run(recipe: Recipe, out: Path, options: Options) -> Report:
     Raises `InputError`, `RunError` and `ParityError`. A failed gate is no error: see
     `Report.passed`.
     """
-    with output.writing(out) as target, TemporaryDirectory(prefix="vitcompress-") as scratch:
+    runtime = targets.load(recipe.export.target)
+    with writing(out) as target, TemporaryDirectory(prefix="vitcompress-") as scratch:
         torch.manual_seed(options.seed)
         dense = load(recipe)
         _say_model(dense)
@@ -168,7 +170,8 @@ def run(recipe: Recipe, out: Path, options: Options) -> Report:
         for _ in _planned(recipe, dense):
             pass  # what is wrong with a late stage is told before the first takes its time
         context = _context(recipe, dense, data, options)
-        report = _Run(recipe, options, dense, data, context, target, Path(scratch)).carry_out()
+        home = Path(scratch)
+        report = _Run(recipe, options, dense, data, context, target, home, runtime).carry_out()
         output.write_reports(target, report)
         output.write_manifest(target, recipe, options, data.fingerprints())
     return report
@@ -244,13 +247,13 @@ class _Run:
     context: Context
     target: Path
     scratch: Path
+    runtime: targets.Target
 
     def carry_out(self) -> Report:
         baseline_file = self.scratch / "baseline.onnx"
         with _step("baseline: fp32 export, checked and measured"):
             self.parity_pixels = self._parity_pixels()
-            export_onnx(self.dense, baseline_file, {})
-            check(baseline_file, self.dense, self.parity_pixels, 0)
+            self._export(self.dense, baseline_file, {})
             self.judged_dense = self._judge_onnx(baseline_file)
         model, stages, warnings = self.dense, list[StageReport](), list[str]()
         for config in self.recipe.stages:
@@ -293,8 +296,8 @@ class _Run:
         export = self.recipe.export
         home = self.target if export.onnx else self.scratch
         file = home / output.ONNX
-        export_onnx(model, file, facts_of(model, output.identity(self.recipe, self.dense)))
-        parity = check(file, model, self.parity_pixels, 0)
+        facts = facts_of(model, output.identity(self.recipe, self.dense))
+        parity = self._export(model, file, facts)
         artifacts = []
         if export.onnx:
             artifacts += [output.artifact(file, parity)]
@@ -309,8 +312,8 @@ class _Run:
         judged = self._judge_onnx(file)
         timed = time_in_turns(
             {
-                "baseline": session(baseline_file, self.options.threads),
-                "final": session(file, self.options.threads),
+                "baseline": self.runtime.session(baseline_file, self.options.threads),
+                "final": self.runtime.session(file, self.options.threads),
             },
             self.parity_pixels[:1].numpy(),
         )
@@ -331,8 +334,15 @@ class _Run:
         final = metrics(model, file, judged, "final")
         return artifacts, final, metrics(self.dense, baseline_file, self.judged_dense, "baseline")
 
+    def _export(self, model: VitModel, file: Path, facts: dict[str, str]) -> dict[str, Any]:
+        """Write `file`, and check it; what is to be told of it, what each pass changed included."""
+        target = self.recipe.export.target
+        passes = export_onnx(model, file, facts, target)
+        parity = check(file, model, self.parity_pixels, 0, target)
+        return {**parity, "passes": passes}
+
     def _judge_onnx(self, path: Path) -> Judged:
-        held = session(path, 0)
+        held = self.runtime.session(path, 0)
         return self._judge(lambda pixels: next(onnx_logits(held, [pixels])))
 
     def _torch_metrics(self, model: VitModel) -> Metrics:
@@ -392,7 +402,7 @@ def _device(name: str) -> torch.device:
 @contextmanager
 def _step(title: str) -> Iterator[float]:
     """Say what is being done, and how long it took."""
-    console.print(f"[bold]{title}[/bold]")
+    console.print(title, style="bold")
     start = time.monotonic()
     yield start
     console.print(f"  done in {time.monotonic() - start:.1f} s")
@@ -401,7 +411,7 @@ def _step(title: str) -> Iterator[float]:
 def _say_model(model: VitModel) -> None:
     spec = model.preprocess
     console.print(
-        f"[bold]{model.architecture.timm}[/bold]: {_outputs(model)}, images "
+        f"{model.architecture.timm}: {_outputs(model)}, images "
         f"{spec.input_size[0]}×{spec.input_size[1]} {spec.interpolation}, crop {spec.crop_pct}, "
         f"mean {spec.mean}, std {spec.std}"
     )

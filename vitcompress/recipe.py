@@ -4,17 +4,17 @@ import difflib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    JsonValue,
     ValidationError,
     WithJsonSchema,
     field_validator,
@@ -22,12 +22,14 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from vitcompress import paths, targets
 from vitcompress.data.preprocess import CropMode, Interpolation
 from vitcompress.errors import InputError
+from vitcompress.model.options import Options
 from vitcompress.recipe_errors import describe
 from vitcompress.registry import OneOf
 from vitcompress.stages.registry import StageConfig
-from vitcompress.yamltext import parse, read_override, replaced
+from vitcompress.yamltext import Document, override, parse, read_override, replaced
 
 
 def _no_boolean(value: object) -> object:
@@ -41,7 +43,14 @@ def _square(value: object) -> object:
     return (value, value) if isinstance(value, int) else value
 
 
-_Text = Annotated[str, Field(min_length=1)]
+def _unicode(value: str) -> str:
+    """File names may hold bytes that are no text, which no YAML or JSON file can hold."""
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise PydanticCustomError("not_unicode", "is not UTF-8; rename the file, or link to it")
+    return value
+
+
+_Text = Annotated[str, Field(min_length=1), AfterValidator(_unicode)]
 _Count = Annotated[int, Field(gt=0, strict=True)]
 _Number = Annotated[float, BeforeValidator(_no_boolean)]
 _Size = Annotated[
@@ -49,6 +58,7 @@ _Size = Annotated[
     BeforeValidator(_square),
     WithJsonSchema({"type": ["integer", "array"], "items": {"type": "integer"}}),
 ]
+_Target = Annotated[str, OneOf("vitcompress.targets")]
 _Limit = Annotated[_Number, Field(ge=0)]
 _Percent = Annotated[_Number, Field(ge=0, le=100)]
 _Share = Annotated[_Number, Field(ge=0, le=1)]
@@ -67,7 +77,7 @@ class ModelSection(_Section):
 
     checkpoint: _Text | None = None
     name: _Text | None = None
-    options: dict[str, JsonValue] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
     num_classes: _Count | None = None
 
 
@@ -97,10 +107,11 @@ class DataSection(_Section):
 
 
 class ExportSection(_Section):
-    """Which files to write."""
+    """Which files to write; `target`: the runtime that the ONNX file is for."""
 
     onnx: bool = True
     safetensors: bool = True
+    target: _Target = targets.DEFAULT
 
     @model_validator(mode="after")
     def _something(self) -> Self:
@@ -191,28 +202,57 @@ def _at(what: str, *place: str | int) -> dict[str, Any]:
     return {"what": what, "at": place}
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe; `overrides` (`stages.quant.bits=8`) are applied before it is validated.
+def load_recipe(
+    path: Path, settings: Sequence[str] = (), values: Mapping[str, str | None] | None = None
+) -> Recipe:
+    """Read a recipe; what is set over it is applied before it is validated.
 
-    Relative paths become absolute: those of the file start at its folder, those of `overrides` at
-    the working directory. Raises `InputError`, with the line and the key, for what is wrong.
+    `settings` are text (`stages.quant.bits=8`). `values` have dotted keys, are taken as they are,
+    win, and count as not given where they are None.
+
+    Relative paths become absolute: those of the file start at its folder, those set over it at the
+    working directory. Raises `InputError`, with the line and the key, for what is wrong.
     """
     document = parse(_read(path), lambda line: f"{path}:{line}")
     if document.data is None:
         raise InputError(f"{path}: the recipe is empty; it needs at least stages")
     if not isinstance(document.data, dict):
         raise InputError(f"{path}:1: a recipe is a mapping of keys such as stages, and this is not")
+    return _validated(document, path, settings, values or {})
+
+
+def recipe_without_stages(values: Mapping[str, str | None]) -> Recipe:
+    """What exports a model as it is; `values` as `load_recipe` takes them."""
+    return _validated(Document({"stages": []}, None), Path(), (), values)
+
+
+def _validated(
+    document: Document, path: Path, settings: Sequence[str], values: Mapping[str, str | None]
+) -> Recipe:
     data = _absolute(document.data, path.parent)
     applied = []
-    for text in overrides:
+    for text in settings:
         applied.append(read_override(text, data))
         data = replaced(data, applied[-1])
+    for key, value in values.items():
+        if value is not None:
+            applied.append(override(f"the {key} given", key, value, data))
+            data = replaced(data, applied[-1])
     data = _absolute(data, Path.cwd())
     try:
         return Recipe.model_validate({k: v for k, v in data.items() if not _left_empty(k, v)})
     except ValidationError as error:
         what = describe(error, Recipe, data, document, str(path), applied)
         raise InputError(what) from None
+
+
+def check_inputs(recipe: Recipe, images: bool = True) -> None:
+    """Raise `InputError` where the checkpoint, or an image source if asked for, is not there."""
+    paths.check(recipe.model.checkpoint, paths.CHECKPOINT)
+    if images:
+        paths.check(recipe.data.calibration, paths.IMAGES)
+        paths.check(recipe.data.evaluation, paths.IMAGES)
+        paths.check(recipe.data.classes, paths.CLASSES)
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -247,7 +287,7 @@ def find_recipe(text: str) -> Path:
     Raises `InputError` with the nearest names when there is none.
     """
     path, packaged = Path(text), packaged_recipes()
-    if path.exists() and not path.is_dir():  # a folder may be an output, named after its recipe
+    if paths.exists(path) and not path.is_dir():  # else an output named so
         return path
     if text.removesuffix(".yaml") in packaged:
         return packaged[text.removesuffix(".yaml")]
@@ -255,7 +295,7 @@ def find_recipe(text: str) -> Path:
 
 
 def _read(path: Path) -> str:
-    if path.is_dir() or not path.exists():
+    if not paths.exists(path) or path.is_dir():
         raise _missing(path)
     try:
         return path.read_text("utf-8-sig")
@@ -266,7 +306,8 @@ def _read(path: Path) -> str:
 
 
 def _missing(path: Path) -> InputError:
-    folder = path if path.is_dir() else path.parent
+    is_folder = paths.exists(path) and path.is_dir()
+    folder = path if is_folder else path.parent
     files = sorted(f for f in folder.glob("*") if f.suffix in (".yaml", ".yml"))
     there = {f.name: str(f) for f in files} | {f.stem: str(f) for f in files}
     names = {name: name for name in packaged_recipes()} | there
@@ -275,7 +316,7 @@ def _missing(path: Path) -> InputError:
     )
     nearest = list(dict.fromkeys(names[name] for name in near))
     remedy = f"did you mean {' or '.join(nearest)}?" if nearest else _listed(packaged_recipes())
-    what = "a folder, not a recipe" if path.is_dir() else "there is no such recipe"
+    what = "a folder, not a recipe" if is_folder else "there is no such recipe"
     return InputError(f"{path}: {what}; {remedy}")
 
 
@@ -302,8 +343,9 @@ def _absolute(data: dict[Any, Any], folder: Path) -> dict[Any, Any]:
 
 
 def _path(value: object, folder: Path) -> object:
-    if not isinstance(value, str) or not value or value.startswith(("timm:", "example:")):
+    if not isinstance(value, str) or not value or value.startswith(paths.BUILT_IN):
         return value
-    path = Path(value).expanduser() if value.startswith("~/") else Path(value)
+    # Without a home the ~ stays, and the file is told to be missing.
+    path = os.path.expanduser(value) if value.startswith("~/") else value  # noqa: PTH111
     # Only `..` is resolved: a linked checkpoint keeps the name by which its kind is known.
     return os.path.normpath(folder.resolve() / path)

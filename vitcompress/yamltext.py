@@ -99,7 +99,7 @@ def step(data: Any, part: str | int) -> Any:
 
 @dataclass(frozen=True)
 class Override:
-    """A value given on the command line; `where` is how messages call it."""
+    """A value set over those of the text; `where` is how messages call it."""
 
     where: str
     place: Place
@@ -113,12 +113,17 @@ def read_override(text: str, data: dict[Any, Any]) -> Override:
     """
     key, equals, value = text.partition("=")
     where = f"--set {text}"
-    place: list[str | int] = [*key.strip().split(".")]
-    if not equals or "" in place:
+    if not equals or "" in key.strip().split("."):
         raise InputError(f"{where}: write KEY=VALUE, such as data.images=64")
+    return override(where, key.strip(), parse(value, lambda _: where).data, data)
+
+
+def override(where: str, key: str, value: object, data: dict[Any, Any]) -> Override:
+    """`value` at the dotted `key` of `data`; raises `InputError` for a stage that is not there."""
+    place: list[str | int] = [*key.split(".")]
     if place[0] == "stages" and len(place) > 1:
         place[1] = _stage_index(str(place[1]), data, where)
-    return Override(where, tuple(place), parse(value, lambda _: where).data)
+    return Override(where, tuple(place), value)
 
 
 def replaced(data: Any, override: Override, depth: int = 0) -> Any:

@@ -14,12 +14,13 @@ import numpy as np
 from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
+from vitcompress import targets
 from vitcompress.console import console
 from vitcompress.data.images import batches, open_images
 from vitcompress.evaluation import judge
 from vitcompress.export.folder import load_folder
 from vitcompress.export.onnx import export_onnx
-from vitcompress.measure.runtime import logits, session, time_in_turns
+from vitcompress.measure.runtime import logits, time_in_turns
 from vitcompress.model.architecture import from_source
 
 # Left to itself, quantize_dynamic makes an invalid node of the standard Attention operator.
@@ -65,12 +66,13 @@ def main() -> None:
             )
         judged = {}
         for name, file in files.items():
-            held = session(file, 0)
+            held = targets.load(targets.DEFAULT).session(file, 0)
             judged[name] = judge(
                 lambda pixels, held=held: next(logits(held, [pixels])), images, spec, 0.01, name
             )
         pixels = next(batches(images.subset([0]), spec, 1)).pixels.numpy()
-        timed = time_in_turns({n: session(f, 1) for n, f in files.items()}, pixels)
+        runtime = targets.load(targets.DEFAULT)
+        timed = time_in_turns({n: runtime.session(f, 1) for n, f in files.items()}, pixels)
         rows = [
             "| | top-1 | agreement | KL | file | p50 | speed-up |",
             "|---|---|---|---|---|---|---|",

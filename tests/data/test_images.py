@@ -1,6 +1,7 @@
 """Sources, labels, samples, fingerprints and batches, on tiny images."""
 
 import io
+import os
 import tarfile
 import threading
 from collections import Counter
@@ -367,3 +368,81 @@ def test_a_name_like_markup_is_printed_as_it_is(
     images = open_images(tmp_path, labelled=False)
     list(batches(images, SPEC, 8))
     assert "[red]x.png" in capsys.readouterr().err
+
+
+# Folders with links, and strange names
+
+
+def linked_to_its_parent(root: Path) -> None:
+    (root / "ant" / "up").symlink_to("..")
+    (root / "up").symlink_to(".")
+
+
+def linked_to_each_other(root: Path) -> None:
+    (root / "ant" / "there").symlink_to("../bee")
+    (root / "bee" / "there").symlink_to("../ant")
+
+
+def linked_to_what_it_lies_in(root: Path) -> None:
+    write_folder(root.parent / "others")
+    (root / "up").symlink_to("..")
+
+
+def linked_files(root: Path) -> None:
+    (root / "ant" / "again.png").symlink_to("../cat/5.png")
+    (root / "ant" / "0 again.png").hardlink_to(root / "ant" / "0.png")
+    (root / "another").symlink_to("cat")
+
+
+def links_that_are_no_images(root: Path) -> None:
+    os.mkfifo(root / "ant" / "waits.png")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        linked_to_its_parent,
+        linked_to_each_other,
+        linked_to_what_it_lies_in,
+        linked_files,
+        links_that_are_no_images,
+    ],
+)
+def test_each_image_is_listed_once(change: Callable[[Path], None], tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "root")
+    before = open_images(root, labelled=True)
+    change(root)
+    after = open_images(root, labelled=True)
+    assert [after.fetch(i) for i in range(len(after))] == [png(pixels) for pixels in PIXELS]
+    assert (after.labels, after.num_classes) == (before.labels, before.num_classes)
+
+
+def test_what_links_lead_to_is_listed(tmp_path: Path) -> None:
+    far = write_folder(tmp_path / "far")
+    (tmp_path / "root").mkdir()
+    for name in CLASSES:
+        (tmp_path / "root" / name).symlink_to(far / name)
+    images, there = (open_images(root, labelled=True) for root in (tmp_path / "root", far))
+    assert images.fingerprint() == there.fingerprint()
+    (tmp_path / "root" / "cat" / "lost.png").symlink_to("nothing")
+    got = together(open_images(tmp_path / "root", labelled=True))
+    assert got.names == there.names  # told and left out, as an image that cannot be read
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [(b"caf\xe9.png", r"caf\udce9.png"), (b"a\x1b[2J\nb.png", r"a\x1b[2J\nb.png")],
+)
+def test_strange_file_names_are_told_in_plain_text(
+    name: bytes, shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = damaged(tmp_path, 0, of=2)
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    strange.write_bytes(b"no image")
+    images = open_images(tmp_path, labelled=False)
+    assert len(next(batches(images, SPEC, 8)).names) == 2
+    assert list(images.skipped) == [shown]
+    assert shown in capsys.readouterr().err
+    assert len(images.fingerprint()) == 64
+    strange.write_bytes(png(PIXELS[0]))
+    assert len(next(batches(images, SPEC, 8)).names) == 3

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 import vitcompress
 from vitcompress.export import onnx as export
 from vitcompress.export.onnx import INPUT, OUTPUT, export_onnx, facts_of, metadata
-from vitcompress.measure.runtime import session
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import (
     Architecture,
@@ -27,6 +26,7 @@ from vitcompress.model.architecture import (
     stored_tensors,
 )
 from vitcompress.model.layers import QuantizedLinear
+from vitcompress.targets.onnxruntime import load_session
 
 MakeVit = Callable[..., VitModel]
 
@@ -132,12 +132,12 @@ class Exported:
     def optimised(self) -> onnx.ModelProto:
         """What onnxruntime makes of the file."""
         path = self.path.with_suffix(".optimised.onnx")
-        session(self.path, 1, optimized=path)
+        load_session(self.path, 1, optimized=path)
         return onnx.load(path)
 
 
 def run_file(path: Path, pixels: Tensor) -> np.ndarray:
-    (logits,) = session(path, 1).run([OUTPUT], {INPUT: pixels.numpy()})
+    (logits,) = load_session(path, 1).run([OUTPUT], {INPUT: pixels.numpy()})
     return np.asarray(logits)
 
 
@@ -357,7 +357,7 @@ def test_exporting_changes_nothing_in_the_model(make_vit: MakeVit, tmp_path: Pat
 def test_the_weights_of_a_huge_model_lie_beside_the_file(
     plain: Exported, pixels: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "_EXTERNAL_BYTES", 0)
+    monkeypatch.setattr(export, "EXTERNAL_BYTES", 0)
     path = tmp_path / "model.onnx"
     export_onnx(plain.model, path, FACTS)
     assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data"}

@@ -1,5 +1,6 @@
 """The check has to catch what it is there for."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,11 +11,14 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from vitcompress import targets
 from vitcompress.errors import ParityError
 from vitcompress.export import parity
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check
-from vitcompress.model.architecture import VitModel
+from vitcompress.methods import quantizer
+from vitcompress.model.architecture import QuantizedLayer, VitModel
+from vitcompress.model.layers import QuantizedLinear
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge.config import MergeConfig
 from vitcompress.stages.merge.stage import plan
@@ -59,13 +63,13 @@ def test_one_image_in_eight_may_have_a_tie_where_tokens_merge(
     config = MergeConfig.model_validate({"method": "tome", "schedule": [12, 12]})
     for model in (vit, plan(vit, config).model):
         merges, path = model is not vit, tmp_path / "m.onnx"
-        export_onnx(model, path, {})
         logits = model.module(pixels).numpy()
         for ties in (1, 2):
             other = logits.copy()
             other[:ties] += 1
-            answers = SimpleNamespace(run=lambda _, __, other=other: [other])
-            monkeypatch.setattr(parity, "session", lambda *_, answers=answers: answers)
+            answers = SimpleNamespace(run=lambda _, other=other: other)
+            runtime = SimpleNamespace(session=lambda *_, answers=answers: answers)
+            monkeypatch.setattr(targets, "load", lambda _, runtime=runtime: runtime)
             if merges and ties == 1:
                 assert check(path, model, pixels, 1)["tied_images"] == 1
                 continue
@@ -153,3 +157,58 @@ def test_a_model_beyond_its_quantization_noise_fails(
     altered(path, "head.bias", lambda b: b + 2 * lost if bits == 8 else b + lost)
     with pytest.raises(ParityError, match="beyond the quantization noise"):
         check(path, model, pixels, 1)
+
+
+def by_hand(vit: VitModel, layers: list[str], terms: int, activations: str) -> VitModel:
+    """The model with these layers quantized, all their weights and biases zero."""
+    kinds = {n: QuantizedLayer(bits=8, activations=activations, terms=terms) for n in layers}
+    for name, kind in kinds.items():
+        linear = vit.module.get_submodule(name)
+        twin = QuantizedLinear(linear.in_features, linear.out_features, **kind.model_dump())
+        twin.codes = quantizer.pack_weight(torch.zeros_like(linear.weight), 8)
+        twin.scale = torch.ones(linear.out_features)
+        if activations == "static":
+            twin.activation_scale = torch.tensor(0.02)
+            twin.activation_zero_point = torch.tensor(128, dtype=torch.uint8)
+        vit.module.set_submodule(name, twin)
+    return replace(vit, architecture=vit.architecture.model_copy(update={"quantized": kinds}))
+
+
+@pytest.mark.parametrize(("terms", "activations"), [(1, "static"), (2, "dynamic")])
+def test_layers_with_equal_tensors_are_told_apart(
+    terms: int, activations: str, vit: VitModel, pixels: Tensor, tmp_path: Path
+) -> None:
+    model = by_hand(vit, ["blocks.0.mlp.fc2", "blocks.1.mlp.fc2"], terms, activations)
+    path = tmp_path / "m.onnx"
+    export_onnx(model, path, {})
+    assert check(path, model, pixels, 1)["fused_layers"] == 2
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("merges", [False, True])
+def test_one_image_without_numbers_fails_on_either_side(
+    bad: float, merges: bool, vit: VitModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = MergeConfig.model_validate({"method": "tome", "schedule": [12, 12]})
+    model = plan(vit, config)[0] if merges else vit
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    logits = model.module(images)
+    broken = logits.clone()
+    broken[3, 2] = bad
+    for theirs, ours in ((broken, logits), (logits, broken), (broken, broken)):
+        answers = SimpleNamespace(run=lambda _, theirs=theirs: theirs.numpy())
+        runtime = SimpleNamespace(session=lambda *_, answers=answers: answers)
+        monkeypatch.setattr(targets, "load", lambda _, runtime=runtime: runtime)
+        fixed = SimpleNamespace(module=lambda _, ours=ours: ours, architecture=model.architecture)
+        monkeypatch.setattr(parity, "quantized_linears", lambda _: {})
+        with pytest.raises(ParityError, match="infinite or no number for 1 of 8 images"):
+            check(Path("m.onnx"), fixed, images, 1)  # type: ignore[arg-type]
+
+
+def test_a_layer_whose_output_is_no_number_does_not_match() -> None:
+    layer = QuantizedLinear(4, 3, 8, "dynamic")
+    layer.codes = quantizer.pack_weight(torch.ones(3, 4), 8)
+    layer.scale = torch.ones(3)
+    x = torch.randn(2, 4)
+    assert parity.mismatch(layer, x, layer(x)) == 0
+    assert parity.mismatch(layer, x, torch.full((2, 3), torch.nan)) == 1

@@ -39,7 +39,7 @@ def test_branches_are_run_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_between_measured_sizes_and_beyond_it_follows_lines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def by_size(graphs: dict[str, Any], shape: Any) -> dict[str, float]:
+    def by_size(graphs: dict[str, Any], *_: Any) -> dict[str, float]:
         return {name: float(sum(map(int, name.split()))) for name in graphs}
 
     monkeypatch.setattr(branches, "_milliseconds", by_size)

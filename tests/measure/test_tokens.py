@@ -15,7 +15,7 @@ from vitcompress.model.merging import Merging
 
 @pytest.fixture(autouse=True)
 def by_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured(graphs: dict[str, Any], shape: tuple[int, int]) -> dict[str, float]:
+    def measured(graphs: dict[str, Any], shape: tuple[int, int], _: str) -> dict[str, float]:
         return {name: float(sum(map(int, name.split())) * shape[0]) for name in graphs}
 
     monkeypatch.setattr(branches, "_milliseconds", measured)

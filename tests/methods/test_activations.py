@@ -5,8 +5,6 @@ from typing import get_args
 import pytest
 import torch
 from torch import Tensor
-
-from vitcompress.methods import quantizer
 from vitcompress.methods.activations import (
     candidates,
     fitted,
@@ -15,6 +13,8 @@ from vitcompress.methods.activations import (
     twin_uniform,
     uniform,
 )
+
+from vitcompress.methods import quantizer
 from vitcompress.terms import QuantizerKind
 
 KINDS = get_args(QuantizerKind)

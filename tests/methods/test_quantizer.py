@@ -269,3 +269,24 @@ def test_byte_codes_of_what_they_stand_for_are_the_same(
 )
 def test_scales_fit_in_half_as_normal_numbers_only(value: float, fits: bool) -> None:
     assert quantizer.fits_half(torch.tensor([0.5, value])) == fits
+
+
+@pytest.mark.parametrize(
+    ("values", "half", "whole"),
+    [
+        ([0.5, -0.25, 0.0], True, True),
+        ([0.5, 1e-9], True, True),
+        ([0.0, 0.0], True, True),
+        ([70_000.0, 1.0], False, True),
+        ([1e-9, 2e-8], False, True),
+        ([3.4e38, 1.0], False, False),
+        ([float("inf"), 1.0], False, False),
+        ([float("nan"), 1.0], False, False),
+    ],
+)
+def test_tensors_are_narrowed_only_where_they_stay_what_they_are(
+    values: list[float], half: bool, whole: bool
+) -> None:
+    tensor = torch.tensor([values])
+    assert quantizer.keeps_in_half(tensor) == half
+    assert quantizer.keeps_in_bytes(tensor) == whole

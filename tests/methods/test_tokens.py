@@ -206,14 +206,14 @@ def test_sizes_in_attention_are_repeated_keys() -> None:
     q, k, v = draw(1, 3, 8), draw(1, 4, 8, seed=1), draw(1, 4, 8, seed=2)
     counts = torch.tensor([1, 3, 2, 1])
     again = torch.repeat_interleave(torch.arange(4), counts)
-    merged = attend(q, k, v, 2, 0.5, counts.float().log()[None])
+    merged = attend(q, k, v, 2, 0.5, counts.float().log()[None, None, None])
     assert torch.allclose(merged, attend(q, k[:, again], v[:, again], 2, 0.5), atol=1e-6)
 
 
 def test_attention_paid_is_that_of_attention() -> None:
     q, k, sizes = draw(2, 1, 8), draw(2, 5, 8, seed=1), 1 + draw(2, 5, 1, seed=2).abs()
     v = torch.eye(5).repeat(2, 1, 2)  # each head returns its weights
-    weights = attend(q, k, v, 2, 0.5, sizes[..., 0].log()).view(2, 2, 5).mean(1)
+    weights = attend(q, k, v, 2, 0.5, sizes[:, None, None, :, 0].log()).view(2, 2, 5).mean(1)
     paid = methods.attention_paid(q, k, 2, 0.5, sizes[..., 0].log())
     assert torch.allclose(paid[..., 0], weights, atol=1e-6)
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from vitcompress.export.folder import load_folder, save_folder
 from vitcompress.export.onnx import INPUT, export_onnx
 from vitcompress.export.parity import check
-from vitcompress.measure.runtime import session
 from vitcompress.methods import packing, patterns, quantizer, sparsity
 from vitcompress.model.architecture import VitModel, stored_tensors
 from vitcompress.model.layers import QuantizedLinear
+from vitcompress.targets.onnxruntime import load_session
 
 PATTERNS = {
     "blocks.0.attn.qkv": "unstructured",
@@ -105,14 +105,14 @@ def test_the_file_holds_the_stored_tensors_and_onnxruntime_folds_them(
     for name, tensor in stored_tensors(model).items():
         if name.endswith(("values", "mask", "codes")) and tensor.numel() > 16:  # fewer are folded
             assert np.array_equal(held[name], tensor.numpy())
-    session(file, 1, optimised)
+    load_session(file, 1, optimised)
     graph = onnx.load(optimised).graph
     assert not {node.op_type for node in graph.node} & {"CumSum", "BitShift", "BitwiseAnd"}
     shapes = {tuple(i.dims) for i in graph.initializer}
     for name in PATTERNS:  # the whole matrix, made once
         layer = model.module.get_submodule(name)
         assert (layer.in_features, layer.out_features) in shapes
-    run = session(file, 1).run(None, {INPUT: pixels.numpy()})[0]
+    run = load_session(file, 1).run(None, {INPUT: pixels.numpy()})[0]
     assert np.isfinite(run).all()
 
 

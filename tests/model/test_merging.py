@@ -149,7 +149,8 @@ def test_tokens_keep_their_positions(name: str, make_vit: MakeVit, pixels: Tenso
     state, whole = State(seen[0]), seen[0]
     bias: Tensor | None = None
     for number, block in enumerate(vit.blocks):
-        state, whole = blocks.advance(number, state), block.fed(block.attended(whole, bias)[0])
+        hidden = None if bias is None else bias[:, None, None]
+        state, whole = blocks.advance(number, state), block.fed(block.attended(whole, hidden)[0])
         assert state.origins is not None
         bias = torch.full(whole.shape[:2], -torch.inf).scatter(1, state.origins[..., 0], 0.0)
         assert torch.allclose(state.x, rows(whole, state.origins), atol=1e-5)

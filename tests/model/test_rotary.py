@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check
-from vitcompress.measure.runtime import session
 from vitcompress.methods import selection
 from vitcompress.model.architecture import (
     Architecture,
@@ -29,6 +28,7 @@ from vitcompress.model.families import adopt
 from vitcompress.model.layers import Attention, Block, GatedMlp
 from vitcompress.model.rotary import RotaryVit, frequencies
 from vitcompress.model.rotation import Rotation
+from vitcompress.targets.onnxruntime import load_session
 
 MakeModule = Callable[..., nn.Module]
 MakeVit = Callable[..., VitModel]
@@ -91,18 +91,16 @@ def turns(options: dict[str, Any]) -> bool:
     return options is not KINDS["EVA without rotation"]
 
 
-PRE_NORM = [kind for kind in KINDS if "post-norm" not in kind]
-
-
-def test_blocks_are_ours_but_for_those_that_norm_afterwards(make_module: MakeModule) -> None:
+def test_blocks_are_ours(make_module: MakeModule) -> None:
     for kind, options in KINDS.items():
         blocks = list(adopt(make_module(**options)).blocks)
-        assert all(isinstance(block, Block) == (kind in PRE_NORM) for block in blocks)
+        assert all(isinstance(block, Block) for block in blocks)
+        assert all(block.norm_after == ("post-norm" in kind) for block in blocks)
         gated = [block for block in blocks if isinstance(block.mlp, GatedMlp)]
         assert len(gated) == len(blocks) * (
             "gated" in kind
             or "7B" in kind
-            or (options["name"].startswith("eva02") and kind in PRE_NORM)
+            or (options["name"].startswith("eva02") and "post-norm" not in kind)
         )
 
 
@@ -135,7 +133,7 @@ def test_the_export_turns_by_one_operator(
     assert found["RotaryEmbedding"] == 4
     assert not [op for op in found if op.startswith(("Scatter", "NonZero", "If", "Loop"))]
     # The tables are computed at load: in the file they would take more room than their angles.
-    session(tmp_path / "model.onnx", 1, tmp_path / "loaded.onnx")
+    load_session(tmp_path / "model.onnx", 1, tmp_path / "loaded.onnx")
     assert not {"Cos", "Sin"} & {n.op_type for n in onnx.load(tmp_path / "loaded.onnx").graph.node}
     assert max(math.prod(t.dims) for t in graph.initializer if "rotation" in t.name) <= 3 * 32
 

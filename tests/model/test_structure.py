@@ -155,10 +155,13 @@ FORBIDDEN: dict[str, tuple[dict[str, Any], set[str]]] = {
 
 @pytest.mark.parametrize(("options", "forbidden"), FORBIDDEN.values(), ids=FORBIDDEN)
 def test_what_lies_between_may_forbid_a_fold(
-    options: dict[str, Any], forbidden: set[str], make_vit: MakeVit, pixels: Tensor
+    options: dict[str, Any],
+    forbidden: set[str],
+    make_module: Callable[..., nn.Module],
+    pixels: Tensor,
 ) -> None:
     for layer in FOLDED:
-        module = make_vit(**options).module
+        module = adopt(make_module(**options))
         if layer.rpartition(".")[2] in forbidden:
             assert input_fold(module, layer) is None
         else:
@@ -176,20 +179,6 @@ def test_gated_attention_cannot_be_folded(vit: VitModel, pixels: Tensor) -> None
 def test_a_quantized_qkv_cannot_take_a_fold(vit: VitModel) -> None:
     vit.module.set_submodule("blocks.0.attn.qkv", QuantizedLinear(64, 192, 8, "static"))
     assert input_fold(vit.module, "blocks.0.attn.proj") is None
-
-
-def test_swin_blocks_are_left_alone() -> None:
-    swin = timm.create_model(
-        "swin_tiny_patch4_window7_224",
-        img_size=56,
-        embed_dim=8,
-        depths=(1, 1),
-        num_heads=(1, 2),
-        num_classes=3,
-    )
-    names = linears(adopt(swin))
-    assert any(name.endswith("qkv") for name in names)
-    assert all(input_fold(swin, name) is None for name in names)
 
 
 @pytest.mark.parametrize("layer", ["attn_out.proj", "attn_in.qk", "mlp.fc1"])

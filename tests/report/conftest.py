@@ -122,6 +122,19 @@ def failed(report: Report) -> Report:
 
 
 @pytest.fixture
+def embedded(report: Report) -> Report:
+    """Of a model without a head."""
+    unlike = {"top1": None, "top5": None, "agreement": None, "kl": None}
+    alike = {"cosine": 0.99996, "cosine_p5": 0.91234, "neighbours": 96.4, "norm_ratio": 1.01}
+    final = report.final.model_copy(update={**unlike, **alike, "knn": 61.0})
+    baseline = report.baseline.model_copy(update={**unlike, "knn": 62.5})
+    gate = GateResult(name="min.neighbours", limit=95.0, value=96.4, passed=True)
+    return report.model_copy(
+        update={"baseline": baseline, "stages": [], "final": final, "gates": [gate]}
+    )
+
+
+@pytest.fixture
 def empty() -> Report:
     """Nothing was measured."""
     return Report(model={}, baseline=Metrics(), final=Metrics())

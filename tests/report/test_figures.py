@@ -11,6 +11,21 @@ def test_headline_tells_gain_and_loss(report: Report) -> None:
     )
 
 
+def test_headline_of_an_embedding(embedded: Report) -> None:
+    assert figures.headline(embedded) == (
+        "3.71× smaller and 2.65× faster; k-NN −1.5 points (62.5 → 61.0 %), "
+        "mean cosine 0.999960 to the dense model on 1,000 images."
+    )
+    assert figures.gate_limit(embedded.gates[0]) == "Same nearest neighbour at least 95 %"
+
+
+def test_figures_that_nobody_measured_are_not_shown(embedded: Report, empty: Report) -> None:
+    keys = [f.key for f in figures.shown([embedded.baseline, embedded.final])]
+    assert keys[-6:] == ["knn", "cosine", "cosine_p5", "neighbours", "norm_ratio", "images"]
+    assert not {"top1", "agreement", "kl", "map"} & set(keys)
+    assert figures.shown([empty.final]) == []
+
+
 def test_headline_does_not_flatter(report: Report, empty: Report) -> None:
     worse = report.final.model_copy(update={"bytes": 45_826_048, "speedup": 0.5, "top1": None})
     told = figures.headline(report.model_copy(update={"final": worse}))

@@ -65,6 +65,13 @@ def test_null_is_a_dash(report: Report, failed: Report, empty: Report) -> None:
     assert "Top-1" not in text
 
 
+def test_cards_are_of_what_was_measured(embedded: Report) -> None:
+    text = _Page(html.render(embedded)).text
+    assert "Cosine 0.999960 of 1,000 images" in text
+    assert "Same nearest neighbour 96.4 % of 1,000 images ✓ gate passed" in text
+    assert "Top-1" not in text
+
+
 def test_a_failing_gate_shows(report: Report, failed: Report) -> None:
     assert "✗" not in html.render(report)
     text = _Page(html.render(failed)).text

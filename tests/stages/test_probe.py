@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -96,9 +97,11 @@ def test_another_model(vit: VitModel, make_vit: MakeVit, batches: list[Tensor]) 
 def test_a_model_of_no_known_kind(batches: list[Tensor]) -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(3072, 16), nn.GELU(), nn.Linear(16, 5))
     module.requires_grad_(False)
-    changed = {"1": moved(module[1])}
-    found = Probe(anatomy_of(module), batches, kl).cost(changed)
-    assert found == float(whole(module, changed, batches).double().mean()) > 0
+    probe = Probe(replace(anatomy_of(module), head=("3",)), batches, kl)
+    for name in ("1", "3"):
+        changed = {name: moved(module.get_submodule(name))}
+        expected = float(whole(module, changed, batches).double().mean())
+        assert probe.cost(changed) == expected > 0
 
 
 def test_only_what_lies_behind_is_computed(make_vit: MakeVit, batches: list[Tensor]) -> None:

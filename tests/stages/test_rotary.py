@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from vitcompress.stages.quantize.importance import importance
 
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check
@@ -19,7 +20,6 @@ from vitcompress.stages.merge.stage import merge
 from vitcompress.stages.prune.config import PruneConfig
 from vitcompress.stages.prune.stage import prune
 from vitcompress.stages.quantize.config import QuantizeConfig
-from vitcompress.stages.quantize.importance import importance
 from vitcompress.stages.quantize.stage import quantize
 from vitcompress.stages.sparsify.config import SparsifyConfig
 from vitcompress.stages.sparsify.stage import sparsify

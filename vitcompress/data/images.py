@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from PIL.Image import Image
 
-from vitcompress.console import console
+from vitcompress.console import console, printable
 from vitcompress.data.preprocess import Preprocess, prepare
 from vitcompress.data.sources import Label, Listing, decode, list_source
 from vitcompress.errors import InputError
@@ -120,7 +120,7 @@ def open_images(
     labels, num_classes = _labels(listing, str(source), classes) if labelled else (None, None)
     chosen = _sample(listing.classes, limit, seed)
     return ImageSet(
-        source=str(source),
+        source=printable(str(source)),
         names=[listing.names[i] for i in chosen],
         labels=None if labels is None else [labels[i] for i in chosen],
         num_classes=num_classes,
@@ -247,9 +247,9 @@ def _prepared(images: ImageSet, spec: Preprocess) -> "Iterator[torch.Tensor | st
 def _skip(images: ImageSet, index: int, reason: str, allowed: int) -> None:
     name = images.names[index]
     if name not in images.skipped:
-        images.skipped[name] = reason
+        images.skipped[name] = reason = printable(reason)
         warning = f"warning: {name} is unreadable and left out ({reason})"
-        console.print(warning, style="yellow", markup=False, soft_wrap=True)
+        console.print(warning, style="yellow", soft_wrap=True)
     here = [name for name in images.names if name in images.skipped]
     count = len(here)
     if count > allowed or count == len(images):

@@ -2,10 +2,11 @@
 
 import io
 import os
+import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from vitcompress.console import printable
 from vitcompress.errors import InputError
 
 # The only decoders that are tried, whatever a file is called (others start programs, or guess).
@@ -87,20 +89,71 @@ def _no_images(path: Path) -> InputError:
 
 def _folder(root: Path) -> Listing:
     """A class is a folder directly in `root`, and has the images at any depth below it."""
+    found, folders = _walked(root)
+    paths = {path.relative_to(root).as_posix(): path for path in _distinct(found)}
+    raw = sorted(name for name in paths if _is_image(PurePosixPath(name)))
+    if not raw:
+        raise _no_images(root)
+    names = [printable(name) for name in raw]
+    classes = [printable(name) for name in sorted(f.name for f in folders if f.parent == root)]
+    return Listing(names, _first_folders(names), classes, lambda i: paths[raw[i]].read_bytes())
+
+
+def _walked(root: Path) -> tuple[list[Path], list[Path]]:
+    """All files below `root` and all folders, those that are hidden left out.
+
+    Links to folders are followed, after all else. Each real folder is entered once, and none that
+    `root` lies in: folders that hold each other would never end.
+    """
+    home = Path(os.path.realpath(root))
+    entered = {_identity(folder) for folder in (home, *home.parents)}
+    files: list[Path] = []
+    folders: list[Path] = []
+
+    def enter(folder: Path) -> bool:
+        is_new = (identity := _identity(folder)) not in entered
+        entered.add(identity)
+        folders.extend([folder] if is_new else [])
+        return is_new
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: {error.strerror}; make the folder readable")
 
-    paths = []
-    for folder, below, files in os.walk(root, followlinks=True, onerror=refuse):
-        below[:] = [name for name in below if not name.startswith(".")]
-        found = (PurePosixPath((Path(folder) / name).relative_to(root)) for name in files)
-        paths += [path for path in found if _is_image(path)]
-    if not paths:
-        raise _no_images(root)
-    names = sorted(str(path) for path in paths)
-    folders = sorted(f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
-    return Listing(names, _first_folders(names), folders, lambda i: (root / names[i]).read_bytes())
+    starts = [root]
+    while starts:
+        links: list[Path] = []
+        for start in starts:
+            for folder, below, names in os.walk(start, onerror=refuse):
+                inside = [Path(folder, name) for name in below if not name.startswith(".")]
+                linked = {path for path in inside if path.is_symlink()}
+                links += linked
+                below[:] = [path.name for path in inside if path not in linked and enter(path)]
+                files += [Path(folder, name) for name in names]
+        starts = [link for link in sorted(links) if enter(link)]
+    return files, folders
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def _distinct(files: Iterable[Path]) -> Iterator[Path]:
+    """The `files` without what cannot be a file of data, and without a second name of the same one.
+
+    The one that stays is no link, where there is such, and the first by name.
+    """
+    seen = set()
+    for path in sorted(files, key=lambda path: (path.is_symlink(), path)):
+        try:
+            found = path.stat()
+        except OSError:
+            yield path  # a link to nothing, which reading will tell
+            continue
+        identity = (found.st_dev, found.st_ino)
+        if stat.S_ISREG(found.st_mode) and identity not in seen:
+            seen.add(identity)
+            yield path
 
 
 def _first_folders(names: list[str]) -> list[str | Label | None]:
@@ -119,10 +172,12 @@ def _tar(path: Path) -> Listing:
             for member in archive:
                 name = PurePosixPath(member.name)
                 if member.isfile() and _is_image(name):
-                    places[str(name)] = (member.offset_data, member.size)
+                    places[printable(str(name))] = (member.offset_data, member.size)
                 elif member.isfile() and name.suffix == ".cls":
                     content = archive.extractfile(member)
-                    texts[_key(str(name))] = content.read().decode().strip() if content else ""
+                    texts[_key(printable(str(name)))] = (
+                        content.read().decode().strip() if content else ""
+                    )
     except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}: not a readable, uncompressed tar ({error}); pack it again"

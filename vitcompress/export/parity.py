@@ -10,7 +10,7 @@ rounding the inputs of its layers puts torch from a float model of the same weig
 """
 
 import time
-from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -20,39 +20,48 @@ import onnx
 import torch
 from torch import Tensor
 
+from vitcompress import targets
 from vitcompress.errors import ParityError
-from vitcompress.export.functions import DOMAIN
-from vitcompress.export.onnx import INPUT
-from vitcompress.measure.runtime import session
+from vitcompress.export.onnx import EXTERNAL_BYTES
+from vitcompress.export.passes.outline import DOMAIN
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.structure import float_twin, quantized_linears
 
-_FUSED = {"MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
 _FLOAT_TOLERANCE = 1e-4
 _TIED = 1 / 8  # of the images, where tokens merge
 # Sums that differ because a value lay within float rounding of the middle of two codes.
 _TIES = 1e-3
 
 
-def check(path: Path, model: VitModel, pixels: Tensor, threads: int) -> dict[str, Any]:
+def check(
+    path: Path,
+    model: VitModel,
+    pixels: Tensor,
+    threads: int,
+    target: str = targets.DEFAULT,
+) -> dict[str, Any]:
     """Compare the file at `path` with `model` on `pixels` [n, C, H, W].
 
-    Returns the facts for the report. Raises `ParityError` naming the layer, or the figure and its
-    limit.
+    Returns the facts for the report, of a quantized model also those
+    of its task against torch, as `torch_NAME`.
+    Raises `ParityError` naming the layer, or the figure and its limit, and for an output that is
+    not finite on either side.
     """
+    runtime = targets.load(target)
     layers = quantized_linears(model.module)
     facts: dict[str, Any] = {"images": len(pixels)}
     if layers:
-        facts["fused_layers"] = fused_layers(path, layers)
-        facts["worst_layer_mismatch"] = _check_layers(path, layers, pixels, threads)
+        facts["fused_layers"] = fused_layers(path, layers, runtime)
+        facts["worst_layer_mismatch"] = _check_layers(path, layers, pixels, threads, runtime)
     with torch.inference_mode():
         ours = model.module(pixels).float().cpu().numpy()
     start = time.perf_counter()
-    held = session(path, threads)  # weights are unpacked now, once
+    held = runtime.session(path, threads)  # weights are unpacked now, once
     facts["load_seconds"] = time.perf_counter() - start
-    theirs = held.run(None, {INPUT: pixels.numpy()})[0]
+    theirs = held.run(pixels.numpy())
+    _demand_finite(path, {"torch": ours, target: theirs})
     difference = np.abs(theirs - ours)
     tolerance = _FLOAT_TOLERANCE * max(1.0, float(np.abs(ours).max()))
     facts["max_logit_difference"] = float(difference.max())
@@ -60,6 +69,7 @@ def check(path: Path, model: VitModel, pixels: Tensor, threads: int) -> dict[str
     if layers:
         with torch.inference_mode():
             unrounded = float_twin(model.module)(pixels).numpy()
+        _demand_finite(path, {"the float model of the same weights": unrounded})
         noise = float(np.abs(ours - unrounded).mean())
         facts["mean_quantization_noise"] = noise
         compared = model.task.compared(torch.from_numpy(theirs), torch.from_numpy(ours))
@@ -67,7 +77,7 @@ def check(path: Path, model: VitModel, pixels: Tensor, threads: int) -> dict[str
         # Two noisy copies of one signal lie √2 apart where their noises are independent.
         if not difference.mean() <= max(2**0.5 * noise, tolerance):
             raise ParityError(
-                f"{path.name}: mean |Δlogit| between onnxruntime and torch is "
+                f"{path.name}: mean |Δlogit| between {target} and torch is "
                 f"{difference.mean():.4g}, beyond the quantization noise of {noise:.4g}"
             )
     else:
@@ -76,70 +86,97 @@ def check(path: Path, model: VitModel, pixels: Tensor, threads: int) -> dict[str
             facts["tied_images"], allowed = far, _TIED * len(pixels)
         if far > allowed:
             raise ParityError(
-                f"{path.name}: onnxruntime and torch differ by up to {difference.max():.3g} in the "
+                f"{path.name}: {target} and torch differ by up to {difference.max():.3g} in the "
                 f"logits; {_FLOAT_TOLERANCE:g} of the largest logit is allowed"
             )
     facts["passed"] = True
     return facts
 
 
-def fused_layers(path: Path, layers: dict[str, QuantizedLinear]) -> int:
-    """How many layers onnxruntime runs in integer kernels; all, or `ParityError` names one."""
-    with TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
-        session(path, 1, optimized)
-        graph = onnx.load(optimized, load_external_data=False).graph
-    read = Counter(name for node in graph.node if node.op_type in _FUSED for name in node.input)
-    kernels = {name: read[f"{name}.scale"] for name in layers}
-    for name, layer in layers.items():
-        if kernels[name] != layer.terms:
+def _demand_finite(path: Path, outputs: Mapping[str, np.ndarray]) -> None:
+    """Raise `ParityError` for an output that cannot be compared with anything."""
+    for whose, values in outputs.items():
+        bad = int((~np.isfinite(values)).any(1).sum())
+        if bad:
             raise ParityError(
-                f"{path.name}: {name}: onnxruntime did not fuse it to an integer kernel "
-                f"({kernels[name]} of {layer.terms}); leave it out with `skip`, and "
-                "report this with the versions of onnxruntime and onnx"
+                f"{path.name}: the logits of {whose} are infinite or no number for {bad} of "
+                f"{len(values)} images"
+            )
+
+
+def fused_layers(path: Path, layers: dict[str, QuantizedLinear], runtime: targets.Target) -> int:
+    """How many layers run in integer kernels; all, or `ParityError` names one.
+
+    Each layer has a kernel for each term and each of its calls, which rescales with its own scale.
+    """
+    graph = onnx.load(path, load_external_data=False).graph
+    calls = {name: len(nodes) for name, nodes in _calls(graph, layers).items()}
+    kernels = runtime.kernels(path, [f"{name}.scale" for name in layers])
+    for name, layer in layers.items():
+        found, wanted = kernels[f"{name}.scale"], layer.terms * calls[name]
+        if not found == wanted > 0:
+            raise ParityError(
+                f"{path.name}: {name}: {runtime.name} did not fuse it to an integer kernel "
+                f"({found} of {wanted}); leave it out with `skip`, and "
+                f"report this with the versions of {runtime.name} and onnx"
             )
     return len(layers)
 
 
 def _check_layers(
-    path: Path, layers: dict[str, QuantizedLinear], pixels: Tensor, threads: int
+    path: Path,
+    layers: dict[str, QuantizedLinear],
+    pixels: Tensor,
+    threads: int,
+    runtime: targets.Target,
 ) -> float:
-    """The largest share of sums that differ in any layer, each fed with onnxruntime's input."""
+    """The largest share of sums that differ in any layer, each fed with the runtime's input."""
     model = onnx.load(path)
-    ends = _layer_ends(model.graph, layers)
-    wanted = list(dict.fromkeys(name for pair in ends.values() for name in pair))
-    present = {output.name for output in model.graph.output}
+    ends = [
+        (name, node.input[0], node.output[0])
+        for name, nodes in _calls(model.graph, layers).items()
+        for node in nodes
+    ]
+    wanted = list(dict.fromkeys(end for _, *pair in ends for end in pair))
+    present = {value.name for value in (*model.graph.output, *model.graph.input)}
     float32 = onnx.TensorProto.FLOAT
     model.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, float32, None)
         for name in wanted
         if name not in present
     )
+    inner = [name for name in wanted if name not in {i.name for i in model.graph.input}]
     worst = 0.0
     with TemporaryDirectory() as folder:
         probe = Path(folder) / "probe.onnx"
-        onnx.save(model, probe, save_as_external_data=model.ByteSize() > 1_900_000_000)
-        run = session(probe, threads)
+        onnx.save(model, probe, save_as_external_data=model.ByteSize() > EXTERNAL_BYTES)
+        run = runtime.session(probe, threads)
         for image in pixels.split(1):
-            values = run.run(wanted, {INPUT: image.numpy()})
-            found = dict(zip(wanted, map(torch.from_numpy, values), strict=True))
-            for name, layer in layers.items():
-                share = mismatch(layer, *(found[end] for end in ends[name]))
+            values = run.values(image.numpy(), inner)
+            found = dict(zip(inner, map(torch.from_numpy, values), strict=True))
+            found |= {value.name: image for value in model.graph.input}
+            for name, entering, leaving in ends:
+                share = mismatch(layers[name], found[entering], found[leaving])
                 if not share <= _TIES:
                     raise ParityError(
                         f"{path.name}: {name}: {share:.2%} of the integer sums differ between "
-                        f"onnxruntime and torch on equal inputs; {_TIES:.2%} may be rounding ties"
+                        f"{runtime.name} and torch on equal inputs; {_TIES:.2%} may be rounding "
+                        "ties"
                     )
                 worst = max(worst, share)
     return worst
 
 
-def _layer_ends(
+def _calls(
     graph: onnx.GraphProto, layers: dict[str, QuantizedLinear]
-) -> dict[str, tuple[str, str]]:
-    """The names of the float input and of the output of each quantized layer."""
-    calls = {node.name: node for node in graph.node if node.domain == DOMAIN}
-    return {name: (calls[name].input[0], calls[name].output[0]) for name in layers}
+) -> dict[str, list[onnx.NodeProto]]:
+    """The nodes of each quantized layer, one a call: the first input and output are its ends."""
+    calls: dict[str, list[onnx.NodeProto]] = {name: [] for name in layers}
+    for node in graph.node:
+        if node.domain == DOMAIN:
+            called = node.name if node.name in calls else node.name.rpartition("@")[0]
+            calls[called].append(node)
+    return calls
 
 
 def mismatch(layer: QuantizedLinear, x: Tensor, output: Tensor) -> float:
@@ -157,4 +194,5 @@ def mismatch(layer: QuantizedLinear, x: Tensor, output: Tensor) -> float:
         step[..., : layer.fine_tokens, :] /= 256
     # float32 holds seven digits of the output, whatever the step.
     tolerance = 0.5 * step + 2e-6 * expected.abs().amax()
-    return float(((output - expected).abs() > tolerance).double().mean())
+    same = (output - expected).abs() <= tolerance  # what is no number is not
+    return float((~same).double().mean())

@@ -1,7 +1,7 @@
-"""Latencies of attentions and MLPs of any sizes in onnxruntime, from a table measured here.
+"""Latencies of attentions and MLPs of any sizes in a runtime, from a table measured here.
 
 A branch is timed with its LayerNorm and its residual addition, at a few sizes; between these and
-beyond, latencies follow straight lines. A table is of one processor and version of onnxruntime.
+beyond, latencies follow straight lines. A table is of one processor and version of the runtime.
 """
 
 import hashlib
@@ -16,17 +16,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from vitcompress import targets
 from vitcompress.export.onnx import export_onnx
-from vitcompress.measure.runtime import session, time_in_turns
+from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.sizes import AttentionSizes
 
 _SHARES = (0.25, 0.625, 1.0)
 _SECONDS = 0.2  # a size
-_OPSET, _IR = 23, 11
 
 
 @dataclass
@@ -34,10 +33,11 @@ class LatencyTable:
     """Measured milliseconds of one image on one thread: `grids` [sizes] or [sizes, sizes]."""
 
     grids: dict[str, list[Any]] = field(default_factory=dict)
+    target: str = targets.DEFAULT
 
     @classmethod
-    def load(cls, file: Path) -> "LatencyTable":
-        return cls(json.loads(file.read_text(encoding="utf-8")))
+    def load(cls, file: Path, target: str = targets.DEFAULT) -> "LatencyTable":
+        return cls(json.loads(file.read_text(encoding="utf-8")), target)
 
     def save(self, file: Path) -> None:
         file.write_text(json.dumps(self.grids), encoding="utf-8")
@@ -63,7 +63,9 @@ class LatencyTable:
             name = f"mlp {width} {leaving} {sizes}"
             if name not in self.grids:
                 graphs = {str(n): _mlp(width, leaving, n) for n in sizes}
-                self.grids[name] = list(_milliseconds(graphs, (leaving, width)).values())
+                self.grids[name] = list(
+                    _milliseconds(graphs, (leaving, width), self.target).values()
+                )
             return _between(part, sizes, self.grids[name])
         sizes = _grid(dense // part.heads)
         name = f"attention {width} {entering} {leaving} {part.heads} {sizes}"
@@ -72,7 +74,7 @@ class LatencyTable:
                 f"{a} {b}": _attention(width, entering, leaving, part.heads, a, b)
                 for a, b in product(sizes, sizes)
             }
-            found = list(_milliseconds(graphs, (entering, width)).values())
+            found = list(_milliseconds(graphs, (entering, width), self.target).values())
             self.grids[name] = np.array(found).reshape(len(sizes), -1).tolist()
         along = [_between(part.value, sizes, row) for row in self.grids[name]]
         return _between(part.query_key, sizes, along)
@@ -84,16 +86,18 @@ class LatencyTable:
             size = (1, model.preprocess.channels, *model.preprocess.input_size)
             with TemporaryDirectory() as folder:
                 file = Path(folder) / "whole.onnx"
-                export_onnx(model, file, {})
+                export_onnx(model, file, {}, self.target)
                 pixels = np.zeros(size, np.float32)
-                timed = time_in_turns({"whole": session(file, 1)}, pixels, _SECONDS)
+                held = targets.load(self.target).session(file, 1)
+                timed = time_in_turns({"whole": held}, pixels, _SECONDS)
             self.grids[name] = [timed["whole"].p50]
         return max(0.0, float(self.grids[name][0]) - branches)
 
 
-def table_name() -> str:
+def table_name(target: str = targets.DEFAULT) -> str:
     """The name of the file for the latencies of this machine."""
-    machine = f"{platform.processor()} {platform.node()} {ort.__version__}"
+    runtime = targets.load(target)
+    machine = f"{platform.processor()} {platform.node()} {runtime.name} {runtime.version}"
     key = hashlib.sha256(machine.encode()).hexdigest()[:16]
     return f"latency-{key}.json"
 
@@ -111,16 +115,19 @@ def _grid(full: int) -> list[int]:
 
 
 def _milliseconds(
-    graphs: Mapping[str, onnx.ModelProto], shape: tuple[int, int]
+    graphs: Mapping[str, onnx.GraphProto], shape: tuple[int, int], target: str
 ) -> dict[str, float]:
     """The median of each of `graphs`, run in turns on one input of `shape`."""
+    runtime = targets.load(target)
     x = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
     with TemporaryDirectory() as folder:
         sessions = {}
         for name, graph in graphs.items():
             file = Path(folder) / f"{name}.onnx"
-            onnx.save(graph, file)
-            sessions[name] = session(file, 1)
+            opsets = [helper.make_opsetid("", runtime.opset)]
+            version = runtime.ir_version
+            onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=version), file)
+            sessions[name] = runtime.session(file, 1)
         timed = time_in_turns(sessions, x, _SECONDS)
     return {name: timing.p50 for name, timing in timed.items()}
 
@@ -158,17 +165,15 @@ class _Graph:
         bounds = [self.constant(np.array([n])) for n in (0, tokens, 1)]
         return str(self.add("Slice", [x, *bounds]))
 
-    def finish(self, output: str, entering: int, leaving: int) -> onnx.ModelProto:
+    def finish(self, output: str, entering: int, leaving: int) -> onnx.GraphProto:
         ends = [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, tokens, self.width])
             for name, tokens in (("x", entering), (output, leaving))
         ]
-        graph = helper.make_graph(self.nodes, "branch", ends[:1], ends[1:], self.constants)
-        opsets = [helper.make_opsetid("", _OPSET)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=_IR)
+        return helper.make_graph(self.nodes, "branch", ends[:1], ends[1:], self.constants)
 
 
-def _mlp(width: int, tokens: int, hidden: int) -> onnx.ModelProto:
+def _mlp(width: int, tokens: int, hidden: int) -> onnx.GraphProto:
     graph = _Graph(width)
     inner = graph.add("Gelu", [graph.linear(graph.norm(), width, hidden)])
     output = graph.add("Add", ["x", graph.linear(inner, hidden, width)])
@@ -177,7 +182,7 @@ def _mlp(width: int, tokens: int, hidden: int) -> onnx.ModelProto:
 
 def _attention(
     width: int, entering: int, leaving: int, heads: int, query_key: int, value: int
-) -> onnx.ModelProto:
+) -> onnx.GraphProto:
     graph = _Graph(width)
     widths = [heads * query_key, heads * query_key, heads * value]
     parts = graph.linear(graph.norm(), width, sum(widths))

@@ -136,6 +136,19 @@ def fits_half(scale: Tensor) -> bool:
     return bool((normal & half.isfinite()).all())
 
 
+def keeps_in_half(tensor: Tensor) -> bool:
+    """Whether float16 holds `tensor` as a whole to its 11 bits: neither beyond its range (65,504)
+    nor so small that little is left of it."""
+    error = (tensor.half().float() - tensor).double().norm()
+    return bool(error <= 2.0**-11 * tensor.double().norm())  # false for inf and NaN too
+
+
+def keeps_in_bytes(tensor: Tensor) -> bool:
+    """Whether what `byte_codes` makes of `tensor` stands for finite numbers."""
+    codes, scale = byte_codes(tensor)
+    return bool(tensor.isfinite().all() and (codes * scale).isfinite().all())
+
+
 def byte_codes(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """Codes int8 [n, ...] of −127 … 127 and scale float32 [n, 1, ...] of each first index.
 
@@ -208,9 +221,7 @@ def quantize_activation(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int 
     return torch.clamp(torch.round(x / scale), low, high)
 
 
-def rounded_input(
-    x: Tensor, static_range: tuple[Tensor, Tensor] | None, terms: int = 1
-) -> Tensor:
+def rounded_input(x: Tensor, static_range: tuple[Tensor, Tensor] | None, terms: int = 1) -> Tensor:
     """`x` as the integer kernels see it; arguments as of `integer_linear`."""
     scale, zero_point = static_range or activation_parameters(x.amin(), x.amax())
     rounded = quantize_activation(x, scale, zero_point) * scale

@@ -20,6 +20,7 @@ from vitcompress.model.embedding import resize_embedding
 from vitcompress.model.families import adopt, anatomy_of
 from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.merging import Merging, MergingBlocks
+from vitcompress.model.options import Options
 from vitcompress.model.sizes import BlockSizes, narrowable, resize
 from vitcompress.terms import Activations
 
@@ -64,7 +65,7 @@ class Architecture(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     timm: str
-    options: dict[str, Any] = {}
+    options: Options = {}
     tail_tokens: int | None = None
     blocks: tuple[BlockSizes, ...] | None = None
     embedding: Annotated[int, Field(ge=2)] | None = None
@@ -248,8 +249,11 @@ def stored_tensors(model: VitModel) -> dict[str, Tensor]:
 def load(module: nn.Module, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
     """Fill `module`, which `architecture` describes, with what `stored_tensors` gave.
 
-    Raises `RuntimeError` for tensors that do not fit.
+    Raises `RuntimeError` for tensors that do not fit, or hold NaN or infinity.
     """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise RuntimeError(f"{name} holds NaN or infinity")
     floats = {n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()}
     for name in architecture.coded:
         if name in floats and name + SCALE in floats:  # else loading will say so

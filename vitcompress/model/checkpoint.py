@@ -30,6 +30,7 @@ from vitcompress.model.naming import (
     infer_name,
     one_line,
 )
+from vitcompress.model.options import Options, check_options
 
 _PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 _IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
@@ -78,7 +79,7 @@ class ModelSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     timm: str
-    options: dict[str, Any] = {}
+    options: Options = {}
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -210,11 +211,15 @@ def load_model(
     it, and without `name`, it is inferred from there.
 
     Raises `InputError` when the name cannot be inferred or is unknown to timm, when `num_classes`
-    contradicts the checkpoint, when a tensor is missing, unexpected or of another shape, and when
-    a parameter holds NaN or infinity.
+    contradicts the checkpoint, when a tensor is missing, unexpected or of another shape, when one
+    holds NaN or infinity, and for options that timm may not be given.
     """
     name = name or infer_name(state, source)
-    given = {**(hub_config(Path(source)).get("model_args") or {}), **(options or {})}
+    stored = hub_config(Path(source)).get("model_args") or {}
+    if not isinstance(stored, dict):
+        raise InputError(f"{source}: model_args of its config.json are no JSON object; mend them")
+    check_options(stored, f"{source}: model_args of its config.json")
+    given = {**stored, **(options or {})}
     wanted = given.pop("num_classes", None)
     wanted = wanted if num_classes is None else num_classes
     found = found_options(state, name, given, source)
@@ -234,8 +239,8 @@ def load_model(
             " trained as (model.name, and model.options for other constructor arguments)"
         )
     model.load_state_dict(tensors)
-    for key, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
             raise InputError(f"{source}: {key} holds NaN or infinity; give an intact checkpoint")
     return model.eval(), ModelSpec(timm=name, options=found)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitcompress.methods import quantizer
 from vitcompress.model.rotation import Rotation
+from vitcompress.model.sources import linear, one_projection, part, scale
 from vitcompress.model.windows import RelativePositions, Windows
 from vitcompress.terms import Activations
 
@@ -190,7 +191,7 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads: int = source.num_heads
         self.scale: float = source.scale
-        self.qkv = _one_projection(source)
+        self.qkv = one_projection(source)
         self.widths: tuple[int, int, int] = (self.qkv.out_features // 3,) * 3
         self.q_norm, self.k_norm = part(source, "q_norm"), part(source, "k_norm")
         self.rotation = rotation
@@ -270,35 +271,6 @@ def _no_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
         raise ValueError("attention masks are not supported: all tokens attend to all others")
 
 
-def part(source: Any, name: str) -> Any:
-    """The part `name` of a module of timm; an identity where it has none."""
-    found = getattr(source, name, None)
-    return nn.Identity() if found is None else found
-
-
-def _one_projection(source: Any) -> Any:
-    """One Linear for queries, keys and values, which some of timm's attentions keep apart."""
-    if source.qkv is not None and getattr(source, "q_bias", None) is None:
-        return source.qkv
-    if source.qkv is not None:
-        weight, biases = source.qkv.weight, [source.q_bias, source.k_bias, source.v_bias]
-    else:
-        parts = (source.q_proj, source.k_proj, source.v_proj)
-        weight, biases = torch.cat([p.weight for p in parts]), [p.bias for p in parts]
-    return _linear(weight, biases)
-
-
-def _linear(weight: Tensor, biases: list[Tensor | None]) -> nn.Linear:
-    """A Linear of `weight` [out, in] and its bias in equal parts, zero where there is none."""
-    made = nn.Linear(weight.shape[1], weight.shape[0], any(b is not None for b in biases))
-    made.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    if made.bias is not None:
-        zero = weight.new_zeros(len(weight) // len(biases))
-        bias = torch.cat([zero if b is None else b.detach() for b in biases])
-        made.bias = nn.Parameter(bias, requires_grad=False)
-    return made
-
-
 class Mlp(nn.Module):
     """timm's MLP. `gates`: how many a hidden unit has, each one more output of fc1."""
 
@@ -322,10 +294,10 @@ class GatedMlp(nn.Module):
         super().__init__()
         if hasattr(source, "fc1_g"):
             gate, value = source.fc1_g, source.fc1_x
-            self.fc1 = _linear(torch.cat([gate.weight, value.weight]), [gate.bias, value.bias])
+            self.fc1 = linear(torch.cat([gate.weight, value.weight]), [gate.bias, value.bias])
         elif source.gate_last:
             weight, bias = source.fc1.weight, source.fc1.bias
-            self.fc1 = _linear(
+            self.fc1 = linear(
                 weight.roll(len(weight) // 2, 0),
                 [None] if bias is None else [bias.roll(len(bias) // 2)],
             )
@@ -350,8 +322,8 @@ class Block(nn.Module):
         super().__init__()
         self.tokens: int | None = None
         self.norm_after = norm_after
-        self.norm1, self.attn, self.ls1 = source.norm1, source.attn, _scale(source, 1)
-        self.norm2, self.mlp, self.ls2 = source.norm2, source.mlp, _scale(source, 2)
+        self.norm1, self.attn, self.ls1 = source.norm1, source.attn, scale(source, 1)
+        self.norm2, self.mlp, self.ls2 = source.norm2, source.mlp, scale(source, 2)
 
     def forward(
         self,
@@ -388,20 +360,3 @@ class Block(nn.Module):
 
 def _same(x: Tensor) -> Tensor:
     return x
-
-
-class LayerScale(nn.Module):
-    """A factor for each channel of what a branch adds to the stream."""
-
-    def __init__(self, gamma: nn.Parameter) -> None:
-        super().__init__()
-        self.gamma = gamma
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
-
-
-def _scale(source: Any, number: int) -> Any:
-    """What scales a branch of a block of timm, which is a module, a bare parameter or nothing."""
-    gamma = getattr(source, f"gamma_{number}", None)
-    return part(source, f"ls{number}") if gamma is None else LayerScale(gamma)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.errors import InputError
+from vitcompress.model.options import check_options
 
 _REMEDY = "pass --model NAME or set model.name in the recipe"
 _MODULES = ("vision_transformer", "deit")  # of timm.models: the plain ViT and DeiT families
@@ -39,6 +40,7 @@ def build(name: str, options: Mapping[str, Any], source: str) -> nn.Module:
     import timm
 
     check_name(name, source)
+    check_options(options, f"{source}: model.options")
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:

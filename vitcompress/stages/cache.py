@@ -32,7 +32,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Kind(Generic[T]):
-    """A kind of results. `version`: of how they are computed and written down, part of the key."""
+    """A kind of results. `name`: without a hyphen. `version`: of how they are computed and written
+    down, part of the key."""
 
     name: str
     version: int
@@ -83,10 +84,7 @@ class Cache:
 
     def put(self, kind: Kind[T], identity: object, value: T) -> None:
         """Keep `value`; of each kind the few newest entries stay."""
-        with self._writing() as folder:
-            file = folder / entry_name(kind, identity)
-            _write(file, kind.dump(value))
-            _tidy(file)
+        self._keep(entry_name(kind, identity), lambda file: _write(file, kind.dump(value)))
 
     def add(
         self, kind: Kind[dict[str, Any]], identity: object, value: Mapping[str, object]
@@ -95,13 +93,29 @@ class Cache:
 
         Several runs can add to an entry at once.
         """
-        with self._writing() as folder:
-            file = folder / entry_name(kind, identity)
+
+        def write(file: Path) -> None:
             with FileLock(file.with_name(f"{file.name}.lock"), timeout=_LOCKED):
                 found = self._read(file)
                 known = {} if found is None else kind.load(found)
                 _write(file, kind.dump({**known, **value}))
-            _tidy(file)
+
+        self._keep(entry_name(kind, identity), write)
+
+    def _keep(self, name: str, write: Callable[[Path], None]) -> None:
+        """Write the entry `name`; what goes wrong is said once."""
+        try:
+            if self.folder is None:
+                raise FileNotFoundError(
+                    "there is no folder for them: set VITCOMPRESS_CACHE, or HOME"
+                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write(self.folder / name)
+            _tidy(self.folder / name)
+        except (OSError, NotImplementedError) as error:  # the latter: no locks on this disk
+            if not self._failed:
+                _say(f"results are not kept for later runs: {error}")
+            self._failed = True
 
     def _read(self, file: Path) -> bytes | None:
         """What an entry holds, where it is whole."""
@@ -117,19 +131,6 @@ class Cache:
             _say(f"{file.name} is damaged and is not used")
             return None
         return found
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[Path]:
-        """The folder, made if need be; what goes wrong inside is said once."""
-        try:
-            if self.folder is None:
-                raise FileNotFoundError("there is no folder for it: set VITCOMPRESS_CACHE, or HOME")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            yield self.folder
-        except (OSError, NotImplementedError) as error:  # the latter: no locks on this disk
-            if not self._failed:
-                _say(f"results are not kept for later runs: {error}")
-            self._failed = True
 
 
 def default_folder() -> Path | None:
@@ -169,7 +170,8 @@ def _write(file: Path, content: bytes) -> None:
 def _tidy(file: Path) -> None:
     """Remove old entries of the kind of `file`, and what was never finished."""
     ages = dict[Path, float]()
-    for other in file.parent.glob(f"{file.name.rpartition('-')[0]}-*"):
+    kind = file.name.rpartition("-")[0]
+    for other in file.parent.glob(f"{kind}-*"):
         with contextlib.suppress(FileNotFoundError):  # another run tidies too
             ages[other] = other.stat().st_mtime
     entries = sorted(

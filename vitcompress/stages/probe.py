@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from vitcompress.model.anatomy import Anatomy, State
 from vitcompress.model.families import anatomy_of
 from vitcompress.model.structure import placed
+from vitcompress.stages.context import Context
 from vitcompress.stages.states import StateFile
+from vitcompress.tasks import Task
+
+_IMAGES = 32  # to compare layers on
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Of an output and that of the dense model, of the same images: how far they are apart, [n]."""
@@ -141,6 +145,13 @@ class Probe:
         return anatomy.finish(state)
 
 
+def probe_of(anatomy: Anatomy, task: Task, context: Context) -> Probe:
+    """A probe by the distance of `task`, on a few calibration images, enough to compare layers."""
+    pixels = context.calibration_batches("reading images", _IMAGES)
+    anatomy = anatomy_of(placed(anatomy.module, context.device))
+    return Probe(anatomy, (batch.to(context.device) for batch in pixels), task.distance)
+
+
 def mean(distances: Tensor) -> float:
     return float(distances.double().mean())
 
@@ -148,6 +159,8 @@ def mean(distances: Tensor) -> float:
 def first_changed(anatomy: Anatomy, names: Iterable[str]) -> int | None:
     """The number of the first step that any of the modules `names` lies in, as in `Change`."""
     first = len(anatomy.steps)
+    if any(not step.name for step in anatomy.steps):
+        return None  # the whole module is one step, its head included
     for name in names:
         step = anatomy.step_of(name)
         if step is not None:

@@ -101,29 +101,26 @@ def side_by_side(
     model's stream by its own. Tokens must not merge.
     """
     streams = _Streams()
-    try:
-        for pixels, held in batches:
-            x = dense.start(pixels).x
-            streams.add(held, dense=x, changed=turned(x, into))
-        before, after = "dense", "dense after"
-        sites = {(site.block, site.kind): site for site in dense.sites}
-        for number, steps in enumerate(zip(dense.steps, changed.steps, strict=True)):
-            block, narrow = (step.module for step in steps)
-            if not isinstance(block, Block) or not isinstance(narrow, Block):
-                streams.advance(before, before, partial(_whole, dense, number))
-                streams.advance("changed", "changed", partial(_whole, changed, number))
-                continue
-            for kind, half in _HALVES.items():
-                streams.advance(before, after, partial(half, block))
-                site = sites.get((block, kind))
-                if site is not None:
-                    twin = replace(site, block=narrow)
-                    there = None if twin.operator is None else twin
-                    yield Place(site, there, streams, before, after, into)
-                streams.advance("changed", "changed", partial(half, narrow))
-                before, after = after, before
-    finally:
-        streams.states.close()
+    for pixels, held in batches:
+        x = dense.start(pixels).x
+        streams.add(held, dense=x, changed=turned(x, into))
+    before, after = "dense", "dense after"
+    sites = {(site.block, site.kind): site for site in dense.sites}
+    for number, steps in enumerate(zip(dense.steps, changed.steps, strict=True)):
+        block, narrow = (step.module for step in steps)
+        if not isinstance(block, Block) or not isinstance(narrow, Block):
+            streams.advance(before, before, partial(_whole, dense, number))
+            streams.advance("changed", "changed", partial(_whole, changed, number))
+            continue
+        for kind, half in _HALVES.items():
+            streams.advance(before, after, partial(half, block))
+            site = sites.get((block, kind))
+            if site is not None:
+                twin = replace(site, block=narrow)
+                there = None if twin.operator is None else twin
+                yield Place(site, there, streams, before, after, into)
+            streams.advance("changed", "changed", partial(half, narrow))
+            before, after = after, before
 
 
 def turned(x: Tensor, into: Tensor | None) -> Tensor:

@@ -70,4 +70,4 @@ class StateFile:
 
 def _bytes(values: Tensor) -> memoryview:
     """The memory of a contiguous tensor."""
-    return memoryview(values.flatten().view(torch.uint8).numpy())
+    return values.flatten().view(torch.uint8).numpy().data

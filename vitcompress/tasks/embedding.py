@@ -3,6 +3,8 @@
 Outputs are [n, width], or [n, tokens, width]: then each token has a direction of its own.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ def _direction(output: Tensor) -> Tensor:
 def distance(output: Tensor, dense: Tensor) -> Tensor:
     """1 − cosine, both [n, ..., width] → [n], mean over tokens where there are any."""
     # As half the square of a difference, small angles are not lost to rounding.
-    between = (_direction(output) - _direction(dense)).square().sum(-1) / 2
+    between: Tensor = (_direction(output) - _direction(dense)).square().sum(-1) / 2
     return between.reshape(len(output), -1).mean(1)
 
 
@@ -33,7 +35,7 @@ def readout(output: Tensor, generator: torch.Generator) -> Tensor:
     across = noise - direction * (noise * direction).sum(-1, keepdim=True)
     length: Tensor = output.norm(dim=-1, keepdim=True)
     tokens = output[0, ..., 0].numel()
-    return across / length / tokens**0.5
+    return across / length / math.sqrt(tokens)
 
 
 def explained(output: Tensor) -> Tensor:

@@ -191,7 +191,7 @@ def test_refits_are_worth_it(vit: VitModel, context: Context) -> None:
 def test_other_budgets_know_the_width(
     unit: str, vit: VitModel, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def by_size(graphs: dict[str, Any], shape: Any) -> dict[str, float]:
+    def by_size(graphs: dict[str, Any], shape: Any, _: str) -> dict[str, float]:
         return {name: shape[1] * float(sum(map(int, name.split()))) for name in graphs}
 
     monkeypatch.setattr(branches, "_milliseconds", by_size)

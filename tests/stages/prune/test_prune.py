@@ -243,7 +243,7 @@ def test_a_latency_budget_spends_measured_milliseconds(
 ) -> None:
     seen: list[Any] = []
 
-    def by_size(graphs: dict[str, Any], shape: Any) -> dict[str, float]:
+    def by_size(graphs: dict[str, Any], shape: Any, _: str) -> dict[str, float]:
         seen.append(shape)
         return {name: float(sum(map(int, name.split()))) for name in graphs}
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from vitcompress.stages.quantize.importance import importance
 
 from vitcompress.errors import InputError
 from vitcompress.methods import quantizer, relevance
@@ -27,7 +28,6 @@ from vitcompress.stages.prune.config import PruneConfig
 from vitcompress.stages.prune.stage import prune
 from vitcompress.stages.quantize import bits as bits_module
 from vitcompress.stages.quantize.config import QuantizeConfig
-from vitcompress.stages.quantize.importance import importance
 from vitcompress.stages.quantize.stage import plan, quantize, sensitivity
 from vitcompress.stages.stage import StageResult
 

@@ -12,16 +12,13 @@ from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
 from vitcompress.model.layers import QuantizedLinear
-from vitcompress.model.structure import placed
 from vitcompress.stages.calibrate import LayerStatistics, Weights, statistics
 from vitcompress.stages.context import Context
-from vitcompress.stages.probe import Probe
+from vitcompress.stages.probe import probe_of
 from vitcompress.stages.quantize.config import BitBudget, QuantizeConfig, Style
 from vitcompress.stages.quantize.layer import Choice, choose, ladder, ranged, rounded
 from vitcompress.stages.quantize.selection import choices
 from vitcompress.tasks import Task
-
-_PROBED = 32  # images, to measure layers one by one
 
 Cost = Callable[[Mapping[str, nn.Module]], float]
 """Layers by name → the mean distance of the outputs with these layers in their places."""
@@ -111,15 +108,8 @@ def prepare(model: VitModel, config: QuantizeConfig, context: Context) -> Prepar
         for name, each in track(allowed.items(), "choosing ranges", len(allowed))
     }
     floats = {name: cast(nn.Linear, anatomy.module.get_submodule(name)) for name in allowed}
-    cost = probe(anatomy, model.task, context).cost
+    cost = probe_of(anatomy, model.task, context).cost
     return Prepared(anatomy, model.task, config.style, floats, found, chosen, allowed, cost)
-
-
-def probe(anatomy: Anatomy, task: Task, context: Context) -> Probe:
-    """Measures what replacing layers of a model costs, on a few calibration images."""
-    anatomy = anatomy_of(placed(anatomy.module, context.device))
-    pixels = context.calibration_batches("reading images", _PROBED)
-    return Probe(anatomy, (batch.to(context.device) for batch in pixels), task.distance)
 
 
 def _weights(anatomy: Anatomy, allowed: Mapping[str, tuple[int, ...]]) -> Weights:

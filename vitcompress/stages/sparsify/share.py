@@ -19,9 +19,8 @@ from vitcompress.errors import InputError
 from vitcompress.methods import knapsack
 from vitcompress.methods.patterns import Pattern
 from vitcompress.model.families import anatomy_of
-from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
-from vitcompress.stages.probe import Probe
+from vitcompress.stages.probe import probe_of
 from vitcompress.stages.sparsify.config import SparsifyConfig
 from vitcompress.stages.sparsify.criteria import Asked, criterion_of
 from vitcompress.stages.sparsify.layer import distortion, sparse
@@ -48,7 +47,7 @@ class Costs:
 
 def costs(known: Prepared, config: SparsifyConfig, context: Context) -> Costs:
     """What each option would cost, in the unit of the task's distance: for classes, nats."""
-    probe = _probe(known, context)
+    probe = probe_of(anatomy_of(known.module), known.task, context)
     criterion = criterion_of(config.criterion)
 
     def quick(name: str, option: Option) -> nn.Linear:
@@ -73,13 +72,6 @@ def costs(known: Prepared, config: SparsifyConfig, context: Context) -> Costs:
         unit = nats / max(errors[probed], 1e-30)
         found[name] = {option: unit * _between(errors, option) for option in known.allowed[name]}
     return Costs(found, measured, joint)
-
-
-def _probe(known: Prepared, context: Context) -> Probe:
-    """Measures what zeros cost, on a few calibration images."""
-    anatomy = anatomy_of(placed(known.module, context.device))
-    pixels = context.calibration_batches("reading images", _PROBED)
-    return Probe(anatomy, (batch.to(context.device) for batch in pixels), known.task.distance)
 
 
 def _measured(options: list[Option]) -> list[Option]:

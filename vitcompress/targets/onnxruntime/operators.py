@@ -1,10 +1,10 @@
-"""What our operators become in ONNX: standard operators that onnxruntime fuses.
+"""What our operators become in ONNX: operators of opset 23 that onnxruntime fuses.
 
 onnxruntime folds the unpacking of weight codes once, at load, and fuses the rest to one integer
 kernel with rescaling and bias: MatMulIntegerToFloat, or DynamicQuantizeMatMul.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,16 +16,21 @@ from vitcompress.methods.compact import counts
 from vitcompress.methods.packing import parts
 from vitcompress.methods.quantizer import MULTIPLIER_BITS
 from vitcompress.model import compact, layers  # noqa: F401  (register operators)
+from vitcompress.targets import OperatorTable
 
-OPSET = 23
 _END = 2**31 - 1  # of a Slice: as far as there is something
 
 
 def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any = None) -> Any:
-    mask = bias
-    if bias is not None and int(bias.shape[2]) != int(q.shape[1]):
-        # onnxruntime wants a row for every query, but neither all images nor all heads.
-        mask = op.Expand(bias, op.Constant(value_ints=[1, 1, int(q.shape[1]), 1]))
+    """`model.layers.attend`, its `bias` float32 [B or 1, heads or 1, M or 1, N].
+
+    onnxruntime 1.32 spreads a bias over images and heads itself, be it constant or computed:
+    [1, 1, M, N], [1, heads, M, N], [B, 1, M, N] and [B, heads, M, N] are taken as they are. What it
+    refuses is one row for several queries ("inconsistent q_sequence_length"): repeated here.
+    """
+    mask, rows = bias, int(q.shape[1])
+    if bias is not None and rows > 1 and bias.shape[2] == 1:
+        mask = op.Expand(bias, _ints(1, 1, rows, 1))
     # The 3-D form of the operator needs no transposes; its other three outputs are not wanted.
     output, *_ = op.Attention(q, k, v, mask, q_num_heads=heads, kv_num_heads=heads, scale=scale)
     return output
@@ -187,7 +192,7 @@ def _expanded(
     return matrix
 
 
-TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
+TABLE: OperatorTable = {
     torch.ops.vitcompress.attention.default: _attention,
     torch.ops.vitcompress.rotation.default: _rotation,
     torch.ops.vitcompress.quantized_linear.default: _quantized_linear,

@@ -1,0 +1,75 @@
+"""What is printed is data: no markup, no control characters, and no stream that it breaks on."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from rich.table import Table
+
+from vitcompress.console import console, print_facts, print_json, printable, say
+from vitcompress.errors import RunError
+
+
+@pytest.mark.parametrize("text", ["o[/x]", "[bold]x", ":smile:", "a🎉b é — ü"])
+def test_text_is_printed_as_it_is(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    say(text, "bold")
+    print_facts({text: {"key": text}})
+    table = Table(text)
+    table.add_row(text)
+    say(table)
+    assert capsys.readouterr().err.count(text) == 5
+
+
+def test_what_moves_the_cursor_or_is_no_text_is_spelt_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    strange = "a\x1b[2Jb\rc\x9bd\udce9\u2028"
+    say(f"{strange}\nnext")
+    assert capsys.readouterr().err == f"{printable(strange)}\nnext\n"
+    assert printable(strange) == r"a\x1b[2Jb\rc\x9bd\udce9\u2028"
+    assert printable("é 🎉") == "é 🎉"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
+@pytest.mark.parametrize("text", ["é – 🎉", "caf\udce9"])
+def test_json_is_written_in_any_encoding(
+    encoding: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding))
+    print_json({"name": text})
+    written = stream.getvalue().decode(encoding)
+    assert json.loads(written) == {"name": text}
+    assert ("🎉" in written) == (encoding == "utf-8" and "🎉" in text)
+
+
+def test_json_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(RunError, match=r"stdout: No space left .* not complete"):
+            print_json({})
+
+
+def test_who_stops_reading_messages_does_not_stop_the_work() -> None:
+    code = (
+        "from vitcompress.console import say\nfor _ in range(9): say('x' * 9999)\nprint('finished')"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=write, text=True, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stdout) == (0, "finished\n")
+
+
+@pytest.fixture(autouse=True)
+def wide() -> Iterator[None]:
+    """No line is broken."""
+    width, console.width = console.width, 200
+    yield
+    console.width = width

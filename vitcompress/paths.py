@@ -1,0 +1,24 @@
+"""Where inputs come from: paths, and names of what is built in or downloaded."""
+
+import os
+from pathlib import Path
+
+from vitcompress.errors import InputError
+
+BUILT_IN = ("timm:", "example:")
+"""What begins so is no path."""
+
+CHECKPOINT = "no such file; check the path of the checkpoint"
+IMAGES = "no such file or folder; check where the images are said to lie"
+CLASSES = "no such file; write one folder name a line"
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is such a file or folder; there is none whose name is too long."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def check(path: str | None, absent: str) -> None:
+    """Raise `InputError`, saying what is `absent`, where `path` is one and nothing is there."""
+    if path is not None and not path.startswith(BUILT_IN) and not exists(path):
+        raise InputError(f"{path}: {absent}")

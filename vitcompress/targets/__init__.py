@@ -1,0 +1,89 @@
+"""The runtimes that files are exported for: one module a target, and nothing of it elsewhere.
+
+A target is a module of this package with the object `TARGET`. What targets there are is known
+without importing them, for the schema of recipes.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vitcompress import registry
+
+if TYPE_CHECKING:  # the schema of recipes needs no arrays
+    import numpy as np
+
+DEFAULT = "onnxruntime"
+
+OperatorTable = Mapping[Callable[..., Any], Callable[..., Any]]
+"""By torch operator, a function that writes it in operators of ONNX, as onnxscript takes them."""
+
+
+class Session(Protocol):
+    """An ONNX file held ready to be run."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one image, [C, H, W]."""
+        ...
+
+    @property
+    def output_shape(self) -> tuple[int | str, ...]:
+        """Of what it gives for a batch; the names of sizes that are not fixed."""
+        ...
+
+    def run(self, pixels: "np.ndarray") -> "np.ndarray":
+        """Pixels float32 [n, C, H, W] → the first output."""
+        ...
+
+    def values(self, pixels: "np.ndarray", names: Sequence[str]) -> "list[np.ndarray]":
+        """The outputs of these `names` for the same pixels."""
+        ...
+
+
+class Target(Protocol):
+    """All that depends on the runtime.
+
+    `version`: of the runtime. `opset`, `ir_version`: of ONNX, that files are written in.
+    `shapes_kept`: operators whose output shapes the runtime has to be told.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def opset(self) -> int: ...
+
+    @property
+    def ir_version(self) -> int: ...
+
+    @property
+    def shapes_kept(self) -> frozenset[str]: ...
+
+    def operators(self) -> OperatorTable:
+        """What our custom operators become."""
+        ...
+
+    def check(self) -> None:
+        """Raise `InputError` where the runtime that is installed cannot run what is exported."""
+        ...
+
+    def session(self, path: Path, threads: int) -> Session:
+        """Hold a file ready on so many threads (0: all). Raises `InputError` for one that cannot be
+        loaded."""
+        ...
+
+    def kernels(self, path: Path, scales: Collection[str]) -> dict[str, int]:
+        """How many integer kernels the runtime fuses in a file, by the initializer of `scales` that
+        each of them rescales its sums with."""
+        ...
+
+
+def load(name: str) -> Target:
+    """The target of this name. Raises `InputError` where its runtime is too old."""
+    target: Target = registry.load(__name__, name).TARGET
+    target.check()
+    return target

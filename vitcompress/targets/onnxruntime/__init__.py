@@ -1,0 +1,117 @@
+"""onnxruntime on a CPU.
+
+1.23 is the first that has opset 23, but neither its QuantizeLinear nor the LpNormalization of opset
+22; so files with quantized layers or merged tokens need 1.24.
+"""
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from vitcompress import processor
+from vitcompress.errors import InputError
+from vitcompress.targets import OperatorTable
+
+PRECISE = "session.x64quantprecision", "1"
+_LOWEST = (1, 24)
+# The input of a fused kernel that is the scale of its weights.
+_SCALE_INPUT = {"MatMulIntegerToFloat": 3, "DynamicQuantizeMatMul": 2}
+
+
+@dataclass(frozen=True)
+class OrtSession:
+    """`Session` in onnxruntime."""
+
+    held: ort.InferenceSession
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(self.held.get_inputs()[0].shape[1:])
+
+    @property
+    def output_shape(self) -> tuple[int | str, ...]:
+        return tuple(self.held.get_outputs()[0].shape)
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        output: np.ndarray = self.held.run(None, self._feed(pixels))[0]
+        return output
+
+    def values(self, pixels: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
+        return list(self.held.run(list(names), self._feed(pixels)))
+
+    def _feed(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        return {self.held.get_inputs()[0].name: pixels}
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """`Target` for onnxruntime's CPU kernels."""
+
+    name: str = "onnxruntime"
+    opset: int = 23
+    ir_version: int = 11
+    shapes_kept: frozenset[str] = frozenset({"GatherND"})  # else it does not fuse what follows
+
+    @property
+    def version(self) -> str:
+        return str(ort.__version__)
+
+    def operators(self) -> OperatorTable:
+        from vitcompress.targets.onnxruntime.operators import TABLE  # brings torch
+
+        return TABLE
+
+    def check(self) -> None:
+        installed = tuple(int(part) for part in re.findall(r"\d+", self.version)[:2])
+        if installed < _LOWEST:
+            lowest = ".".join(map(str, _LOWEST))
+            raise InputError(
+                f"onnxruntime {self.version} cannot load what is exported for it; "
+                f"pip install 'onnxruntime>={lowest}'"
+            )
+
+    def session(self, path: Path, threads: int) -> OrtSession:
+        return OrtSession(load_session(path, threads))
+
+    def kernels(self, path: Path, scales: Collection[str]) -> dict[str, int]:
+        with TemporaryDirectory() as folder:
+            optimized = Path(folder) / "optimized.onnx"
+            load_session(path, 1, optimized)
+            graph = onnx.load(optimized, load_external_data=False).graph
+        found = dict.fromkeys(scales, 0)
+        for node in graph.node:
+            place = _SCALE_INPUT.get(node.op_type)
+            if place is not None and node.input[place] in found:
+                found[node.input[place]] += 1
+        return found
+
+
+def load_session(path: Path, threads: int, optimized: Path | None = None) -> ort.InferenceSession:
+    """A session with all optimisations; the optimised graph goes to `optimized`.
+
+    Integer kernels are exact on every processor: without VNNI, onnxruntime's default ones add pairs
+    of products of 8 bits in 16, which can saturate, and `PRECISE` takes slower ones. It would take
+    them where there is VNNI too, so it is not set there.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if "vnni" not in processor.instructions():
+        options.add_session_config_entry(*PRECISE)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions share no base class
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{path}: onnxruntime cannot load it: {reason}") from error
+
+
+TARGET = OnnxRuntime()
