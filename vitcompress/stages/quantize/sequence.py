@@ -61,11 +61,13 @@ def round_in_sequence(
     places = side_by_side(anatomy_of(dense), anatomy_of(changed), batches)
     for place in track(places, "rounding in sequence", len(known.anatomy.sites)):
         site = place.site
-        for part, name in (("first", site.first_name), ("last", site.last_name)):
+        for name in (site.first_name, site.last_name):
             if name in bits:
-                back = part == "last" and _adds(site)
                 choice, linear = known.choices[name], known.floats[name]
-                found = _moments(place.fitting(part, back), choice, known.style)
+                seen = place.fitting("first")
+                if name == site.last_name:
+                    seen = place.fitting("last", back=_adds(site))
+                found = _moments(seen, choice, known.style)
                 done[name] = fitted(linear, choice, found, known.style, bits[name])
                 changed.set_submodule(name, placed(done[name], context.device))
     return done

@@ -34,7 +34,7 @@ class SimulatedAttention(Attention):
     """Attention whose products have inputs of few bits, fitted to the first batch it sees."""
 
     def __init__(self, source: Attention, study: Simulation) -> None:
-        table = source.relative_position_bias_table
+        table = cast(Tensor | None, source.relative_position_bias_table)
         super().__init__(source, source.rotation, table, source.positions, source.windows)
         self.widths = source.widths
         self.study = study
