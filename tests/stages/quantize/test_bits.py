@@ -274,7 +274,7 @@ def test_a_model_whose_output_never_changes_has_no_such_score(
 def test_layers_that_round_tokens_unlike_have_no_error_on_the_sample(
     vit: VitModel, context: Context
 ) -> None:
-    rows = run(vit, context, bits=8, fine=0.01)[1]["layers"]
+    rows = run(vit, context, bits=8, fine=0.01).table("layers").rows
     few = [row for row in rows if row["fine_tokens"] is not None]
     assert few
     assert all((row["output_error"] is None) == (row in few) for row in rows)

@@ -134,4 +134,4 @@ def test_models_whose_tokens_merge_are_rounded_at_once(vit: VitModel, context: C
     described = vit.architecture.model_copy(update={"merging": merging})
     vit = VitModel(vit.module, described, vit.preprocess)
     assert sequence(vit) == []
-    assert run(vit, context)[1]["rounded_in_sequence"] == 0
+    assert run(vit, context).facts["rounded_in_sequence"] == 0

@@ -35,7 +35,7 @@ class SparsifyConfig(BaseModel):
     name: str = "sparsify"
     pattern: str = "2:4"
     patterns: dict[str, str] = {}
-    layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("*.mlp.fc1", "*.mlp.fc2")
+    layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("*mlp*",)
     skip: tuple[str, ...] = ()
     density: Annotated[float, Field(gt=0, le=1)] | None = None
     allocation: Literal["distortion", "uniform"] = "distortion"
