@@ -7,6 +7,3 @@ Activations = Literal["static", "dynamic"]
 
 MergeMethod = Literal["tome", "diffrate", "evit", "mctf", "ppt", "fisher"]
 """How tokens are chosen and merged: see `methods.tokens`."""
-
-QuantizerKind = Literal["uniform", "log2", "log_sqrt2", "shift_uniform_log2", "twin_uniform"]
-"""The grids of `methods.activations`."""

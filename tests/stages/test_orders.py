@@ -77,7 +77,9 @@ def test_two_stages_work_in_any_order_or_the_plan_refuses_them(
     made = {stage: stage_of(each).run(vit, each, context).model for stage, each in firsts.items()}
     expected: dict[str, Tensor] = {}
     for first, second in itertools.product(STAGES, STAGES):
-        config = configured(second, "second", **({"budget": {"params": 0.8}} if second == "prune" else {}))
+        config = configured(
+            second, "second", **({"budget": {"params": 0.8}} if second == "prune" else {})
+        )
         stage, given = stage_of(config), made[first].fingerprint()
         if (first, second) in REFUSED:
             for model in (planned[first], made[first]):
@@ -91,7 +93,9 @@ def test_two_stages_work_in_any_order_or_the_plan_refuses_them(
         assert made[first].fingerprint() == given
         assert described(plan) == described(model)
         if "merge" not in (first, second):
-            assert cost.parameters(plan.module) == pytest.approx(cost.parameters(model.module), rel=0.03)
+            assert cost.parameters(plan.module) == pytest.approx(
+                cost.parameters(model.module), rel=0.03
+            )
         again = build(Architecture.model_validate_json(model.architecture.model_dump_json()))
         shapes = {name: tensor.shape for name, tensor in model.module.state_dict().items()}
         assert {name: tensor.shape for name, tensor in again.state_dict().items()} == shapes
