@@ -171,10 +171,16 @@ def set_tail(module: nn.Module, tokens: int) -> None:
     anatomy_of(module).blocks[-1].tokens = tokens
 
 
-def set_merging(module: nn.Module, merging: Merging) -> None:
+def set_merging(module: nn.Module, merging: Merging) -> MergingBlocks:
     """Let the blocks pass on fewer tokens (in place)."""
-    row = anatomy_of(module).block_names[0].rpartition(".")[0]
-    module.set_submodule(row, merging_blocks(module, merging))
+    blocks = merging_blocks(module, merging)
+    module.set_submodule(blocks_name(module), blocks)
+    return blocks
+
+
+def blocks_name(module: nn.Module) -> str:
+    """The name of the part of `module` that the blocks are in, one after the other."""
+    return anatomy_of(module).block_names[0].rpartition(".")[0]
 
 
 def merging_blocks(module: nn.Module, merging: Merging) -> MergingBlocks:
