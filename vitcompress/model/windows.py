@@ -70,7 +70,7 @@ class Windows(nn.Module):
 
     def apart(self, x: Tensor) -> Tensor:
         """[B, size · count, C] → [B · count, size, C], each window an entry of the batch."""
-        return x.unflatten(1, (self.size, self.count)).transpose(1, 2).flatten(0, 1)
+        return cast(Tensor, x.unflatten(1, (self.size, self.count))).transpose(1, 2).flatten(0, 1)
 
     def bias(self, of_heads: Tensor) -> Tensor:
         """[1, heads, size, size] → [1, count · heads, size, size]: no token attends to tokens that

@@ -13,7 +13,7 @@ from vitcompress.methods.readers import ReaderStatistics, normalised
 from vitcompress.model.architecture import blocks_name, merging_blocks
 from vitcompress.stages.context import BATCH, Context
 from vitcompress.stages.merge.scheduling import Schedule, Scheduling
-from vitcompress.stages.observe import Watch, fisher_loss, observe, unlabelled
+from vitcompress.stages.observe import Watch, observe, readout_loss, unlabelled
 from vitcompress.stages.probe import Change, Probe
 
 _SHARES = (0.95, 0.8, 0.6)  # kept in one block, to measure what that costs
@@ -70,7 +70,8 @@ class Judge:
 def read(context: Context, images: int) -> Sequence[Tensor]:
     """Up to `images` calibration images, in four batches or more, so that some can be held back."""
     pixels = torch.cat(list(context.calibration_batches("reading images", images)))
-    return pixels.to(context.device).split(min(BATCH, max(1, len(pixels) // 4)))
+    size = min(BATCH, max(1, len(pixels) // 4))
+    return cast(Sequence[Tensor], pixels.to(context.device).split(size))
 
 
 def readers(scheduling: Scheduling, context: Context, images: int) -> dict[str, Tensor]:
@@ -91,9 +92,8 @@ def readers(scheduling: Scheduling, context: Context, images: int) -> dict[str, 
     watches = [Watch(site.norm_name, partial(see, site.number), "input") for site in sites]
     pixels = context.calibration_batches("measuring gradients", images)
     batches = unlabelled(batch.to(context.device) for batch in pixels)
-    observe(
-        anatomy.module, watches, batches, fisher_loss(context.seed, scheduling.model.task.readout)
-    )
+    loss = readout_loss(scheduling.model.task, torch.Generator().manual_seed(context.seed))
+    observe(anatomy.module, watches, batches, loss)
     rank = scheduling.merging.rank
     return {f"reader_{n}": s.solve(rank).to(context.device) for n, s in sorted(found.items())}
 
