@@ -280,8 +280,8 @@ def test_an_exported_model_takes_any_batch(kind: str, vit: VitModel, tmp_path: P
     constants = {initializer.name for initializer in graph.initializer}
     attentions = [node for node in graph.node if node.op_type == "Attention"]
     assert {node.input[3] in constants for node in attentions} == {True}
-    held = {i.name: math.prod(i.dims) for i in onnx.load(file).graph.initializer}
-    assert sum(held.values()) < 1.02 * sum(t.numel() for t in model.module.state_dict().values())
+    made = [i for i in onnx.load(file).graph.initializer if i.name not in model.module.state_dict()]
+    assert not [i.name for i in made if len(i.dims) > 2 and math.prod(i.dims) > 500]
 
 
 @pytest.mark.parametrize("kind", ["Swin", "Swin, padded", "Swin V2", "BEiT", "BEiT, shared"])
