@@ -16,7 +16,7 @@ import math
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from common import context_of
@@ -25,15 +25,17 @@ from torch import Tensor, nn
 from vitcompress.console import console
 from vitcompress.data.images import batches, open_images
 from vitcompress.model.architecture import from_source
+from vitcompress.registry import names
 from vitcompress.stages.quantize.bits import (
     allocated,
     counts,
-    prepare,
     scores,
     weight_errors,
     weighted,
 )
-from vitcompress.stages.quantize.config import BitBudget, QuantizeConfig, Score
+from vitcompress.stages.quantize.config import BitBudget, QuantizeConfig
+from vitcompress.stages.quantize.prepare import prepare
+from vitcompress.stages.quantize.scores import PACKAGE
 
 
 def main() -> None:
@@ -80,22 +82,22 @@ def compare(
     with tempfile.TemporaryDirectory() as folder:
         images = context_of(model, calibration, given.images, given.cache or Path(folder))
         known = prepare(model, config, images)
-        errors = weight_errors(known, config)
+        errors = weight_errors(known)
         judged = open_images(evaluation, labelled=False, limit=given.limit, seed=1)
         pixels = [b.pixels for b in batches(judged, model.preprocess, 16)]
         dense = torch.cat([model.module(p) for p in pixels]).log_softmax(-1)
 
         @functools.cache
         def twin(name: str, b: int) -> nn.Linear:
-            return known.float_twin(name, known.rounded(name, config.style, b))
+            return known.float_twin(name, known.rounded(name, b))
 
         @functools.cache
         def figures(bits: tuple[int, ...]) -> str:
             for name, b in zip(known.floats, bits, strict=True):
-                known.module.set_submodule(name, twin(name, b))
-            now = torch.cat([known.module(p) for p in pixels]).log_softmax(-1)
+                known.anatomy.module.set_submodule(name, twin(name, b))
+            now = torch.cat([known.anatomy.module(p) for p in pixels]).log_softmax(-1)
             for name, linear in known.floats.items():
-                known.module.set_submodule(name, linear)
+                known.anatomy.module.set_submodule(name, linear)
             return f"{_kl(dense, now):.4f} / {_agreement(dense, now):.1f}"
 
         def row(score: str, seconds: str, cells: list[str]) -> None:
@@ -107,9 +109,9 @@ def compare(
         count = len(known.floats)
         whole = [b if b in given.widths else None for b in given.bits]
         row("same bits", "", ["–" if b is None else figures((int(b),) * count) for b in whole])
-        for score in get_args(Score):
+        for score in names(PACKAGE):
             start = time.monotonic()
-            found = scores(known, config, score, errors, images)
+            found = scores(known, config.model_copy(update={"score": score}), errors, images)
             costs = weighted(errors, counts(found, score))
             seconds = time.monotonic() - start
             cells = []

@@ -11,7 +11,6 @@ import copy
 import logging
 import tempfile
 from pathlib import Path
-from typing import get_args
 
 import torch
 from common import arguments, context_of
@@ -20,20 +19,20 @@ from torch import nn
 from vitcompress.console import console
 from vitcompress.data.images import open_images
 from vitcompress.evaluation import Judged, judge, torch_runner
+from vitcompress.methods import grids
 from vitcompress.model.architecture import VitModel, from_source
-from vitcompress.model.structure import linears
+from vitcompress.registry import names
 from vitcompress.stages.calibrate import statistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import QuantizeConfig, Simulation
 from vitcompress.stages.quantize.simulate import SimulatedAttention, fit, simulation
-from vitcompress.terms import QuantizerKind
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 6])
     parser.add_argument(
-        "--softmax", nargs="+", choices=get_args(QuantizerKind), default=get_args(QuantizerKind)
+        "--softmax", nargs="+", choices=names(grids.PACKAGE), default=names(grids.PACKAGE)
     )
     parser.add_argument("--gelu", choices=["uniform", "twin_uniform"], default="twin_uniform")
     parser.add_argument("--cache", type=Path)
@@ -50,8 +49,8 @@ def main() -> None:
         return judge(torch_runner(whole, torch.device("cpu")), images, model.preprocess, 0.01, "")
 
     dense = judged(model.module)
-    names = list(linears(model.module))
-    found = statistics(model.module, model.fingerprint(), names, context)
+    layers = list(model.anatomy.linears())
+    found = statistics(model, layers, context)
 
     def row(title: str, figures: Judged) -> None:
         measured = figures.figures(model.task, dense)
@@ -63,7 +62,7 @@ def main() -> None:
     for bits in given.bits:
         config = QuantizeConfig(bits=bits, group=32)
         study = Simulation(bits=bits, gelu=given.gelu)
-        widths = dict.fromkeys(names, bits)
+        widths = dict.fromkeys(layers, bits)
         base = simulation(model.module, config, study, widths, found, context)
         for kind in given.softmax:
             study = Simulation(bits=bits, gelu=given.gelu, softmax=kind)

@@ -12,15 +12,17 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from common import arguments, context_of
 
 from vitcompress.console import console
 from vitcompress.data.images import batches, open_images
-from vitcompress.methods.patterns import Criterion, parse
+from vitcompress.methods.patterns import parse
 from vitcompress.model.architecture import from_source
+from vitcompress.registry import names
+from vitcompress.stages.sparsify import criteria
 from vitcompress.stages.sparsify.config import SparsifyConfig
 from vitcompress.stages.sparsify.stage import sparsify
 
@@ -51,7 +53,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.set_defaults(images=512, limit=500)
     parser.add_argument("--patterns", nargs="+", default=["2:4", "16x16@0.8"])
-    parser.add_argument("--criteria", nargs="+", default=list(get_args(Criterion)))
+    parser.add_argument("--criteria", nargs="+", default=names(criteria.PACKAGE))
     parser.add_argument("--layers", nargs="+", default=["*.mlp.fc1", "*.mlp.fc2"])
     parser.add_argument("--only", choices=["mask", "refit"])
     parser.add_argument("--cache", type=Path)

@@ -57,7 +57,7 @@ def same_rows(one: Tensor, other: Tensor) -> bool:
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_statistics_are_those_of_all_inputs(layer: str, vit: VitModel, many_pixels: Tensor) -> None:
-    found = collect(vit.module, [layer], many_pixels.split(5), 12, seed=0)[layer]
+    found = collect(vit, [layer], many_pixels.split(5), 12, seed=0)[layer]
     images = inputs_of(vit.module, layer, many_pixels)
     x = images.flatten(0, 1)
     assert torch.allclose(found.low, x.amin(0), atol=1e-6)
@@ -75,8 +75,8 @@ def test_statistics_are_those_of_all_inputs(layer: str, vit: VitModel, many_pixe
 
 @pytest.mark.parametrize("size", [1, 5])
 def test_the_batch_size_does_not_matter(size: int, vit: VitModel, many_pixels: Tensor) -> None:
-    at_once = collect(vit.module, LAYERS, [many_pixels], 12, seed=0)
-    streamed = collect(vit.module, LAYERS, many_pixels.split(size), 12, seed=0)
+    at_once = collect(vit, LAYERS, [many_pixels], 12, seed=0)
+    streamed = collect(vit, LAYERS, many_pixels.split(size), 12, seed=0)
     for layer in LAYERS:
         one, other = at_once[layer], streamed[layer]
         for name in ("low", "high", "weight", "total", "gram"):
@@ -121,7 +121,7 @@ def test_more_images_than_rows_still_fit() -> None:
 def test_more_images_never_tell_less(images: int, vit: VitModel) -> None:
     layer = "blocks.0.attn.qkv"  # where the class token is the same in all images
     pixels = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(4))
-    rows = collect(vit.module, [layer], pixels.split(200), images, seed=0)[layer].rows
+    rows = collect(vit, [layer], pixels.split(200), images, seed=0)[layer].rows
     first = inputs_of(vit.module, layer, pixels[:1])[0, 0]
     leading = (rows - first).abs().amax(1) < 1e-5
     assert len(rows) == 2048
@@ -178,7 +178,7 @@ def test_the_seed_chooses_the_rows() -> None:
 def test_nothing_is_left_on_the_model_and_the_images(vit: VitModel, many_pixels: Tensor) -> None:
     before = vit.fingerprint()
     pixels = many_pixels.clone()
-    collect(vit.module, LAYERS, [pixels], 12, seed=0, weights="importance")
+    collect(vit, LAYERS, [pixels], 12, seed=0, weights="importance")
     assert not pixels.requires_grad
     assert vit.fingerprint() == before
     for module in vit.module.modules():
@@ -201,9 +201,7 @@ def output_gradient(module: nn.Module, layer: str, image: Tensor, readout: Tenso
 def test_gradients_weigh_tokens_as_each_image_alone_would(
     layer: str, vit: VitModel, many_pixels: Tensor
 ) -> None:
-    found = collect(vit.module, [layer], [many_pixels.clone()], 12, seed=3, weights="importance")[
-        layer
-    ]
+    found = collect(vit, [layer], [many_pixels.clone()], 12, seed=3, weights="importance")[layer]
     generator = torch.Generator().manual_seed(3)
     readouts = saliency.fisher_readout(vit.module(many_pixels).detach(), generator)
     each = zip(many_pixels, readouts, strict=True)
@@ -222,7 +220,7 @@ def test_gradients_weigh_tokens_as_each_image_alone_would(
 
 def test_half_of_a_weight_is_even_and_half_importance(vit: VitModel, many_pixels: Tensor) -> None:
     even, importance, both = (
-        collect(vit.module, LAYERS, [many_pixels.clone()], 12, seed=3, weights=weights)
+        collect(vit, LAYERS, [many_pixels.clone()], 12, seed=3, weights=weights)
         for weights in ("even", "importance", "both")
     )
     for layer in LAYERS:
@@ -234,9 +232,10 @@ def test_half_of_a_weight_is_even_and_half_importance(vit: VitModel, many_pixels
 def test_gradients_do_not_depend_on_the_batch_size(
     vit: VitModel, many_pixels: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saliency, "fisher_readout", lambda logits, _: logits.detach().softmax(-1))
+    task = dataclasses.replace(vit.task, readout=lambda logits, _: logits.detach().softmax(-1))
+    monkeypatch.setattr(VitModel, "task", task)
     at_once, streamed = (
-        collect(vit.module, LAYERS, many_pixels.split(size), 12, seed=0, weights="importance")
+        collect(vit, LAYERS, many_pixels.split(size), 12, seed=0, weights="importance")
         for size in (12, 5)
     )
     for layer in LAYERS:
@@ -246,7 +245,7 @@ def test_gradients_do_not_depend_on_the_batch_size(
 
 def test_gradients_change_no_ranges(vit: VitModel, many_pixels: Tensor) -> None:
     plain, weighed = (
-        collect(vit.module, LAYERS, [many_pixels.clone()], 12, seed=0, weights=weights)
+        collect(vit, LAYERS, [many_pixels.clone()], 12, seed=0, weights=weights)
         for weights in ("even", "importance")
     )
     for layer in LAYERS:
@@ -256,8 +255,7 @@ def test_gradients_change_no_ranges(vit: VitModel, many_pixels: Tensor) -> None:
 
 
 def ask(vit: VitModel, context: Context, **changes: Any) -> dict[str, LayerStatistics]:
-    arguments = {"fingerprint": vit.fingerprint(), "layers": LAYERS, **changes}
-    return statistics(vit.module, context=context, **arguments)
+    return statistics(vit, context=context, **{"layers": LAYERS, **changes})
 
 
 @pytest.fixture

@@ -47,7 +47,8 @@ torch.set_num_threads(1)
 home = pathlib.Path(sys.argv[1])
 pixels = load_file(home / "pixels.safetensors")["pixels"]
 found = {path.name: vitcompress.load(path)(pixels) for path in home.glob("*-*")}
-save_file({name: outputs.contiguous() for name, outputs in found.items()}, home / "found.safetensors")
+found = {name: outputs.contiguous() for name, outputs in found.items()}
+save_file(found, home / "found.safetensors")
 """
 
 

@@ -19,7 +19,7 @@ from vitcompress.stages.merge.stage import merge
 from vitcompress.stages.prune.config import PruneConfig
 from vitcompress.stages.prune.stage import prune
 from vitcompress.stages.quantize.config import QuantizeConfig
-from vitcompress.stages.quantize.importance import importance
+from vitcompress.stages.quantize.scores import Scored, score_of
 from vitcompress.stages.quantize.stage import quantize
 from vitcompress.stages.sparsify.config import SparsifyConfig
 from vitcompress.stages.sparsify.stage import sparsify
@@ -59,5 +59,5 @@ def test_stages_follow_each_other(
 def test_every_layer_counts_something(score: Any, make_vit: MakeVit, context: Context) -> None:
     model = fewer_tokens(make_vit("eva02_tiny_patch14_224", rope_type="mixed"), context)
     names = list(linears(model.module))
-    found = importance(model.module, names, score, context)
-    assert all(found[name] > 0 for name in names)
+    scored = Scored(model.anatomy, names, model.task, context, lambda _: 0.0)
+    assert all(value > 0 for value in score_of(score).measure(scored))

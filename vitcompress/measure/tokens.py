@@ -3,17 +3,15 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from vitcompress.measure.branches import LatencyTable
 from vitcompress.measure.cost import macs
 from vitcompress.measure.sites import site_latency, site_macs
-from vitcompress.methods.tokens import choice_macs, combine_macs
+from vitcompress.methods.tokens import Widths, method_of
 from vitcompress.model.anatomy import Anatomy, Site, SiteTokens
 from vitcompress.model.architecture import VitModel, set_merging, unfilled
-from vitcompress.model.layers import Block
 from vitcompress.model.merging import Merging
 from vitcompress.model.sizes import size_of
 
@@ -43,7 +41,7 @@ def schedule_macs(model: VitModel, merging: Merging) -> Cost:
     `model` merges nothing yet; its last block may compute prefix tokens only.
     """
     anatomy = model.anatomy
-    halves, prefix = _halves(anatomy), anatomy.prefix_tokens
+    halves, prefix, method = _halves(anatomy), anatomy.prefix_tokens, method_of(merging.method)
 
     def of_block(number: int, tokens: int, kept: int) -> int:
         block = anatomy.blocks[number]
@@ -51,8 +49,9 @@ def schedule_macs(model: VitModel, merging: Merging) -> Cost:
             site_macs(site, _seen(site, tokens, kept), size_of(site)) for site in halves[number]
         )
         if kept < tokens and block.tokens is None:
+            widths = _widths(halves[number][0], merging, prefix)
             counts = tokens - prefix, kept - prefix
-            total += _merging_macs(block, merging, number, prefix, *counts)
+            total += method.macs(widths, *counts, mixed=number >= merging.unmixed)
         return total
 
     dense = Cost(of_block, 0, anatomy.tokens)([anatomy.tokens] * len(halves))
@@ -115,18 +114,8 @@ def _seen(site: Site, tokens: int, kept: int) -> SiteTokens:
     return SiteTokens(through, through, 0)
 
 
-def _merging_macs(
-    block: Block, merging: Merging, number: int, prefix: int, count: int, kept: int
-) -> int:
-    """Of merging `count` patch tokens into `kept` in block `number`."""
-    attention: Any = block.attn
-    method, heads, channels = merging.method, attention.num_heads, attention.qkv.in_features
-    keys = attention.widths[1]
-    if method == "fisher":
-        width = merging.rank
-        reading = count * channels * (1 + width)
-    else:
-        width = keys // heads if method in ("tome", "ppt") else channels
-        reading = (count + prefix) * keys * heads
-    total = reading + choice_macs(method, count, kept, width)
-    return int(total + combine_macs(method, count, kept, channels, number >= merging.unmixed))
+def _widths(site: Site, merging: Merging, prefix: int) -> Widths:
+    """Of the block of `site`, an attention."""
+    attention = site.operator
+    keys, heads = attention.widths[1], attention.num_heads
+    return Widths(site.first.in_features, keys, heads, prefix, merging.rank)

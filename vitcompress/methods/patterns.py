@@ -1,10 +1,7 @@
 """Patterns of zeros, and how recipes write them."""
 
 import re
-from typing import Literal, NamedTuple
-
-Criterion = Literal["obs", "taylor", "wanda", "magnitude", "dimap", "random"]
-"""What ranks weights: see `methods.sparsity`."""
+from typing import NamedTuple
 
 
 class Pattern(NamedTuple):

@@ -221,6 +221,16 @@ def quantize_activation(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int 
     return torch.clamp(torch.round(x / scale), low, high)
 
 
+def rounded_input(x: Tensor, static_range: tuple[Tensor, Tensor] | None, terms: int = 1) -> Tensor:
+    """`x` as the integer kernels see it; arguments as of `integer_linear`."""
+    scale, zero_point = static_range or activation_parameters(x.amin(), x.amax())
+    rounded = quantize_activation(x, scale, zero_point) * scale
+    if terms == 1:
+        return rounded
+    rest_scale, rest_zero_point = rest_range(scale)
+    return rounded - quantize_activation(rounded - x, rest_scale, rest_zero_point) * rest_scale
+
+
 def integer_linear(
     x: Tensor,
     codes: Tensor,

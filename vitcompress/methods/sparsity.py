@@ -1,4 +1,4 @@
-"""Which weights of a layer become zero: patterns, scores, and masks of whole cells.
+"""Which weights of a layer become zero: patterns, saliencies, and masks of whole cells.
 
 A pattern divides the weights [out, in] of a layer into cells, which live or die as a whole: single
 weights, or blocks of [rows, columns]. An n:m pattern keeps n of each m neighbours along the inputs,
@@ -11,43 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .patterns import Criterion, Pattern
+from .patterns import Pattern
 
 _COLUMNS = 64  # swept together, before their errors reach the columns to come
 _BRIEF = 15  # steps of conjugate gradients between rounds
 _SUBSETS = 128  # of a group, at most, that are all tried
-
-
-def scores(
-    criterion: Criterion, weight: Tensor, second: Tensor, outputs: Tensor, seed: int
-) -> Tensor:
-    """What each weight counts, [out, in]; sums over the weights of a cell rank cells.
-
-    - `magnitude`: w² (Essential Sparsity's one-shot pruning, 2306.03805).
-    - `wanda`: w² E[x²] (2306.11695, squared).
-    - `taylor`: w² E[x²] E[g²], the diagonal Fisher information with inputs and gradients apart.
-    - `dimap`: the share that w² has of itself and all larger weights of its layer (2404.13648, as
-      in LAMP), which makes layers comparable without images; the largest weight has 1.
-    - `random`.
-
-    Args:
-        criterion: all but `obs`, which needs more than one weight's own figures.
-        weight: [out, in].
-        second: E[x²] of each input, [in].
-        outputs: E[g²] of each output, [out], up to a factor.
-        seed: of `random`.
-    """
-    square = weight.double().square()
-    if criterion == "random":
-        drawn = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed))
-        return drawn.double()
-    if criterion == "dimap":
-        ordered, places = square.flatten().sort()
-        share = ordered / ordered.flip(0).cumsum(0).flip(0).clamp_min(1e-300)
-        return torch.empty_like(share).scatter_(0, places, share).view_as(square)
-    if criterion in ("wanda", "taylor"):
-        square = square * second.double()
-    return square * outputs.double()[:, None] if criterion == "taylor" else square
 
 
 def cells(values: Tensor, cell: tuple[int, int]) -> Tensor:

@@ -216,13 +216,16 @@ class Anatomy:
         modules = self.module.named_modules()
         return {name: layer for name, layer in modules if isinstance(layer, QuantizedLinear)}
 
-    def select(self, patterns: Iterable[str], key: str) -> list[str]:
-        """The names of `linears` that any pattern selects, in their order.
+    def select(
+        self, patterns: Iterable[str], key: str, among: Iterable[str] | None = None
+    ) -> list[str]:
+        """The names of `linears` (None: all, else those `among` them) that any pattern selects, in
+        their order.
 
         The words `blocks` and `head` are patterns too: for all layers that are in steps, and for
         those that make the output, even if there are none. Raises `InputError` as `match` does.
         """
-        names = list(self.linears())
+        names = list(self.linears() if among is None else among)
         groups = {
             "blocks": [name for name in names if self.step_of(name) is not None],
             "head": [name for name in names if self.in_head(name)],

@@ -180,6 +180,8 @@ class Attention(nn.Module):
     is added to the logits as `positions` say. Tokens that sit in `windows` attend to no others.
     """
 
+    relative_position_bias_table: nn.Parameter | None
+
     def __init__(
         self,
         source: Any,
@@ -256,14 +258,15 @@ class Attention(nn.Module):
         in windows → [B · windows, h, size, d]."""
         if self.windows is not None:
             x = self.windows.apart(x)
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return cast(Tensor, x.unflatten(-1, (self.num_heads, -1))).transpose(1, 2)
 
     def bias_by_head(self, images: int) -> Tensor | None:
         """`position_bias` of so many images, for logits of what `by_head` gives."""
         bias = self.position_bias()
         if bias is None or self.windows is None:
             return bias
-        return bias.unflatten(1, (self.windows.count, -1))[0].repeat(images, 1, 1, 1)
+        apart = cast(Tensor, bias.unflatten(1, (self.windows.count, -1)))
+        return apart[0].repeat(images, 1, 1, 1)
 
     def prepared(self, q: Tensor, k: Tensor, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Queries [B, M, h·d] of the first tokens and keys [B, N, h·d], normed and turned."""

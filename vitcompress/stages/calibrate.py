@@ -5,19 +5,20 @@ matrix and a fixed number of sampled input rows.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vitcompress.errors import InputError
 from vitcompress.methods.histogram import Histogram
-from vitcompress.model.families import anatomy_of
+from vitcompress.model.architecture import VitModel
 from vitcompress.model.structure import placed
 from vitcompress.stages.cache import tensors
 from vitcompress.stages.context import Context
-from vitcompress.stages.observe import Watch, fisher_loss, observe, unlabelled
+from vitcompress.stages.observe import Watch, observe, readout_loss, unlabelled
 
 _ROWS = 2048  # sampled input rows a layer
 _CALIBRATION = tensors("calibration", version=7)
@@ -37,8 +38,8 @@ class LayerStatistics:
     `output_weights` [out]: the mean importance of each output.
 
     The weight w of a token is 1 where weights are `even`. It is its `importance`, the mean square
-    of a gradient at the layer's output that has the Fisher information of the model's own softmax
-    as its covariance; or the mean of `both`, importances having a mean of 1 in each batch. The
+    of the gradient of the task's read-out at the layer's output (for classes, as much as Fisher
+    information); or the mean of `both`, importances having a mean of 1 in each batch. The
     mean of w over tokens is 1. `effective` []: how many tokens of equal weight would tell as much,
     (Σ w)² / Σ w².
     """
@@ -167,16 +168,17 @@ def _windowed(x: Tensor, images: int) -> bool:
 
 
 def collect(
-    module: nn.Module,
+    model: VitModel,
     layers: Iterable[str],
     batches: Iterable[Tensor],
     images: int,
     seed: int,
     weights: Weights = "even",
 ) -> dict[str, LayerStatistics]:
-    """Run `module` over `batches` of pixels and gather the statistics of the `layers`' inputs.
+    """Run `model` over `batches` of pixels and gather the statistics of the `layers`' inputs.
 
-    Importances take one backward pass a batch.
+    Importances take one backward pass a batch. Raises `InputError` for a layer that the model has
+    but does not call.
     """
     gradients = weights != "even"
     generator = torch.Generator().manual_seed(seed)
@@ -184,7 +186,7 @@ def collect(
     batch = 0  # images in it
     windows = _sample_apart(images, False, generator)
     if images > _ROWS // 2:
-        whole = _sample_apart(images, anatomy_of(module).prefix_tokens > 0, generator)
+        whole = _sample_apart(images, model.anatomy.prefix_tokens > 0, generator)
     else:
         whole = _sample_alike(_ROWS // images, generator)
 
@@ -206,27 +208,31 @@ def collect(
 
     names = list(layers)
     watches = [Watch(n, partial(see, n), "output" if gradients else None) for n in names]
-    observe(module, watches, unlabelled(counted()), fisher_loss(generator) if gradients else None)
+    loss = readout_loss(model.task, generator) if gradients else None
+    observe(model.module, watches, unlabelled(counted()), loss)
+    if idle := [name for name in names if name not in found]:
+        raise InputError(
+            f"{', '.join(idle)}: not computed for any image; take it out of the stage with skip"
+        )
     return {name: found.pop(name).finish() for name in names}
 
 
 def statistics(
-    module: nn.Module,
-    fingerprint: str,
+    model: VitModel,
     layers: list[str],
     context: Context,
     weights: Weights = "even",
 ) -> dict[str, LayerStatistics]:
     """The statistics of `layers` over the calibration images, from the cache where it has them.
 
-    The cache is keyed by the content of the model (`fingerprint`), of the images and by the seed.
+    The cache is keyed by the content of the model, of the images and by the seed.
     """
-    identity = [fingerprint, context.calibration_fingerprint, layers, weights, context.seed]
+    identity = [model.fingerprint(), context.calibration_fingerprint, layers, weights, context.seed]
     if (known := context.cache.get(_CALIBRATION, identity)) is not None:
         return _unflatten(known)
     batches = (pixels.to(context.device) for pixels in context.calibration_batches("calibrating"))
-    module = placed(module, context.device)
-    result = collect(module, layers, batches, len(context.images), context.seed, weights)
+    model = replace(model, module=placed(model.module, context.device))
+    result = collect(model, layers, batches, len(context.images), context.seed, weights)
     context.cache.put(_CALIBRATION, identity, _flatten(result))
     return result
 

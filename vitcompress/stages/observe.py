@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.methods import saliency
+from vitcompress.tasks import Task
 
 Collect = Callable[[Tensor, Tensor, Tensor | None], None]
 """Takes what a layer got, what it gave, and the gradient asked for, of one batch."""
@@ -22,10 +22,6 @@ Sample = tuple[Tensor, Tensor | None]
 
 Loss = Callable[[Tensor, Tensor | None], Tensor]
 """Of an output of the model and the labels: the scalar whose gradients are collected."""
-
-
-Readout = Callable[[Tensor, torch.Generator], Tensor]
-"""As `Task.readout`."""
 
 
 @dataclass(frozen=True)
@@ -124,17 +120,16 @@ def unlabelled(batches: Iterable[Tensor]) -> Iterator[Sample]:
     return ((pixels, None) for pixels in batches)
 
 
-def fisher_loss(seed: int | torch.Generator, readout: Readout = saliency.fisher_readout) -> Loss:
-    """A loss whose squared gradients are, in the mean, the Fisher information.
+def readout_loss(task: Task, generator: torch.Generator) -> Loss:
+    """A loss whose squared gradients are, in the mean, the second derivative of the distance of
+    `task`: for classes, the Fisher information of the model's own softmax.
 
-    Without labels: that of what the output means, by the random directions of a task's `readout`.
     With labels, which are classes: the empirical one, of the cross-entropy, summed over images.
     """
-    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
 
     def loss(output: Tensor, labels: Tensor | None) -> Tensor:
         if labels is None:
-            return (output * readout(output, generator)).sum()
+            return (output * task.readout(output, generator)).sum()
         return F.cross_entropy(output, labels.to(output.device), reduction="sum")
 
     return loss

@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from vitcompress.model.anatomy import Anatomy, State
 from vitcompress.model.families import anatomy_of
 from vitcompress.model.structure import placed
+from vitcompress.stages.context import Context
 from vitcompress.stages.states import StateFile
+from vitcompress.tasks import Task
+
+_IMAGES = 32  # to compare layers on
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Of an output and that of the dense model, of the same images: how far they are apart, [n]."""
@@ -139,6 +143,13 @@ class Probe:
             if keep:
                 self._states.put((number + 1, batch), state)
         return anatomy.finish(state)
+
+
+def probe_of(anatomy: Anatomy, task: Task, context: Context) -> Probe:
+    """A probe by the distance of `task`, on a few calibration images, enough to compare layers."""
+    pixels = context.calibration_batches("reading images", _IMAGES)
+    anatomy = anatomy_of(placed(anatomy.module, context.device))
+    return Probe(anatomy, (batch.to(context.device) for batch in pixels), task.distance)
 
 
 def mean(distances: Tensor) -> float:

@@ -19,7 +19,7 @@ from vitcompress.measure import branches, cost
 from vitcompress.model.architecture import Architecture, VitModel, build, set_tail, stored_tensors
 from vitcompress.model.sizes import blocks, sizes_of
 from vitcompress.stages.context import Context
-from vitcompress.stages.observe import fisher_loss
+from vitcompress.stages.observe import readout_loss
 from vitcompress.stages.prune.config import Budget, PruneConfig
 from vitcompress.stages.prune.stage import plan, prune, sensitivity
 from vitcompress.stages.prune.statistics import importances
@@ -27,6 +27,7 @@ from vitcompress.stages.prune.study import study
 from vitcompress.stages.quantize.config import QuantizeConfig
 from vitcompress.stages.quantize.stage import quantize
 from vitcompress.stages.stage import StageResult
+from vitcompress.tasks.classification import TASK as CLASSES
 
 MakeVit = Callable[..., VitModel]
 MakeContext = Callable[..., Context]
@@ -364,7 +365,13 @@ def test_true_labels_take_the_place_of_drawn_ones(
 
 def test_gradients_are_those_of_the_labels_given(vit: VitModel, pixels: Tensor) -> None:
     labels = torch.tensor([1, 0, 7])
-    found = importances(vit.module, ["norm"], [(pixels, labels)], fisher_loss(0), 1)["norm"]
+    found = importances(
+        vit.module,
+        ["norm"],
+        [(pixels, labels)],
+        readout_loss(CLASSES, torch.Generator().manual_seed(0)),
+        1,
+    )["norm"]
     features = vit.module.forward_features(pixels)[:, 0]
     shares = vit.module.head(features).softmax(-1)
     gradient = (shares - nn.functional.one_hot(labels, 10)) @ vit.module.head.weight

@@ -25,9 +25,9 @@ from vitcompress.stages.calibrate import statistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.prune.config import PruneConfig
 from vitcompress.stages.prune.stage import prune
-from vitcompress.stages.quantize import bits as bits_module
+from vitcompress.stages.quantize import prepare as preparing
 from vitcompress.stages.quantize.config import QuantizeConfig
-from vitcompress.stages.quantize.importance import importance
+from vitcompress.stages.quantize.scores import Scored, score_of
 from vitcompress.stages.quantize.stage import plan, quantize, sensitivity
 from vitcompress.stages.stage import StageResult
 
@@ -42,6 +42,12 @@ BLOCKS = [
 def run(vit: VitModel, context: Context, **options: Any) -> StageResult:
     given = {"fine": 0, "fold": False, "rounding": "gptq", "activations": "dynamic", **options}
     return quantize(vit, QuantizeConfig(**given), context)
+
+
+def importance(vit: VitModel, score: str, context: Context) -> dict[str, float]:
+    """What layers count under a score that measures nothing."""
+    scored = Scored(vit.anatomy, BLOCKS, vit.task, context, lambda _: 0.0)
+    return dict(zip(BLOCKS, score_of(score).measure(scored), strict=True))
 
 
 def bits_of(model: VitModel) -> dict[str, int]:
@@ -211,7 +217,7 @@ def test_a_layer_that_the_output_ignores_counts_nothing(
 ) -> None:
     block = vit.module.blocks[1]
     block.mlp.fc2.weight.zero_()
-    found = importance(vit.module, BLOCKS, score, context)
+    found = importance(vit, score, context)
     assert found["blocks.1.mlp.fc1"] == pytest.approx(0, abs=1e-12)
     others = [v for n, v in found.items() if n not in ("blocks.1.mlp.fc1", "blocks.1.mlp.fc2")]
     assert min(others) > 0
@@ -220,7 +226,7 @@ def test_a_layer_that_the_output_ignores_counts_nothing(
 @pytest.mark.parametrize("score", ["lrp", "fisher"])
 def test_importance_counts_by_its_square_root(score: Any, vit: VitModel, context: Context) -> None:
     rows = sensitivity(vit, QuantizeConfig(bits=4, score=score, fold=False), context).rows
-    found = importance(vit.module, BLOCKS, score, context).values()
+    found = importance(vit, score, context).values()
     roots = [value**0.5 for value in found]
     assert [row["importance"] for row in rows] == pytest.approx([r / sum(roots) for r in roots])
     column = {"lrp": "relevance"}.get(score, score)
@@ -268,7 +274,7 @@ def test_a_model_whose_output_never_changes_has_no_such_score(
 def test_layers_that_round_tokens_unlike_have_no_error_on_the_sample(
     vit: VitModel, context: Context
 ) -> None:
-    rows = run(vit, context, bits=8, fine=0.01)[1]["layers"]
+    rows = run(vit, context, bits=8, fine=0.01).table("layers").rows
     few = [row for row in rows if row["fine_tokens"] is not None]
     assert few
     assert all((row["output_error"] is None) == (row in few) for row in rows)
@@ -351,7 +357,7 @@ def test_scores_reach_through_merged_tokens(
             }
         )
     for score in ("lrp", "fisher"):
-        assert min(importance(vit.module, BLOCKS, score, context).values()) > 0
+        assert min(importance(vit, score, context).values()) > 0
     # Relevance is conserved: what the sum of two tokens has, they have together.
     vit.module.double()
     for parameter in vit.module.parameters():
@@ -371,19 +377,19 @@ def test_scores_do_not_depend_on_whether_gradients_are_on(
     score: Any, vit: VitModel, context: Context
 ) -> None:
     with torch.no_grad():
-        off = importance(vit.module, BLOCKS, score, context)
-    assert off == importance(vit.module, BLOCKS, score, context)
+        off = importance(vit, score, context)
+    assert off == importance(vit, score, context)
 
 
 def test_heads_that_change_places_count_the_same(vit: VitModel, context: Context) -> None:
-    before = importance(vit.module, BLOCKS, "lrp", context)
+    before = importance(vit, "lrp", context)
     attention = vit.module.blocks[0].attn
     order = torch.cat([torch.arange(32, 64), torch.arange(32)])  # two heads of 32
     rows = torch.cat([part * 64 + order for part in range(3)])
     attention.qkv.weight.copy_(attention.qkv.weight[rows])
     attention.qkv.bias.copy_(attention.qkv.bias[rows])
     attention.proj.weight.copy_(attention.proj.weight[:, order])
-    after = importance(vit.module, BLOCKS, "lrp", context)
+    after = importance(vit, "lrp", context)
     assert after == pytest.approx(before, rel=1e-4)
 
 
@@ -397,7 +403,7 @@ def test_below_8_bits_inputs_count_by_their_importance_too(
         asked.append(arguments[-1])
         return statistics(*arguments)
 
-    monkeypatch.setattr(bits_module, "statistics", spy)
+    monkeypatch.setattr(preparing, "statistics", spy)
     run(vit, context, bits=bits)
     assert asked == [expected]
 

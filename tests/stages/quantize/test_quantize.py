@@ -19,6 +19,7 @@ from vitcompress.model.architecture import (
     set_tail,
     stored_tensors,
 )
+from vitcompress.model.families import anatomy_of
 from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.structure import linears
 from vitcompress.stages.calibrate import LayerStatistics, collect, statistics
@@ -110,7 +111,7 @@ def test_the_output_of_each_layer_stays_near(
     model = result.model
     pixels = torch.cat(list(context.calibration_batches("")))
     inputs = seen_inputs(vit.module, BLOCKS, pixels)
-    sampled = statistics(vit.module, vit.fingerprint(), BLOCKS, context)
+    sampled = statistics(vit, BLOCKS, context)
     for entry in result.table("layers").rows:
         name = entry["layer"]
         for x in (inputs[name].flatten(0, 1), sampled[name].rows):
@@ -151,11 +152,11 @@ def outlying(make_vit: MakeVit) -> VitModel:
 
 def calibrated(vit: VitModel, context: Context) -> dict[str, LayerStatistics]:
     batches = context.calibration_batches("")
-    return collect(vit.module, BLOCKS, batches, len(context.images), seed=0)
+    return collect(vit, BLOCKS, batches, len(context.images), seed=0)
 
 
 def chosen(module: nn.Module, name: str, found: LayerStatistics, config: QuantizeConfig) -> Choice:
-    return choose(module, name, found, config.style, 8, config.fold)
+    return choose(anatomy_of(module), name, found, config.style, 8, config.fold)
 
 
 @pytest.mark.parametrize("activations", MODES)

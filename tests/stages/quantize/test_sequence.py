@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import (
@@ -19,7 +19,7 @@ from vitcompress.model.architecture import (
 from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.merging import Merging
 from vitcompress.stages.context import Context
-from vitcompress.stages.quantize import bits
+from vitcompress.stages.quantize import prepare
 from vitcompress.stages.quantize.config import QuantizeConfig
 from vitcompress.stages.quantize.sequence import sequence
 from vitcompress.stages.quantize.stage import quantize
@@ -45,7 +45,7 @@ def codes(model: VitModel, name: str) -> Tensor:
 def test_on_the_inputs_it_had_a_layer_is_rounded_as_without(
     make_vit: MakeVit, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bits, "_weights", lambda *_: "even")  # as they are in sequence
+    monkeypatch.setattr(prepare, "_weights", lambda *_: "even")  # as they are in sequence
     for name in (BLOCKS[0], BLOCKS[3]):
         options = {"layers": (name,), "activations": "dynamic", "fold": False}
         result = run(make_vit(), context, **options)
@@ -128,7 +128,10 @@ def test_a_last_block_of_few_tokens_and_layers_without_bias_are_rounded_too(
 
 
 def test_models_whose_tokens_merge_are_rounded_at_once(vit: VitModel, context: Context) -> None:
-    assert sequence(vit.module) == BLOCKS
-    set_merging(vit.module, Merging(method="tome", kept=(12, 8)))
-    assert sequence(vit.module) == sequence(nn.Linear(2, 2)) == []
-    assert run(vit, context)[1]["rounded_in_sequence"] == 0
+    assert sequence(vit) == BLOCKS
+    merging = Merging(method="tome", kept=(12, 8))
+    set_merging(vit.module, merging)
+    described = vit.architecture.model_copy(update={"merging": merging})
+    vit = VitModel(vit.module, described, vit.preprocess)
+    assert sequence(vit) == []
+    assert run(vit, context).facts["rounded_in_sequence"] == 0

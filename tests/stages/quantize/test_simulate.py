@@ -25,6 +25,17 @@ from vitcompress.stages.tail.stage import tail
 
 MakeVit = Callable[..., VitModel]
 
+FAMILIES: dict[str, dict[str, Any]] = {
+    "beit_base_patch16_224": {},
+    "swin_tiny_patch4_window7_224": {
+        "patch_size": 4,
+        "window_size": 4,
+        "depth": None,
+        "depths": (2, 1),
+        "num_heads": (2, 2),
+    },
+}
+
 
 def run(
     vit: VitModel, context: Context, study: dict[str, Any] | None, **options: Any
@@ -37,7 +48,7 @@ def simulate(vit: VitModel, context: Context, study: dict[str, Any], **options: 
     """The simulation alone, of all layers."""
     config = QuantizeConfig(**{"rounding": "nearest", **options})
     names = list(linears(vit.module))
-    found = statistics(vit.module, vit.fingerprint(), names, context)
+    found = statistics(vit, names, context)
     bits = dict.fromkeys(names, config.bits)
     return simulation(vit.module, config, Simulation(**study), bits, found, context)
 
@@ -153,18 +164,24 @@ def test_a_simulation_is_the_same_each_time(vit: VitModel, context: Context) -> 
     assert torch.equal(one(pixels), other(pixels))
 
 
-def test_other_attention_is_refused(make_vit: MakeVit, context: Context) -> None:
-    swin = make_vit(
-        "swin_tiny_patch4_window7_224",
-        patch_size=4,
-        window_size=4,
-        depth=None,
-        depths=(1, 1),
-        num_heads=(2, 2),
-    )
-    config = QuantizeConfig(name="q", layers=("*",), simulate={"bits": 4})
-    for look in (lambda: quantize(swin, config, context), lambda: plan(swin, config)):
-        with pytest.raises(InputError, match=r"stages\.q\.simulate: .*swin_tiny.*leave simulate"):
+def test_windows_and_positions_are_simulated_too(
+    make_vit: MakeVit, context: Context, pixels: Tensor
+) -> None:
+    for name, options in FAMILIES.items():
+        vit = make_vit(name, **options)
+        dense = vit.module(pixels)
+        errors = [
+            float((simulate(vit, context, {"bits": bits})(pixels) - dense).norm() / dense.norm())
+            for bits in (3, 8)
+        ]
+        assert 0 < errors[1] < 0.1 < errors[0]
+
+
+def test_a_model_without_known_attention_is_refused(make_vit: MakeVit, context: Context) -> None:
+    mixer = make_vit("mixer_s32_224", num_blocks=1, depth=None, num_heads=None)
+    config = QuantizeConfig(name="q", simulate={"bits": 4})
+    for look in (lambda: quantize(mixer, config, context), lambda: plan(mixer, config)):
+        with pytest.raises(InputError, match=r"stages\.q\.simulate: .*mixer_s32.*leave simulate"):
             look()
 
 

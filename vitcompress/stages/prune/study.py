@@ -21,7 +21,7 @@ from vitcompress.model.families import anatomy_of
 from vitcompress.model.layers import Block
 from vitcompress.model.sizes import size_of
 from vitcompress.stages.context import Context
-from vitcompress.stages.observe import Loss, Sample, fisher_loss
+from vitcompress.stages.observe import Loss, Sample, readout_loss
 from vitcompress.stages.probe import Probe
 from vitcompress.stages.prune import costs, narrowing, statistics, structures
 from vitcompress.stages.prune.config import Kind, PruneConfig
@@ -119,7 +119,7 @@ def study(model: VitModel, config: PruneConfig, context: Context) -> Study:
             yield batch.pixels.to(context.device), labels
 
     def loss() -> Loss:
-        return fisher_loss(context.seed, model.task.readout)
+        return readout_loss(model.task, torch.Generator().manual_seed(context.seed))
 
     def importances(layers: Sequence[str], title: str) -> dict[str, Importance]:
         prefix = anatomy.prefix_tokens

@@ -5,14 +5,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from vitcompress.terms import Activations, QuantizerKind
+from vitcompress.registry import OneOf
+from vitcompress.terms import Activations
 
 Bits = Literal[2, 3, 4, 5, 6, 8]
 Float = Literal["float16", "float32"]
-Rounding = Literal["nearest", "gptq", "descent"]
-Score = Literal["lrp", "fisher", "kl", "uniform", "random"]
-
-BY_GRADIENT: tuple[Score, ...] = ("lrp", "fisher")
+Rounding = Annotated[str, OneOf("vitcompress.stages.quantize.rounding")]
+Score = Annotated[str, OneOf("vitcompress.stages.quantize.scores")]
+Grid = Annotated[str, OneOf("vitcompress.methods.grids")]
 
 _GROUPED_BITS = 6  # at most; the multipliers of wider codes would have too few values
 
@@ -22,7 +22,7 @@ class Style:
     """What all layers have in common: see `QuantizeConfig`."""
 
     activations: Activations
-    rounding: Rounding
+    rounding: str
     group: int | None
 
     def grouped(self, bits: int) -> int | None:
@@ -34,9 +34,9 @@ class BitBudget(BaseModel):
     """A budget for the widths of layers: one of `average`, `bytes` and `max_kl`.
 
     `average`: mean bits of a weight over the layers with a choice and those pinned to a width.
-    `bytes`: of all stored tensors of the model. `max_kl`: nats between the outputs of the float
-    model and of the one with rounded weights, on a few calibration images; the smallest model that
-    holds it is taken. `widths`: the bits to choose from.
+    `bytes`: of all stored tensors of the model. `max_kl`: the task's distance (for classes, nats)
+    between the outputs of the float model and of the one with rounded weights, on a few calibration
+    images; the smallest model that holds it is taken. `widths`: the bits to choose from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,8 +65,8 @@ class Simulation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bits: Annotated[int, Field(ge=2, le=8)]
-    softmax: QuantizerKind = "log_sqrt2"
-    gelu: Literal["uniform", "twin_uniform"] = "uniform"
+    softmax: Grid = "log_sqrt2"
+    gelu: Literal["uniform", "twin_uniform"] = "uniform"  # those that hold negative values
 
 
 def _kind(value: object) -> str:
@@ -87,7 +87,8 @@ class QuantizeConfig(BaseModel):
     one by one), `uniform` or `random`; times the error that each width leaves. `floor`: the least
     width of the layers of a pattern; `pin`: their exact width whatever the floor, or `float16` or
     `float32` to leave them as they are; of several patterns for a layer the last counts. `layers`:
-    patterns over layer names; `skip`: patterns taken out again. `activations`: `static` fixes each
+    patterns over layer names, or `blocks` and `head`, which hold for every model, one without a
+    head too; `skip`: patterns taken out again. `activations`: `static` fixes each
     range from calibration images; `dynamic` takes it at run time from each batch. `rounding`:
     `gptq` feeds each rounding error to the weights not yet rounded; `descent` then improves the
     codes one by one, and the scales. `sequential`: layers below 8 bits are rounded one after the
@@ -112,7 +113,7 @@ class QuantizeConfig(BaseModel):
     floor: dict[str, Bits] = {}
     pin: dict[str, Literal[Bits, Float]] = {}
     activations: Activations = "static"
-    layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("blocks.*",)
+    layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("blocks",)
     skip: tuple[str, ...] = ()
     rounding: Rounding = "descent"
     sequential: bool = False

@@ -1,33 +1,28 @@
 """One layer of the quantize stage: its fold, the range of its input, its rounded weights."""
 
 import copy
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.methods import folding, quantizer
 from vitcompress.methods.folding import Fold
 from vitcompress.methods.histogram import quantiles
-from vitcompress.methods.rounding import descend, gptq, output_error, refitted
+from vitcompress.methods.rounding import output_error
+from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.layers import QuantizedLinear
-from vitcompress.model.structure import input_fold, placed
 from vitcompress.stages.calibrate import LayerStatistics
-from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import Style
+from vitcompress.stages.quantize.rounding import Lattice, Metric, rounding_of
+from vitcompress.terms import Activations
 
 # Shares of the values that a static range holds; the rest is clipped at either end.
 _SHARES = (1.0, *(1 - 10.0**-digits for digits in (6, 5.5, 5, 4.75, 4.5, 4.25, 4, 3.5, 3)))
 _JUDGED_ROWS = 512  # enough to tell candidates apart
-_PROBED = 32  # images, to measure layers one by one
-_VARYING = 1e-5  # the least share of an input's mean square that is variance and not rounding
-_REFITS, _SWEEPS = 3, 2  # of scales to the codes, and of the codes to these
-
-Cost = Callable[[Mapping[str, nn.Module]], float]
-"""Layers by name → KL(float ‖ model with these layers in their places), in nats."""
+_VARYING = 1e-5  # the least share of a mean square that is variance and not rounding
+_DAMPING = 0.01  # of what errors of weights are measured by; more, the fewer tokens there are
 
 
 @dataclass(frozen=True)
@@ -40,14 +35,20 @@ class Choice:
     share: float
     error: float
 
+    def static_range(self, activations: Activations) -> tuple[Tensor, Tensor] | None:
+        """Scale and zero point of the input; None where they are taken from each batch."""
+        if activations == "dynamic":
+            return None
+        return quantizer.activation_parameters(self.low, self.high)
+
 
 def choose(
-    module: nn.Module, name: str, found: LayerStatistics, style: Style, bits: int, fold: bool
+    anatomy: Anatomy, name: str, found: LayerStatistics, style: Style, bits: int, fold: bool
 ) -> Choice:
-    """The fold and the range of the least output error; the fold is applied to `module`."""
-    weight = cast(nn.Linear, module.get_submodule(name)).weight
+    """The fold and the range of the least output error; the fold is applied to the model."""
+    weight = cast(nn.Linear, anatomy.module.get_submodule(name)).weight
     plain = _best_range(folding.identity(weight.shape[1]), weight, found, style, bits)
-    apply = input_fold(module, name) if fold else None
+    apply = anatomy.input_fold(name) if fold else None
     if apply is None:
         return plain
     folds = folding.candidates(found.low, found.high)
@@ -65,8 +66,7 @@ def _best_range(
     rows, weight, target = trial(fold, weight, found, style, bits)
 
     def choice(low: Tensor, high: Tensor, share: float) -> Choice:
-        x_scale, zero_point = quantizer.activation_parameters(low, high)
-        x = quantizer.quantize_activation(rows, x_scale, zero_point) * x_scale
+        x = quantizer.rounded_input(rows, quantizer.activation_parameters(low, high))
         return Choice(fold, low, high, share, _error(x @ weight.T, target))
 
     ranges = _ranges(fold, found)
@@ -81,8 +81,8 @@ def trial(
     """Some rows of the input under `fold`, weights rounded to nearest, and the float outputs."""
     rows = fold.apply(found.rows[:_JUDGED_ROWS])
     weight = weight * fold.scale
-    step = weight_step(weight, gram(fold, found), style, bits)[2]
-    return rows, quantizer.round_weight(weight, step, bits) * step, rows @ weight.T
+    lattice = Lattice.of(weight, gram(fold, found).diagonal(), bits, style.grouped(bits))
+    return rows, lattice.nearest(weight) * lattice.step, rows @ weight.T
 
 
 def _ranges(fold: Fold, found: LayerStatistics) -> list[tuple[Tensor, Tensor, float]]:
@@ -98,9 +98,13 @@ def _ranges(fold: Fold, found: LayerStatistics) -> list[tuple[Tensor, Tensor, fl
 
 
 def _error(output: Tensor, target: Tensor) -> float:
-    """The mean squared error of `output` relative to the variance of `target`, both [rows, out]."""
-    variance = (target - target.mean(0)).square().mean().clamp_min(torch.finfo(torch.float32).tiny)
-    return float((output - target).square().mean() / variance)
+    """The mean squared error of `output` relative to the variance of `target`, both [rows, out];
+    where that never changes, to its mean square."""
+    variance = (target - target.mean(0)).square().mean()
+    square = target.square().mean()
+    whole = variance if variance > _VARYING * square else square
+    error = (output - target).square().mean()
+    return float(error / whole.clamp_min(torch.finfo(torch.float32).tiny))
 
 
 def gram(fold: Fold, found: LayerStatistics) -> Tensor:
@@ -110,73 +114,51 @@ def gram(fold: Fold, found: LayerStatistics) -> Tensor:
     return (moved + torch.outer(shift, shift)) / torch.outer(fold.scale, fold.scale)
 
 
-def covariance(fold: Fold, found: LayerStatistics) -> Tensor:
-    """The covariance of the folded input, float64 [in, in]."""
+def spread(fold: Fold, found: LayerStatistics) -> Tensor:
+    """The covariance of the folded input, float64 [in, in], since the mean error of an output goes
+    into its bias; the mean of x xᵀ for an input that never changes, whose covariance is rounding
+    errors."""
     mean = found.total / found.weight
-    return (found.gram / found.weight - torch.outer(mean, mean)) / torch.outer(
+    covariance = (found.gram / found.weight - torch.outer(mean, mean)) / torch.outer(
         fold.scale, fold.scale
     )
+    whole = gram(fold, found)
+    return covariance if covariance.trace() > _VARYING * whole.trace() else whole
 
 
-def metric(fold: Fold, found: LayerStatistics, bits: int) -> Tensor:
-    """What errors of weights are measured by, float64 [in, in]: the covariance of the input, since
-    the mean error goes into the bias; for 8 bits, whose rounding loses little, the mean of x xᵀ;
-    so also for an input that never changes, whose covariance is rounding errors."""
-    whole, spread = gram(fold, found), covariance(fold, found)
-    return spread if bits < 8 and spread.trace() > _VARYING * whole.trace() else whole
+def metric(fold: Fold, found: LayerStatistics, bits: int) -> Metric:
+    """What errors of weights are measured by: the `spread` of the input; for 8 bits, whose rounding
+    loses little, the mean of x xᵀ."""
+    moments = spread(fold, found) if bits < 8 else gram(fold, found)
+    return damped(moments, float(found.effective))
 
 
-def weight_step(
-    weight: Tensor, moments: Tensor, style: Style, bits: int
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Scale, multipliers and step of `weight`; `moments`: the Gram matrix of its inputs."""
-    group = style.grouped(bits)
-    scale, multipliers = quantizer.weight_scale(weight, bits, moments.diagonal().float(), group)
-    scale = storable(scale, bits)
-    return scale, multipliers, quantizer.weight_step(scale, multipliers, group, weight.shape[1])
-
-
-def storable(scale: Tensor, bits: int) -> Tensor:
-    """`scale` as it is stored: below 8 bits in float16, since it takes room beside few bits."""
-    return scale.half().float() if bits < 8 and quantizer.fits_half(scale) else scale
+def damped(moments: Tensor, tokens: float) -> Metric:
+    """`moments` [in, in], as good as a mean over so many `tokens`, as a metric."""
+    return Metric(moments, _DAMPING + len(moments) / tokens)
 
 
 def rounded(
     layer: nn.Linear, choice: Choice, found: LayerStatistics, style: Style, bits: int
 ) -> QuantizedLinear:
     """The quantized twin of `layer`, whose weights are already folded."""
-    moments = metric(choice.fold, found, bits)
-    quantized = coded(layer.weight, moments, float(found.effective), style, bits)
+    quantized = coded(layer.weight, metric(choice.fold, found, bits), style, bits)
     return ranged(quantized, layer, choice, found)
 
 
-def coded(
-    weight: Tensor, moments: Tensor, tokens: float, style: Style, bits: int
-) -> QuantizedLinear:
-    """A layer of rounded weights, without a bias yet, or a range.
-
-    `moments` [in, in]: what the errors are measured by, as good as a mean over `tokens` inputs.
-    """
-    scale, multipliers, step = weight_step(weight, moments, style, bits)
-    # Few tokens say little of their covariance: shrink it by how many there are for each input.
-    damping = 0.01 + len(moments) / tokens
-    if style.rounding == "nearest":
-        codes = quantizer.round_weight(weight, step, bits)
-    else:
-        codes = gptq(weight, step, moments, bits, damping)
-    if style.rounding == "descent":
-        codes = descend(weight, step, moments, codes, bits, damping)
-        for _ in range(_REFITS if bits < 8 else 0):
-            scale = storable(scale * refitted(weight, step, moments, codes, damping), bits)
-            step = quantizer.weight_step(scale, multipliers, style.grouped(bits), len(moments))
-            codes = descend(weight, step, moments, codes, bits, damping, _SWEEPS)
+def coded(weight: Tensor, metric: Metric, style: Style, bits: int) -> QuantizedLinear:
+    """A layer of rounded weights, without a bias yet, or a range."""
+    rounding = rounding_of(style.rounding)
+    lattice = Lattice.of(weight, metric.gram.diagonal(), bits, style.grouped(bits))
+    codes = rounding.codes(weight, lattice, metric)
+    if rounding.refined is not None:
+        lattice, codes = rounding.refined(weight, lattice, metric, codes)
     outputs, inputs = weight.shape
-    group = style.grouped(bits)
-    quantized = QuantizedLinear(inputs, outputs, bits, style.activations, group=group)
+    quantized = QuantizedLinear(inputs, outputs, bits, style.activations, group=lattice.group)
     quantized.codes = quantizer.pack_weight(codes, bits)
-    quantized.scale = scale
-    if multipliers is not None:
-        quantized.multipliers = quantizer.pack_multipliers(multipliers)
+    quantized.scale = lattice.scale
+    if lattice.multipliers is not None:
+        quantized.multipliers = quantizer.pack_multipliers(lattice.multipliers)
     return quantized
 
 
@@ -185,14 +167,11 @@ def weight_error(
 ) -> float:
     """The mean squared error of the output that weights of `bits` bits leave, as a share of its
     variance: rounded as asked for, but for the last refinement."""
-    moments, spread = metric(choice.fold, found, bits), covariance(choice.fold, found)
-    step = weight_step(layer.weight, moments, style, bits)[2]
-    codes = quantizer.round_weight(layer.weight, step, bits)
-    if style.rounding != "nearest":
-        damping = 0.01 + len(moments) / float(found.effective)
-        codes = gptq(layer.weight, step, moments, bits, damping)
-    left = output_error(layer.weight, step, codes, spread).sum()
-    whole = output_error(layer.weight, step, torch.zeros_like(codes), spread).sum()
+    measure, variance = metric(choice.fold, found, bits), spread(choice.fold, found)
+    lattice = Lattice.of(layer.weight, measure.gram.diagonal(), bits, style.grouped(bits))
+    codes = rounding_of(style.rounding).codes(layer.weight, lattice, measure)
+    left = output_error(layer.weight, lattice.step, codes, variance).sum()
+    whole = output_error(layer.weight, lattice.step, torch.zeros_like(codes), variance).sum()
     return float(left / whole.clamp_min(torch.finfo(torch.float64).tiny))
 
 
@@ -204,22 +183,29 @@ def ranged(
     terms: Literal[1, 2] = 1,
     fine_tokens: int | None = None,
 ) -> QuantizedLinear:
-    """`quantized` with the range of `choice`, and the bias that makes its mean error zero."""
-    ranged = with_range(copy.deepcopy(quantized), choice)
-    ranged.terms, ranged.fine_tokens = terms, fine_tokens
+    """`quantized` with the range of `choice`, and the bias that makes its mean error zero.
+
+    Plainly over the sample: its first tokens, which the head reads, count for more than one each.
+    Where only some tokens have a second term, the mean is that of the others.
+    """
+    twin = with_range(copy.deepcopy(quantized), choice)
+    twin.terms, twin.fine_tokens = terms, fine_tokens
     rows = choice.fold.apply(found.rows)
-    ranged.bias = torch.zeros_like(ranged.bias)
-    # Plainly over the sample: its first tokens, which the head reads, count for more than one each.
-    ranged.bias = (layer(rows) - ranged(rows)).mean(0)
-    return ranged
+    fixed = choice.static_range(quantized.activations)
+    seen = quantizer.rounded_input(rows, fixed, 1 if fine_tokens else terms)
+    # Layers are linear: the mean of the outputs is the output of the mean.
+    missing = layer(rows.mean(0, dtype=torch.float64).float())
+    twin.bias = torch.zeros_like(twin.bias)
+    given = twin.dequantized()(seen.mean(0, dtype=torch.float64).float())
+    twin.bias = missing - given
+    return twin
 
 
 def with_range(quantized: QuantizedLinear, choice: Choice) -> QuantizedLinear:
     """`quantized`, with the range of `choice` where ranges are static (in place)."""
-    if quantized.activations == "static":
-        x_scale, zero_point = quantizer.activation_parameters(choice.low, choice.high)
-        quantized.activation_scale = x_scale
-        quantized.activation_zero_point = zero_point.to(torch.uint8)
+    if (fixed := choice.static_range(quantized.activations)) is not None:
+        quantized.activation_scale = fixed[0]
+        quantized.activation_zero_point = fixed[1].to(torch.uint8)
     return quantized
 
 
@@ -242,52 +228,7 @@ def roomy(choice: Choice, found: LayerStatistics) -> Choice:
     return replace(choice, low=1.5 * low, high=1.5 * high, share=share)
 
 
-def probe(module: nn.Module, context: Context) -> Cost:
-    """The measured cost of replacing layers of `module`, on a few calibration images."""
-    pixels = torch.cat(list(context.calibration_batches("reading images", _PROBED)))
-    module, pixels = placed(module, context.device), pixels.to(context.device)
-    dense = module(pixels).log_softmax(-1)
-
-    def cost(layers: Mapping[str, nn.Module]) -> float:
-        before = {name: module.get_submodule(name) for name in layers}
-        for name, layer in layers.items():
-            module.set_submodule(name, placed(layer, context.device))
-        now = module(pixels).log_softmax(-1)
-        for name, layer in before.items():
-            module.set_submodule(name, layer)
-        return float(F.kl_div(now, dense, reduction="batchmean", log_target=True))
-
-    return cost
-
-
-def cheapest(
-    name: str,
-    layer: nn.Linear,
-    choice: Choice,
-    found: LayerStatistics,
-    style: Style,
-    bits: int,
-    cost: Cost,
-) -> tuple[QuantizedLinear, Choice, float]:
-    """The layer in `bits` bits, with the range that costs the model least KL near the chosen one.
-
-    A few tokens with huge activations may carry little of a layer's error and most of the model's:
-    what to clip has the last word from the model's output. From the choice the search steps to
-    wider ranges while that helps, else to narrower ones.
-    """
-    twin = rounded(layer, choice, found, style, bits)
-    best = (twin, choice, cost({name: twin}))
-    if style.activations == "dynamic":
-        return best
-    ladder = [replace(choice, low=a, high=b, share=s) for a, b, s in _ranges(choice.fold, found)]
-    start = _SHARES.index(choice.share)
-    for direction in (range(start - 1, -1, -1), range(start + 1, len(ladder))):
-        for rung in direction:
-            tried = ranged(twin, layer, ladder[rung], found)
-            price = cost({name: tried})
-            if price >= best[2]:
-                break
-            best = (tried, ladder[rung], price)
-        if best[1] is not choice:
-            break
-    return best
+def ladder(choice: Choice, found: LayerStatistics) -> list[Choice]:
+    """`choice` with all ranges that are tried, widest first."""
+    ranges = _ranges(choice.fold, found)
+    return [replace(choice, low=low, high=high, share=s) for low, high, s in ranges]

@@ -1,10 +1,11 @@
 """Which layers a recipe means to quantize, and the widths that each may have."""
 
+from collections.abc import Iterable
+
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.patterns import match
-from vitcompress.model.structure import linears, quantized_linears
-from vitcompress.stages.quantize.config import BY_GRADIENT, BitBudget, Float, QuantizeConfig
+from vitcompress.stages.quantize.config import BitBudget, Float, QuantizeConfig
+from vitcompress.stages.quantize.scores import score_of
 
 
 def choices(
@@ -16,26 +17,28 @@ def choices(
     score that the model does not give.
     """
     names, key = selected(model, config), f"stages.{config.name}"
-    if not names:
-        raise InputError(f"{key}.skip: leaves no layer to quantize; skip fewer, or drop the stage")
-    bits = config.bits
-    by_gradient = isinstance(bits, BitBudget) and config.score in BY_GRADIENT
-    if by_gradient and quantized_linears(model.module):
+    bits, anatomy = config.bits, model.anatomy
+    by_gradient = isinstance(bits, BitBudget) and score_of(config.score).gradients
+    if by_gradient and anatomy.quantized():
         raise InputError(
             f"{key}.score: {config.score} needs gradients, which a model that is quantized already "
             "does not give; quantize in one stage, or take kl"
         )
+
+    def meant(pattern: str, of: str) -> Iterable[str]:
+        return anatomy.select([pattern], f"{key}.{of}", among=names)
+
     every = tuple(sorted(set(bits.widths))) if isinstance(bits, BitBudget) else (bits,)
     floors = dict.fromkeys(names, 0)
     for pattern, least in config.floor.items():
-        for name in match([pattern], names, f"{key}.floor"):
+        for name in meant(pattern, "floor"):
             floors[name] = max(floors[name], least)
     allowed: dict[str, tuple[int, ...]] = {
         name: tuple(b for b in every if b >= floors[name]) for name in names
     }
     floats: dict[str, Float] = {}
     for pattern, exact in config.pin.items():
-        for name in match([pattern], names, f"{key}.pin"):
+        for name in meant(pattern, "pin"):
             floats.pop(name, None)
             allowed[name] = (8,)
             if isinstance(exact, int):
@@ -55,9 +58,19 @@ def choices(
 
 
 def selected(model: VitModel, config: QuantizeConfig) -> list[str]:
-    """The names of the layers that `config` selects, in the order of the model."""
-    names, done = list(linears(model.module)), quantized_linears(model.module)
-    key = f"stages.{config.name}"
-    skipped = set(match(config.skip, names, f"{key}.skip", done))
-    chosen = match(config.layers, names, f"{key}.layers", done)
-    return [name for name in chosen if name not in skipped]
+    """The names of the layers that `config` selects, in the order of the model.
+
+    Raises `InputError` for a pattern that matches no layer, and where nothing is left.
+    """
+    key, anatomy = f"stages.{config.name}", model.anatomy
+    chosen = anatomy.select(config.layers, f"{key}.layers")
+    if not chosen:
+        done = "; what they name is quantized already" if anatomy.quantized() else ""
+        raise InputError(
+            f"{key}.layers: {', '.join(config.layers)} select no linear layer of this model{done}"
+        )
+    skipped = set(anatomy.select(config.skip, f"{key}.skip"))
+    names = [name for name in chosen if name not in skipped]
+    if not names:
+        raise InputError(f"{key}.skip: leaves no layer to quantize; skip fewer, or drop the stage")
+    return names

@@ -8,86 +8,74 @@ is fitted towards what brings the stream of tokens back to that of the float mod
 """
 
 import copy
-from collections.abc import Callable, Mapping
-from functools import partial
-from tempfile import TemporaryFile
-from typing import cast
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vitcompress.console import track
 from vitcompress.methods import quantizer
 from vitcompress.methods.compensation import Moments, covariance, with_constant
 from vitcompress.methods.sparsity import reconstructed
-from vitcompress.model.layers import Block, QuantizedLinear
-from vitcompress.model.merging import MergingBlocks
-from vitcompress.model.sizes import blocks
+from vitcompress.model.anatomy import Site
+from vitcompress.model.architecture import VitModel
+from vitcompress.model.families import anatomy_of
+from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
-from vitcompress.stages.quantize.bits import Prepared
 from vitcompress.stages.quantize.config import Style
-from vitcompress.stages.quantize.layer import Choice, coded, with_range
-from vitcompress.stages.streams import Stream, first_input, layer_input
+from vitcompress.stages.quantize.layer import Choice, coded, damped, with_range
+from vitcompress.stages.quantize.prepare import Prepared
+from vitcompress.stages.sequence import Given, side_by_side
 
 _DAMPING = 0.1  # of the ridge; more, the fewer tokens there are for each input
 
-_Half = Callable[[Block, Tensor], Tensor]
-"""One half of a block, from the stream of tokens before it to that after it."""
 
-
-# With the Linears that follow one another in it. The last adds to the stream.
-_HALVES: tuple[tuple[_Half, tuple[str, str]], ...] = (
-    (Block.mixed, ("attn.qkv", "attn.proj")),
-    (Block.fed, ("mlp.fc1", "mlp.fc2")),
-)
-
-
-def sequence(module: nn.Module) -> list[str]:
-    """The names of the Linears of plain blocks, as they follow one another; none where blocks
-    cannot be run one by one on tokens that stay the same."""
-    found = [] if isinstance(getattr(module, "blocks", None), MergingBlocks) else blocks(module)
-    names = {name for name, _ in module.named_modules()}
-    kinds = [kind for _, each in _HALVES for kind in each]
-    every = [f"blocks.{number}.{kind}" for number in range(len(found)) for kind in kinds]
-    return [name for name in every if name in names]
+def sequence(model: VitModel) -> list[str]:
+    """The names of the float Linears at sites, as they follow one another; none where tokens
+    merge."""
+    if model.architecture.merging is not None:
+        return []
+    anatomy = model.anatomy
+    floats = anatomy.linears()
+    every = [name for site in anatomy.sites for name in (site.first_name, site.last_name)]
+    return [name for name in every if name in floats]
 
 
 def round_in_sequence(
     known: Prepared,
     bits: Mapping[str, int],
     others: Mapping[str, QuantizedLinear],
-    style: Style,
     context: Context,
 ) -> dict[str, QuantizedLinear]:
     """The layers `bits`, of those in `sequence`, rounded to so many bits one after the other.
 
     `others`: layers that are in their final form already.
     """
-    module, done = placed(known.module, context.device), dict[str, QuantizedLinear]()
-    twin = copy.deepcopy(module)
-    pairs = list(zip(blocks(module), blocks(twin), strict=True))
+    dense, done = placed(known.anatomy.module, context.device), dict[str, QuantizedLinear]()
+    changed = copy.deepcopy(dense)
     for name, layer in others.items():
-        twin.set_submodule(name, placed(layer, context.device))
-    with TemporaryFile() as one, TemporaryFile() as other:
-        streams = Stream(one), Stream(other)
-        for pixels in context.calibration_batches("reading images"):
-            x = first_input(module, pixels.to(context.device))
-            for stream in streams:
-                stream.add(x)
-        for number, pair in enumerate(track(pairs, "rounding in sequence", len(pairs))):
-            for half, kinds in _HALVES:
-                for kind in kinds:
-                    name = f"blocks.{number}.{kind}"
-                    if name in bits:
-                        choice, linear = known.choices[name], known.floats[name]
-                        found = _moments(half, pair, kind, streams, choice, style, context.device)
-                        done[name] = fitted(linear, choice, found, style, bits[name])
-                        pair[1].set_submodule(kind, placed(done[name], context.device))
-                for stream, block in zip(streams, pair, strict=True):
-                    for index in range(len(stream)):
-                        stream.replace(index, half(block, stream.read(index, context.device)))
+        changed.set_submodule(name, placed(layer, context.device))
+    pixels = context.calibration_batches("reading images")
+    batches = ((batch.to(context.device), False) for batch in pixels)
+    places = side_by_side(anatomy_of(dense), anatomy_of(changed), batches)
+    for place in track(places, "rounding in sequence", len(known.anatomy.sites)):
+        site = place.site
+        for name in (site.first_name, site.last_name):
+            if name in bits:
+                choice, linear = known.choices[name], known.floats[name]
+                seen = place.fitting("first")
+                if name == site.last_name:
+                    seen = place.fitting("last", back=_adds(site))
+                found = _moments(seen, choice, known.style)
+                done[name] = fitted(linear, choice, found, known.style, bits[name])
+                changed.set_submodule(name, placed(done[name], context.device))
     return done
+
+
+def _adds(site: Site) -> bool:
+    """Whether what the last layer of `site` gives is added to the stream as it is."""
+    return isinstance(site.scale, nn.Identity) and not site.block.norm_after
 
 
 def fitted(
@@ -106,49 +94,22 @@ def fitted(
     hessian = spread + level * torch.eye(len(spread), dtype=spread.dtype)
     # Ridge towards the weights as they are, and zeros of a sparse layer stay.
     wanted = reconstructed(weight, hessian, cross + level * weight, weight != 0).to(weight.dtype)
-    layer = coded(wanted, spread, tokens, style, bits)
+    layer = coded(wanted, damped(spread, tokens), style, bits)
     layer.bias = (outputs - layer.dequantized().weight.double() @ inputs).float()
     return with_range(layer, choice)
 
 
-def _moments(
-    half: _Half,
-    pair: tuple[Block, Block],
-    kind: str,
-    streams: tuple[Stream, Stream],
-    choice: Choice,
-    style: Style,
-    device: torch.device,
-) -> Moments:
-    """Moments of what a layer gets in the quantized model, and of what it should give there."""
-    places = [block.get_submodule(kind) for block in pair]
-    adds = kind.endswith(("proj", "fc2")) and isinstance(_scale(pair[0], kind), nn.Identity)
+def _moments(batches: Iterable[Given], choice: Choice, style: Style) -> Moments:
+    """Moments of what a layer gets in the quantized model, as the integer kernel sees it where its
+    range is fixed, and of what it should give there."""
+    fixed = choice.static_range(style.activations)
     total: Moments | None = None
-    for index in range(len(streams[0])):
-        before = [stream.read(index, device) for stream in streams]
-        dense, now = (
-            layer_input(layer, partial(half, block, x))
-            for layer, block, x in zip(places, pair, before, strict=True)
-        )
-        target = places[0](dense)
-        if adds:
-            target = target + (before[0] - before[1])[:, : target.shape[1]]
-        x = with_constant(_as_codes(now, choice, style)).flatten(0, 1)
-        y = target.flatten(0, 1)
+    for inputs, targets, _ in batches:
+        x, y = inputs, targets.flatten(0, -2)
+        if fixed is not None:
+            x = quantizer.rounded_input(x, (fixed[0].to(x), fixed[1].to(x)))
+        x = with_constant(x).flatten(0, -2)
         found = Moments(*(t.double().cpu() for t in (x.T @ x, x.T @ y, y.square().sum())))
         total = found if total is None else total.plus(found)
     assert total is not None
     return total
-
-
-def _scale(block: Block, kind: str) -> nn.Module | None:
-    """What scales the branch that the layer `kind` is in."""
-    return cast(nn.Module | None, block.ls1 if kind.startswith("attn") else block.ls2)
-
-
-def _as_codes(x: Tensor, choice: Choice, style: Style) -> Tensor:
-    """`x` as the integer kernel sees it, where its range is fixed."""
-    if style.activations == "dynamic":
-        return x
-    scale, zero_point = quantizer.activation_parameters(choice.low.to(x), choice.high.to(x))
-    return quantizer.quantize_activation(x, scale, zero_point) * scale

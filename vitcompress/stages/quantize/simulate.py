@@ -7,7 +7,6 @@ model is there to be measured, and is never exported.
 
 import copy
 from collections.abc import Mapping
-from types import NoneType
 from typing import cast
 
 from torch import Tensor, nn
@@ -15,18 +14,17 @@ from torch import Tensor, nn
 from vitcompress.console import track
 from vitcompress.errors import InputError
 from vitcompress.methods import folding
-from vitcompress.methods.activations import Quantizer, fitted
 from vitcompress.methods.folding import Fold
+from vitcompress.methods.grids import Quantizer, fitted
+from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.architecture import VitModel
+from vitcompress.model.families import anatomy_of
 from vitcompress.model.layers import Attention
-from vitcompress.model.sizes import blocks
-from vitcompress.model.structure import hidden_source, input_fold
 from vitcompress.stages.calibrate import LayerStatistics
 from vitcompress.stages.context import Context
-from vitcompress.stages.quantize.config import QuantizeConfig, Simulation, Style
+from vitcompress.stages.quantize.config import QuantizeConfig, Simulation
 from vitcompress.stages.quantize.layer import Choice, rounded, trial
 from vitcompress.stages.stage import Study
-from vitcompress.terms import QuantizerKind
 
 _STRENGTHS = (0.5, 0.75, 1.0)  # of folds: the fewer the values, the more a full one pays
 _FITTED_IMAGES = 8  # that the quantizers of attention are fitted to: each has every token and head
@@ -36,23 +34,28 @@ class SimulatedAttention(Attention):
     """Attention whose products have inputs of few bits, fitted to the first batch it sees."""
 
     def __init__(self, source: Attention, study: Simulation) -> None:
-        super().__init__(source, source.rotation)
+        table = cast(Tensor | None, source.relative_position_bias_table)
+        super().__init__(source, source.rotation, table, source.positions, source.windows)
         self.widths = source.widths
         self.study = study
         self.quantizers: dict[str, Quantizer] = {}
 
     def mixed(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        windows, heads = self.windows, self.num_heads
+        if windows is not None:
+            q, k, v = (windows.as_heads(each) for each in (q, k, v))
+            heads *= windows.count
+        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
         if not self.quantizers:
             self.quantizers = self._fitted(q, k, v, bias)
         narrow = self.quantizers
         weights = self._weights(narrow["queries"](q), narrow["keys"](k), bias)
-        y = narrow["softmax"](weights) @ narrow["values"](v)
-        return y.transpose(1, 2).flatten(2)
+        y = (narrow["softmax"](weights) @ narrow["values"](v)).transpose(1, 2).flatten(2)
+        return y if windows is None else windows.as_tokens(y)
 
     def _weights(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
         logits = q @ k.transpose(-2, -1) * self.scale
-        return (logits if bias is None else logits + bias[:, None, None]).softmax(-1)
+        return (logits if bias is None else logits + bias).softmax(-1)
 
     def _fitted(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> dict[str, Quantizer]:
         """Of each input of the two products, the quantizer of the least error in what they give."""
@@ -82,13 +85,17 @@ class SimulatedLinear(nn.Module):
 
 
 def check(model: VitModel, config: QuantizeConfig) -> None:
-    """Raise `InputError` where `simulate` is asked for and attention is not plain."""
-    plain = all(type(block.attn) in (Attention, NoneType) for block in blocks(model.module))
-    if config.simulate and not (plain and blocks(model.module)):
+    """Raise `InputError` where `simulate` is asked for and no attention is known."""
+    if config.simulate and not _attentions(model.anatomy):
         raise InputError(
-            f"stages.{config.name}.simulate: only attention of plain ViT blocks can be simulated, "
-            f"and {model.architecture.timm} has another; leave simulate out"
+            f"stages.{config.name}.simulate: no attention is known that could be simulated in "
+            f"{model.architecture.timm}; leave simulate out"
         )
+
+
+def _attentions(anatomy: Anatomy) -> list[str]:
+    """The names of all attentions."""
+    return [site.name for site in anatomy.sites if site.kind == "attention"]
 
 
 def simulated(
@@ -129,12 +136,13 @@ def simulation(
     """A copy of `dense` with the weights of some layers in so many `bits`, and the inputs of these
     layers and of all products of attention as `study` says."""
     module = copy.deepcopy(dense).cpu()
-    for name, attention in list(module.named_modules()):
-        if isinstance(attention, Attention):
-            module.set_submodule(name, SimulatedAttention(attention, study))
+    anatomy = anatomy_of(module)
+    for name in _attentions(anatomy):
+        attention = cast(Attention, module.get_submodule(name))
+        module.set_submodule(name, SimulatedAttention(attention, study))
     # Folds first: that of one layer may change the weights of another.
     inputs = {
-        name: _narrowed(module, name, found[name], config, study, bits[name])
+        name: _narrowed(anatomy, name, found[name], config, study, bits[name])
         for name in track(bits, "simulating inputs", len(bits))
     }
     for name, (choice, narrow) in track(inputs.items(), "simulating layers", len(inputs)):
@@ -153,7 +161,7 @@ def fit(module: nn.Module, context: Context) -> None:
 
 
 def _narrowed(
-    module: nn.Module,
+    anatomy: Anatomy,
     name: str,
     found: LayerStatistics,
     config: QuantizeConfig,
@@ -161,35 +169,26 @@ def _narrowed(
     bits: int,
 ) -> tuple[Choice, Quantizer]:
     """The fold and the quantizer of a layer's input that together leave least error in its output;
-    the fold is applied to `module`."""
-    weight = cast(nn.Linear, module.get_submodule(name)).weight
-    apply = input_fold(module, name) if config.fold else None
+    the fold is applied to the model."""
+    weight = cast(nn.Linear, anatomy.module.get_submodule(name)).weight
+    apply = anatomy.input_fold(name) if config.fold else None
     folds = [folding.identity(weight.shape[1])]
     if apply is not None:
         folds += folding.candidates(found.low, found.high, _STRENGTHS)
-    kind = study.gelu if hidden_source(module, name) else "uniform"
-    tried = (_fitted(fold, kind, weight, found, config.style, study.bits, bits) for fold in folds)
-    choice, narrow = min(tried, key=lambda each: each[0].error)
+    kind = study.gelu if anatomy.hidden_source(name) else "uniform"
+
+    def tried(fold: Fold) -> tuple[Choice, Quantizer]:
+        """The best quantizer of the input under `fold`, weights rounded to nearest."""
+        rows, rounded, target = trial(fold, weight, found, config.style, bits)
+
+        def error(x: Tensor) -> float:
+            left = x @ rounded.T - target
+            return float((left - left.mean(0)).square().mean())  # the bias takes the mean
+
+        narrow = fitted(kind, rows, study.bits, error)
+        return Choice(fold, rows.amin(), rows.amax(), 1.0, error(narrow(rows))), narrow
+
+    choice, narrow = min(map(tried, folds), key=lambda each: each[0].error)
     if choice.fold.strength and apply is not None:
         apply(choice.fold.shift, choice.fold.scale)
     return choice, narrow
-
-
-def _fitted(
-    fold: Fold,
-    kind: QuantizerKind,
-    weight: Tensor,
-    found: LayerStatistics,
-    style: Style,
-    input_bits: int,
-    bits: int,
-) -> tuple[Choice, Quantizer]:
-    """The best quantizer of the input under `fold`, weights rounded to nearest."""
-    rows, weight, target = trial(fold, weight, found, style, bits)
-
-    def error(x: Tensor) -> float:
-        left = x @ weight.T - target
-        return float((left - left.mean(0)).square().mean())  # the bias takes the mean
-
-    narrow = fitted(kind, rows, input_bits, error)
-    return Choice(fold, rows.amin(), rows.amax(), 1.0, error(narrow(rows))), narrow

@@ -6,6 +6,7 @@ budget. Weights are rounded with error feedback, and the mean error that is left
 """
 
 import copy
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -13,31 +14,33 @@ from vitcompress.console import track
 from vitcompress.details import Fact, Row, Table
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.layers import QuantizedLinear
-from vitcompress.model.structure import block_of, quantized_linears
-from vitcompress.stages.calibrate import LayerStatistics
 from vitcompress.stages.context import Context
-from vitcompress.stages.quantize.bits import (
-    Prepared,
-    allocated,
-    chosen_bits,
-    code_bytes,
-    describe,
-    empty,
-    linears_of,
-    prepare,
-)
+from vitcompress.stages.quantize.bits import allocated, chosen_bits
 from vitcompress.stages.quantize.config import BitBudget, QuantizeConfig
-from vitcompress.stages.quantize.importance import relevance_maps
-from vitcompress.stages.quantize.layer import cheapest, layer_error, ranged, roomy
+from vitcompress.stages.quantize.describe import code_bytes, describe, empty, linears_of
+from vitcompress.stages.quantize.layer import layer_error, roomy
+from vitcompress.stages.quantize.prepare import Prepared, prepare
+from vitcompress.stages.quantize.rounding import rounding_of
+from vitcompress.stages.quantize.scores import Score, score_of
 from vitcompress.stages.quantize.selection import choices
 from vitcompress.stages.quantize.sequence import round_in_sequence, sequence
 from vitcompress.stages.quantize.simulate import check, simulated
 from vitcompress.stages.stage import Stage, StageResult
 
 _CHARTED = (
-    *("output_error", "bits", "relevance", "fisher", "importance", "weight_bytes"),
+    *("output_error", "bits", "importance", "weight_bytes"),
     *("error_8", "error_6", "error_5", "error_4", "error_3", "error_2"),
 )  # columns of tables by layer
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """The quantized layers, in the order of the model; what the rounding of their inputs `costs`
+    where that was measured; how many were rounded in sequence."""
+
+    layers: dict[str, QuantizedLinear]
+    costs: dict[str, float]
+    in_sequence: int
 
 
 def quantize(model: VitModel, config: QuantizeConfig, context: Context) -> StageResult:
@@ -48,76 +51,113 @@ def quantize(model: VitModel, config: QuantizeConfig, context: Context) -> Stage
     """
     check(model, config)
     known = prepare(model, config, context)
-    names, floats, found, choices = list(known.floats), known.floats, known.found, known.choices
     if isinstance(config.bits, int):
         bits = {name: each[0] for name, each in known.allowed.items()}
-        rows: list[Row] = [{"layer": name, "bits": bits[name]} for name in names]
+        rows: list[Row] = [{"layer": name, "bits": b} for name, b in bits.items()]
     else:
         bits, rows = chosen_bits(model, config, context, known)
-    layers: dict[str, QuantizedLinear] = {}
-    costs: dict[str, float] = {}  # of rounded inputs, in KL
-    later: dict[str, int] = {}  # rounded when all before them are
-    if config.sequential and config.rounding != "nearest":
-        later = {n: bits[n] for n in sequence(known.module) if bits.get(n, 8) < 8}
-    at_once = [name for name in names if name not in later]
-    weights = dict.fromkeys(at_once, 0.0)  # what these alone cost, below 8 bits
-    for name in track(at_once, "rounding weights", len(at_once)):
-        layers[name], choices[name], cost = cheapest(
-            name, floats[name], choices[name], found[name], config.style, bits[name], known.cost
-        )
-        if bits[name] < 8:
-            weights[name] = known.cost({name: known.float_twin(name, layers[name])})
-        costs[name] = max(cost - weights[name], 0.0)
-    for name in _finest(costs, found, floats, config.fine):
-        choices[name] = roomy(choices[name], found[name])
-        layers[name] = ranged(layers[name], floats[name], choices[name], found[name], terms=2)
-    # A second term of the few tokens that the head reads costs next to nothing.
-    tokens = getattr(model.module, "num_prefix_tokens", 0) if config.fine else 0
-    for name in _costly(costs, layers, known.module) if tokens else ():
-        finer = ranged(layers[name], floats[name], choices[name], found[name], 2, tokens)
-        if known.cost({name: finer}) - weights[name] < costs[name] / 2:
-            layers[name] = finer
-    if later:
-        layers |= round_in_sequence(known, later, layers, config.style, context)
-        layers = {name: layers[name] for name in names}
-    reached, warnings = _against_limit(known, layers, config)
-    quantized = describe(model, known.module, layers, config)
-    by_relevance = isinstance(config.bits, BitBudget) and config.score == "lrp"
-    facts = {
-        **reached,
-        "average_bits": _average(bits, floats),
-        **({"score": config.score} if isinstance(config.bits, BitBudget) else {}),
-        "activations": config.activations,
-        "rounding": config.rounding,
-        "rounded_in_sequence": len(later),
-        "quantized_layers": len(names),
-        "folded_layers": sum(choice.fold.strength > 0 for choice in choices.values()),
-        "two_term_layers": sum(layer.terms == 2 for layer in layers.values()),
-        "of_first_tokens_only": sum(layer.fine_tokens is not None for layer in layers.values()),
-    }
-    told: list[Row] = [
-        {
-            **row,
-            "weight_bytes": code_bytes(
-                floats[name], bits[name], config, model.architecture.sparse.get(name)
-            ),
-            "fold": choices[name].fold.strength,
-            "clipped_share": 1 - choices[name].share,
-            "terms": layers[name].terms,
-            "fine_tokens": layers[name].fine_tokens,
-            "input_kl": costs.get(name),
-            "output_error": layer_error(layers[name], floats[name], choices[name], found[name]),
-        }
-        for name, row in zip(names, rows, strict=True)
-    ]
+    rounded = _rounded(model, config, context, known, bits)
+    reached, warnings = _against_limit(known, rounded.layers, config)
+    quantized = describe(model, known.anatomy.module, rounded.layers, config)
+    score = _deciding(config)
+    pictures = score.pictures if score is not None else None
+    table = Table.of("layers", _told(model, config, known, rounded, rows), _charted(config))
     return StageResult(
         quantized,
-        facts,
-        (Table.of("layers", told, _CHARTED),),
-        (relevance_maps(model, quantized, context),) if by_relevance else (),
+        {**reached, **_facts(config, known, rounded, bits)},
+        (table,),
+        () if pictures is None else (pictures(model, quantized, context),),
         warnings,
         simulated(model, config, bits, known.found, context),
     )
+
+
+def _rounded(
+    model: VitModel,
+    config: QuantizeConfig,
+    context: Context,
+    known: Prepared,
+    bits: dict[str, int],
+) -> Rounded:
+    """All layers in their `bits`, second terms where they pay."""
+    later: dict[str, int] = {}  # rounded when all before them are
+    if config.sequential and rounding_of(config.rounding).feedback:
+        later = {name: bits[name] for name in sequence(model) if bits.get(name, 8) < 8}
+    at_once = [name for name in known.floats if name not in later]
+    layers: dict[str, QuantizedLinear] = {}
+    weights, costs = dict.fromkeys(at_once, 0.0), {}  # what these alone cost, and their inputs
+    for name in track(at_once, "rounding weights", len(at_once)):
+        layers[name], cost = known.cheapest(name, bits[name])
+        if bits[name] < 8:
+            weights[name] = known.cost({name: known.float_twin(name, layers[name])})
+        costs[name] = max(cost - weights[name], 0.0)
+    for name in _finest(costs, known, config.fine):
+        known.choices[name] = roomy(known.choices[name], known.found[name])
+        layers[name] = known.ranged(name, layers[name], terms=2)
+    # A second term of the few tokens that the head reads costs next to nothing.
+    tokens = known.anatomy.prefix_tokens if config.fine else 0
+    for name in _costly(costs, layers, known) if tokens else ():
+        finer = known.ranged(name, layers[name], 2, tokens)
+        if known.cost({name: finer}) - weights[name] < costs[name] / 2:
+            layers[name] = finer
+    if later:
+        layers |= round_in_sequence(known, later, layers, context)
+    return Rounded({name: layers[name] for name in known.floats}, costs, len(later))
+
+
+def _deciding(config: QuantizeConfig) -> Score | None:
+    """The score that decides on widths, where any does."""
+    return score_of(config.score) if isinstance(config.bits, BitBudget) else None
+
+
+def _charted(config: QuantizeConfig) -> tuple[str, ...]:
+    """The columns worth a chart."""
+    column = score_of(config.score).column
+    return (*_CHARTED, column) if column else _CHARTED
+
+
+def _facts(
+    config: QuantizeConfig, known: Prepared, rounded: Rounded, bits: dict[str, int]
+) -> dict[str, Fact]:
+    layers = rounded.layers.values()
+    return {
+        "average_bits": _average(bits, known.floats),
+        **({"score": config.score} if isinstance(config.bits, BitBudget) else {}),
+        "activations": config.activations,
+        "rounding": config.rounding,
+        "rounded_in_sequence": rounded.in_sequence,
+        "quantized_layers": len(layers),
+        "folded_layers": sum(choice.fold.strength > 0 for choice in known.choices.values()),
+        "two_term_layers": sum(layer.terms == 2 for layer in layers),
+        "of_first_tokens_only": sum(layer.fine_tokens is not None for layer in layers),
+    }
+
+
+def _told(
+    model: VitModel,
+    config: QuantizeConfig,
+    known: Prepared,
+    rounded: Rounded,
+    rows: list[Row],
+) -> list[Row]:
+    """`rows`, of the layers in their order, with what became of each."""
+    sparse = model.architecture.sparse
+    told: list[Row] = []
+    for (name, layer), row in zip(rounded.layers.items(), rows, strict=True):
+        linear, choice = known.floats[name], known.choices[name]
+        told.append(
+            {
+                **row,
+                "weight_bytes": code_bytes(linear, layer.bits, config, sparse.get(name)),
+                "fold": choice.fold.strength,
+                "clipped_share": 1 - choice.share,
+                "terms": layer.terms,
+                "fine_tokens": layer.fine_tokens,
+                "input_kl": rounded.costs.get(name),
+                "output_error": layer_error(layer, linear, choice, known.found[name]),
+            }
+        )
+    return told
 
 
 def _against_limit(
@@ -140,13 +180,13 @@ def sensitivity(model: VitModel, config: QuantizeConfig, context: Context) -> Ta
     if given:  # measured at other widths too, as if it could have any
         widths = {*BitBudget(average=8).widths, *(b for each in given.values() for b in each)}
         budget = BitBudget.model_validate({"average": 8, "widths": sorted(widths)})
-        score = "uniform" if quantized_linears(model.module) else config.score  # none decides
+        score = "uniform" if model.anatomy.quantized() else config.score  # none decides
         config = config.model_copy(update={"bits": budget, "score": score})
     rows = chosen_bits(model, config, context, prepare(model, config, context))[1]
     told: list[Row] = [
         {**row, "bits": given.get(str(row["layer"]), (row["bits"],))[0]} for row in rows
     ]
-    return Table.of("sensitivities", told, _CHARTED)
+    return Table.of("sensitivities", told, _charted(config))
 
 
 def plan(model: VitModel, config: QuantizeConfig) -> StageResult:
@@ -184,14 +224,12 @@ def _average(bits: dict[str, int], floats: dict[str, nn.Linear]) -> float:
     return sum(weights[name] * b for name, b in bits.items()) / sum(weights.values())
 
 
-def _finest(
-    costs: dict[str, float],
-    found: dict[str, LayerStatistics],
-    floats: dict[str, nn.Linear],
-    share: float,
-) -> list[str]:
-    """Those with `costs` that cost most KL per multiply-accumulate, up to `share` of all."""
-    work = {n: float(found[n].weight) * floats[n].weight.numel() for n in floats}
+def _finest(costs: dict[str, float], known: Prepared, share: float) -> list[str]:
+    """Those with `costs` that cost most per multiply-accumulate, up to `share` of all."""
+    work = {
+        name: float(known.found[name].weight) * linear.weight.numel()
+        for name, linear in known.floats.items()
+    }
     left = share * sum(work.values())
     chosen = []
     for name in sorted(costs, key=lambda n: costs[n] / work[n], reverse=True):
@@ -202,15 +240,15 @@ def _finest(
 
 
 def _costly(
-    costs: dict[str, float], layers: dict[str, QuantizedLinear], module: nn.Module
+    costs: dict[str, float], layers: dict[str, QuantizedLinear], known: Prepared
 ) -> list[str]:
-    """Those of one term, inside blocks, that cost more KL than the mean of all."""
+    """Those of one term, at sites, that cost more than the mean of all."""
     return [
         name
         for name, cost in costs.items()
         if cost > sum(costs.values()) / len(layers)
         and layers[name].terms == 1
-        and block_of(module, name) is not None
+        and known.anatomy.site_of(name) is not None
     ]
 
 

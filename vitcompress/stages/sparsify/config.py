@@ -4,9 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from vitcompress.methods.patterns import Criterion, parse
+from vitcompress.methods.patterns import parse
+from vitcompress.registry import OneOf
 
 MIXED = "mixed"
+
+Criterion = Annotated[str, OneOf("vitcompress.stages.sparsify.criteria")]
 
 
 class SparsifyConfig(BaseModel):
@@ -32,7 +35,7 @@ class SparsifyConfig(BaseModel):
     name: str = "sparsify"
     pattern: str = "2:4"
     patterns: dict[str, str] = {}
-    layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("*.mlp.fc1", "*.mlp.fc2")
+    layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("*mlp*",)
     skip: tuple[str, ...] = ()
     density: Annotated[float, Field(gt=0, le=1)] | None = None
     allocation: Literal["distortion", "uniform"] = "distortion"

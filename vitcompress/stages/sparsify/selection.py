@@ -7,8 +7,6 @@ from torch import nn
 from vitcompress.errors import InputError
 from vitcompress.methods.patterns import Pattern, parse
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.patterns import match
-from vitcompress.model.structure import linears, quantized_linears
 from vitcompress.stages.sparsify.config import MIXED, SparsifyConfig
 
 NM = ("1:4", "2:4", "3:4")  # what `mixed` chooses from, beside dense
@@ -19,20 +17,23 @@ DENSE = (Pattern(), 1.0)
 def choices(model: VitModel, config: SparsifyConfig) -> dict[str, list[tuple[Pattern, float]]]:
     """The patterns and densities that each selected layer may have, ascending.
 
-    Raises `InputError` for patterns that match no layer or do not fit its shape, and for a density
-    that is missing or has no effect.
+    Raises `InputError` for a model that is quantized, for patterns that match no layer or do not
+    fit its shape, and for a density that is missing or has no effect.
     """
-    key = f"stages.{config.name}"
-    names, done = list(linears(model.module)), quantized_linears(model.module)
-    skipped = set(match(config.skip, names, f"{key}.skip", done))
-    texts = dict.fromkeys(
-        (n for n in match(config.layers, names, f"{key}.layers", done) if n not in skipped),
-        config.pattern,
-    )
+    key, anatomy = f"stages.{config.name}", model.anatomy
+    chosen = anatomy.select(config.layers, f"{key}.layers")
+    if not chosen:
+        raise InputError(
+            f"{key}.layers: {', '.join(config.layers)} select no linear layer of this model"
+        )
+    if anatomy.quantized():
+        raise InputError(f"{key}: the model is quantized already; put the stage before quantize")
+    skipped = set(anatomy.select(config.skip, f"{key}.skip"))
+    texts = dict.fromkeys((name for name in chosen if name not in skipped), config.pattern)
     if not texts:
         raise InputError(f"{key}.skip: leaves no layer to sparsify; skip fewer")
     for pattern, text in config.patterns.items():
-        for name in match([pattern], list(texts), f"{key}.patterns"):
+        for name in anatomy.select([pattern], f"{key}.patterns", among=texts):
             texts[name] = text
     fixed = [name for name, text in texts.items() if text != MIXED and parse(text).group]
     if len(fixed) == len(texts) and config.density is not None:

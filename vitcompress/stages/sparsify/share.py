@@ -18,10 +18,13 @@ from vitcompress.details import Table
 from vitcompress.errors import InputError
 from vitcompress.methods import knapsack
 from vitcompress.methods.patterns import Pattern
+from vitcompress.model.families import anatomy_of
 from vitcompress.stages.context import Context
-from vitcompress.stages.quantize.layer import probe
+from vitcompress.stages.probe import probe_of
 from vitcompress.stages.sparsify.config import SparsifyConfig
-from vitcompress.stages.sparsify.layer import Moments, chosen, distortion, sparse
+from vitcompress.stages.sparsify.criteria import Asked, criterion_of
+from vitcompress.stages.sparsify.layer import distortion, sparse
+from vitcompress.stages.sparsify.prepare import Prepared
 from vitcompress.stages.sparsify.selection import GRID
 
 Option = tuple[Pattern, float]
@@ -42,39 +45,32 @@ class Costs:
     joint: Callable[[Mapping[str, Option]], float]
 
 
-def costs(
-    module: nn.Module,
-    floats: Mapping[str, nn.Linear],
-    moments: Mapping[str, Moments],
-    allowed: Mapping[str, list[Option]],
-    config: SparsifyConfig,
-    context: Context,
-) -> Costs:
-    """What each option would cost, in nats."""
-    divergence = probe(module, context)
+def costs(known: Prepared, config: SparsifyConfig, context: Context) -> Costs:
+    """What each option would cost, in the unit of the task's distance: for classes, nats."""
+    probe = probe_of(anatomy_of(known.module), known.task, context)
+    criterion = criterion_of(config.criterion)
 
     def quick(name: str, option: Option) -> nn.Linear:
-        linear, (pattern, density), seed = floats[name], option, context.seed
-        mask = chosen(
-            linear.weight, moments[name], pattern, density, config.criterion, seed, quick=True
-        )
-        return sparse(linear, moments[name], mask, pattern, config.reconstruct, _QUICK)
+        linear, moments, (pattern, density) = known.floats[name], known.moments[name], option
+        asked = Asked(linear.weight, moments, pattern, density, context.seed)
+        mask = criterion.chosen(asked, quick=True)
+        return sparse(linear, moments, mask, pattern, config.reconstruct, _QUICK)
 
     def joint(asked: Mapping[str, Option]) -> float:
-        return divergence({name: quick(name, option) for name, option in asked.items()})
+        return probe.cost({name: quick(name, option) for name, option in asked.items()})
 
     found, measured = {}, {}
-    for name, linear in track(floats.items(), "measuring layers", len(floats)):
-        known: dict[Option, float] = {}
+    for name, linear in track(known.floats.items(), "measuring layers", len(known.floats)):
+        errors: dict[Option, float] = {}
         twins = {}
-        for option in _measured(allowed[name]):
+        for option in _measured(known.allowed[name]):
             twin = quick(name, option)
-            known[option], twins[option] = distortion(linear, twin, moments[name])[0], twin
+            errors[option], twins[option] = distortion(linear, twin, known.moments[name])[0], twin
         probed = min(twins, key=lambda o: abs(o[1] - (config.density or 0)))
-        nats = max(divergence({name: twins[probed]}), 0.0)
+        nats = probe.cost({name: twins[probed]})
         measured[name] = (probed, nats)
-        unit = nats / max(known[probed], 1e-30)
-        found[name] = {option: unit * _between(known, option) for option in allowed[name]}
+        unit = nats / max(errors[probed], 1e-30)
+        found[name] = {option: unit * _between(errors, option) for option in known.allowed[name]}
     return Costs(found, measured, joint)
 
 

@@ -9,36 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from vitcompress.console import track
 from vitcompress.details import Fact, Row, Table
-from vitcompress.errors import InputError
 from vitcompress.methods import sparsity
 from vitcompress.methods.patterns import Pattern
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.structure import hidden_source, quantized_linears
-from vitcompress.stages.calibrate import statistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.sparsify.config import SparsifyConfig
-from vitcompress.stages.sparsify.layer import Moments, better_order, chosen, distortion, sparse
+from vitcompress.stages.sparsify.criteria import Asked, criterion_of
+from vitcompress.stages.sparsify.layer import distortion, sparse
+from vitcompress.stages.sparsify.prepare import Prepared, prepare
 from vitcompress.stages.sparsify.selection import choices
 from vitcompress.stages.sparsify.share import Costs, Option, cheapest, costs, knee
 from vitcompress.stages.stage import Stage, StageResult
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A copy of a model, its layers to sparsify, what is known of them and what they may become."""
-
-    module: nn.Module
-    floats: dict[str, nn.Linear]
-    moments: dict[str, Moments]
-    allowed: dict[str, list[Option]]
-
-    @property
-    def weights(self) -> dict[str, int]:
-        return {name: linear.weight.numel() for name, linear in self.floats.items()}
 
 
 @dataclass(frozen=True)
@@ -60,13 +45,14 @@ def sparsify(model: VitModel, config: SparsifyConfig, context: Context) -> Stage
     if all(len(each) == 1 for each in known.allowed.values()):
         spread = Spread({name: each[0] for name, each in known.allowed.items()})
     else:
-        found = costs(known.module, known.floats, known.moments, known.allowed, config, context)
+        found = costs(known, config, context)
         spread = _spread(known, found, config, context)
     asked = spread.asked
     rows: list[Row] = []
     for name, linear in track(known.floats.items(), "placing zeros", len(known.floats)):
         moments, (pattern, density) = known.moments[name], asked[name]
-        mask = chosen(linear.weight, moments, pattern, density, config.criterion, context.seed)
+        asked_of = Asked(linear.weight, moments, pattern, density, context.seed)
+        mask = criterion_of(config.criterion).chosen(asked_of)
         twin = sparse(linear, moments, mask, pattern, config.reconstruct)
         known.module.set_submodule(name, twin)
         rows.append(
@@ -92,51 +78,6 @@ def sparsify(model: VitModel, config: SparsifyConfig, context: Context) -> Stage
     )
 
 
-def prepare(model: VitModel, config: SparsifyConfig, context: Context) -> Prepared:
-    """Calibrate, and put hidden units in order.
-
-    Raises `InputError` for a model that is quantized, and what `choices` raises.
-    """
-    allowed = choices(model, config)
-    if quantized_linears(model.module):
-        raise InputError(
-            f"stages.{config.name}: the model is quantized already; put the stage before quantize"
-        )
-    found = statistics(model.module, model.fingerprint(), list(allowed), context, "importance")
-    module = copy.deepcopy(model.module)
-    floats = {name: cast(nn.Linear, module.get_submodule(name)) for name in allowed}
-    moments = {n: Moments.of(found.pop(n), _has_bias(floats[n])) for n in allowed}
-    known = Prepared(module, floats, moments, allowed)
-    if config.permute and config.reconstruct:
-        _order_hidden_units(known)
-    return known
-
-
-def _has_bias(linear: nn.Linear) -> bool:
-    return cast(Tensor | None, linear.bias) is not None
-
-
-def _order_hidden_units(known: Prepared) -> None:
-    """Reorder the inputs of layers with n:m patterns where that changes nothing else."""
-    found = {
-        name: (source, each[len(each) // 2 - 1 if len(each) > 1 else 0][0])
-        for name, each in known.allowed.items()
-        if each[0][0].group and (source := hidden_source(known.module, name))
-    }
-    for name, (source, pattern) in track(found.items(), "ordering hidden units", len(found)):
-        layer = known.floats[name]
-        order = better_order(layer.weight, known.moments[name], pattern)
-        layer.weight.copy_(layer.weight[:, order])
-        known.moments[name] = known.moments[name].ordered(order)
-        feeding = cast(nn.Linear, known.module.get_submodule(source))
-        feeding.weight.copy_(feeding.weight[order])
-        if _has_bias(feeding):
-            feeding.bias.copy_(feeding.bias[order])
-        if source in known.moments:
-            outputs = known.moments[source].outputs[order]
-            known.moments[source] = replace(known.moments[source], outputs=outputs)
-
-
 def _spread(known: Prepared, found: Costs, config: SparsifyConfig, context: Context) -> Spread:
     """The option of each layer under the budget, and where the knee of the whole curve lies."""
     assert config.density is not None
@@ -158,7 +99,7 @@ def _spread(known: Prepared, found: Costs, config: SparsifyConfig, context: Cont
 def sensitivity(model: VitModel, config: SparsifyConfig, context: Context) -> Table:
     """The KL of zeros in each layer alone, measured for one option and drawn from it for others."""
     known = prepare(model, config, context)
-    found = costs(known.module, known.floats, known.moments, known.allowed, config, context)
+    found = costs(known, config, context)
     asked = {name: each[0] for name, each in known.allowed.items()}
     if config.density is not None:
         asked = _spread(known, found, config, context).asked

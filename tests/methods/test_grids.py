@@ -1,23 +1,18 @@
 """Quantizers for study: their grids, their order, and what they come to in the limit."""
 
-from typing import get_args
-
 import pytest
 import torch
 from torch import Tensor
 
-from vitcompress.methods import quantizer
-from vitcompress.methods.activations import (
-    candidates,
-    fitted,
-    log2,
-    shift_uniform_log2,
-    twin_uniform,
-    uniform,
-)
-from vitcompress.terms import QuantizerKind
+from vitcompress import registry
+from vitcompress.methods import grids, quantizer
+from vitcompress.methods.grids import candidates, fitted
+from vitcompress.methods.grids.log2 import log2
+from vitcompress.methods.grids.shift_uniform_log2 import shift_uniform_log2
+from vitcompress.methods.grids.twin_uniform import twin_uniform
+from vitcompress.methods.grids.uniform import uniform
 
-KINDS = get_args(QuantizerKind)
+KINDS = registry.names(grids.PACKAGE)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -41,7 +36,7 @@ SUITED = [
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 @pytest.mark.parametrize(("kind", "name"), SUITED)
-def test_every_candidate_is_a_grid_in_order(kind: QuantizerKind, name: str, bits: int) -> None:
+def test_every_candidate_is_a_grid_in_order(kind: str, name: str, bits: int) -> None:
     sample = SAMPLES[name]
     for quantize in candidates(kind, sample, bits):
         found = quantize(sample.flatten().sort().values)
@@ -58,7 +53,7 @@ def test_every_candidate_is_a_grid_in_order(kind: QuantizerKind, name: str, bits
 
 @pytest.mark.parametrize(("kind", "name"), SUITED)
 def test_the_candidate_of_least_error_is_taken_and_more_bits_serve_better(
-    kind: QuantizerKind, name: str
+    kind: str, name: str
 ) -> None:
     sample = SAMPLES[name]
 
@@ -132,7 +127,7 @@ def test_twin_steps_differ_by_a_power_of_two() -> None:
 
 
 def test_each_kind_wins_where_it_is_meant_to() -> None:
-    def error(kind: QuantizerKind, name: str) -> float:
+    def error(kind: str, name: str) -> float:
         sample = SAMPLES[name]
         return float((fitted(kind, sample, 4)(sample) - sample).square().mean())
 

@@ -1,0 +1,125 @@
+"""What the quantize stage knows of a model before it decides: statistics, folds, ranges, costs."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from torch import nn
+
+from vitcompress.console import track
+from vitcompress.model.anatomy import Anatomy
+from vitcompress.model.architecture import VitModel
+from vitcompress.model.families import anatomy_of
+from vitcompress.model.layers import QuantizedLinear
+from vitcompress.stages.calibrate import LayerStatistics, Weights, statistics
+from vitcompress.stages.context import Context
+from vitcompress.stages.probe import probe_of
+from vitcompress.stages.quantize.config import BitBudget, QuantizeConfig, Style
+from vitcompress.stages.quantize.layer import Choice, choose, ladder, ranged, rounded
+from vitcompress.stages.quantize.selection import choices
+from vitcompress.tasks import Task
+
+Cost = Callable[[Mapping[str, nn.Module]], float]
+"""Layers by name → the mean distance of the outputs with these layers in their places."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folded copy of a model, what is known of the layers to quantize, and what they may be.
+
+    `floats`: these layers, as they lie in the model. `allowed`: their widths, ascending. `choices`:
+    what their inputs become, so far. `cost`: the measured distance that replacing some makes.
+    """
+
+    anatomy: Anatomy
+    task: Task
+    style: Style
+    floats: dict[str, nn.Linear]
+    found: dict[str, LayerStatistics]
+    choices: dict[str, Choice]
+    allowed: dict[str, tuple[int, ...]]
+    cost: Cost
+
+    def rounded(self, name: str, bits: int) -> QuantizedLinear:
+        """One layer with weights of `bits` bits."""
+        return rounded(self.floats[name], self.choices[name], self.found[name], self.style, bits)
+
+    def ranged(
+        self,
+        name: str,
+        layer: QuantizedLinear,
+        terms: Literal[1, 2] = 1,
+        fine_tokens: int | None = None,
+    ) -> QuantizedLinear:
+        """A rounded layer with the input that is chosen by now."""
+        choice, found = self.choices[name], self.found[name]
+        return ranged(layer, self.floats[name], choice, found, terms, fine_tokens)
+
+    def float_twin(self, name: str, quantized: QuantizedLinear) -> nn.Linear:
+        """The weights of `quantized` for float inputs, the mean error in the bias."""
+        layer, found, fold = self.floats[name], self.found[name], self.choices[name].fold
+        twin = quantized.dequantized()
+        mean = fold.apply((found.total / found.weight).float())
+        twin.bias.copy_((layer.weight - twin.weight) @ mean)
+        if layer.bias is not None:
+            twin.bias.add_(layer.bias)
+        return twin
+
+    def cheapest(self, name: str, bits: int) -> tuple[QuantizedLinear, float]:
+        """The layer in `bits` bits, with the range that costs the model least near the chosen one,
+        which is chosen from then on; and what it costs.
+
+        A few tokens with huge activations may carry little of a layer's error and most of the
+        model's: what to clip has the last word from the model's output. From the choice the search
+        steps to wider ranges while that helps, else to narrower ones.
+        """
+        chosen, found = self.choices[name], self.found[name]
+        best = self.rounded(name, bits)
+        least = self.cost({name: best})
+        if self.style.activations == "dynamic":
+            return best, least
+        rungs = ladder(chosen, found)
+        start = next(i for i, rung in enumerate(rungs) if rung.share == chosen.share)
+        for direction in (range(start - 1, -1, -1), range(start + 1, len(rungs))):
+            for rung in direction:
+                tried = ranged(best, self.floats[name], rungs[rung], found)
+                price = self.cost({name: tried})
+                if price >= least:
+                    break
+                best, least = tried, price
+                self.choices[name] = rungs[rung]
+            if self.choices[name] is not chosen:
+                break
+        return best, least
+
+
+def prepare(model: VitModel, config: QuantizeConfig, context: Context) -> Prepared:
+    """Calibrate, fold, and choose the ranges of the inputs.
+
+    Raises `InputError` for a pattern that matches no layer.
+    """
+    allowed = choices(model, config)[0]
+    found = statistics(model, list(allowed), context, _weights(model.anatomy, allowed))
+    anatomy = anatomy_of(copy.deepcopy(model.module))
+    # Foldings first: that of one layer may change the weights of another.
+    chosen = {
+        name: choose(anatomy, name, found[name], config.style, _typical(config, each), config.fold)
+        for name, each in track(allowed.items(), "choosing ranges", len(allowed))
+    }
+    floats = {name: cast(nn.Linear, anatomy.module.get_submodule(name)) for name in allowed}
+    cost = probe_of(anatomy, model.task, context).cost
+    return Prepared(anatomy, model.task, config.style, floats, found, chosen, allowed, cost)
+
+
+def _weights(anatomy: Anatomy, allowed: Mapping[str, tuple[int, ...]]) -> Weights:
+    """Inputs count by their importance too where weights of few bits leave larger errors, and where
+    the model has gradients: in late blocks the class token bears most of the output."""
+    few = any(bits < 8 for each in allowed.values() for bits in each)
+    return "both" if few and not anatomy.quantized() else "even"
+
+
+def _typical(config: QuantizeConfig, allowed: tuple[int, ...]) -> int:
+    """The width that a layer's fold is judged at, before its own is known."""
+    average = config.bits.average if isinstance(config.bits, BitBudget) else config.bits
+    return min(allowed, key=lambda b: abs(b - (average or 6)))

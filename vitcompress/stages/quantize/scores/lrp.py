@@ -1,0 +1,77 @@
+"""Relevance at a layer's output (the layer contribution score of LRP-QViT, 2401.11243)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitcompress.data.pictures import heat_map, photograph
+from vitcompress.details import Gallery, Pictures
+from vitcompress.methods import relevance
+from vitcompress.model.architecture import VitModel
+from vitcompress.model.structure import float_twin
+from vitcompress.stages.context import Context
+from vitcompress.stages.quantize.scores import ESTIMATED, Score, Scored
+from vitcompress.tasks import Task
+
+_SHOWN, _CELLS = 4, 14  # images with pictures of their relevance, and its fields a side
+
+
+def contributions(scored: Scored) -> list[float]:
+    """The relevance of what the task explains (for classes, the largest logit), summed over
+    features and tokens without its sign, as a share of what is explained."""
+    whole = torch.empty(0)
+
+    def loss(output: Tensor, _: Tensor | None) -> Tensor:
+        nonlocal whole
+        explained = scored.task.explained(output)
+        whole = explained.detach().abs().clamp_min(torch.finfo(explained.dtype).tiny)
+        return explained.sum()
+
+    def of(_: str, y: Tensor, gradient: Tensor) -> float:
+        return float(((y * gradient).abs().reshape(len(whole), -1).sum(1) / whole).sum())
+
+    with relevance.Propagation():
+        return scored.gradients(of, loss)
+
+
+def relevance_maps(before: VitModel, after: VitModel, context: Context) -> Gallery:
+    """Pictures of where two models find what speaks for what the first one says.
+
+    Of a few images: the image, and the relevance of its parts for either model.
+    """
+    batch = context.shown(_SHOWN)
+    shown = batch.pixels.to(context.device)
+    twins = [float_twin(model.module).to(context.device) for model in (before, after)]
+    readout = _direction(before.task, twins[0](shown))
+    maps = [heat(twin, shown, readout, _CELLS) for twin in twins]
+    look = context.preprocess
+    rows = []
+    for place, pixels in enumerate(shown):
+        photo = photograph(pixels, look.mean, look.std, 112)
+        sources = (photo, *(heat_map(found[place]) for found in maps))
+        rows.append(Pictures(batch.names[place], sources))
+    return Gallery("relevance", ("input", "before", "after"), tuple(rows))
+
+
+def _direction(task: Task, output: Tensor) -> Tensor:
+    """The weights on outputs whose sum is, near `output`, what the task explains."""
+    held = output.detach().requires_grad_()
+    with torch.enable_grad():
+        (weights,) = torch.autograd.grad(task.explained(held).sum(), held)
+    return weights
+
+
+def heat(module: nn.Module, pixels: Tensor, readout: Tensor, cells: int) -> Tensor:
+    """The relevance of the pixels for Σ `readout` × output, in fields: [n, cells, cells].
+
+    `module` must give gradients: see `float_twin`.
+    """
+    given = pixels.detach().clone().requires_grad_()
+    with torch.enable_grad(), relevance.Propagation():
+        (module(given) * readout).sum().backward()
+    return F.adaptive_avg_pool2d(relevance.of(given).sum(1), cells)
+
+
+SCORE = Score(
+    contributions, gradients=True, power=ESTIMATED, column="relevance", pictures=relevance_maps
+)

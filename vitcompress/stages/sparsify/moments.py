@@ -1,0 +1,52 @@
+"""What the sparsify stage knows of the inputs of a layer."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vitcompress.stages.calibrate import LayerStatistics
+
+_DAMPING = 1e-3  # of the Gram matrix, as a share of its mean diagonal
+
+
+@dataclass(frozen=True)
+class LayerMoments:
+    """Of a layer's inputs, weighted by importance: mean [in], covariance and its damped form
+    [in, in], all float64; `outputs` [out]: the mean importance of each output."""
+
+    mean: Tensor
+    covariance: Tensor
+    hessian: Tensor
+    outputs: Tensor
+
+    @property
+    def second(self) -> Tensor:
+        """The mean square of each input, [in]."""
+        return self.covariance.diagonal() + self.mean.square()
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """The inverse of `hessian`."""
+        return torch.cholesky_inverse(torch.linalg.cholesky(self.hessian))
+
+    @classmethod
+    def of(cls, found: LayerStatistics, has_bias: bool) -> "LayerMoments":
+        """Without a bias to make it good, the mean counts like any other error."""
+        mean = found.total / found.weight * has_bias
+        covariance = found.gram / found.weight - torch.outer(mean, mean)
+        # Few rows say little of their covariance: damp it by how many there are for each input.
+        share = _DAMPING + 0.1 * len(covariance) / max(float(found.effective), 1.0)
+        squares = (found.gram / found.weight).diagonal().mean()
+        # And of an input that never changes, whose covariance is rounding errors.
+        level = (share * covariance.diagonal().mean()).clamp_min(1e-6 * squares + 1e-30)
+        eye = torch.eye(len(covariance), dtype=torch.float64)
+        return cls(mean, covariance, covariance + level * eye, found.output_weights)
+
+    def ordered(self, order: Tensor) -> "LayerMoments":
+        """With the inputs in another order, indices [in]."""
+        across = (order[:, None], order[None, :])
+        return LayerMoments(
+            self.mean[order], self.covariance[across], self.hessian[across], self.outputs
+        )
