@@ -62,7 +62,7 @@ def prune(model: VitModel, config: PruneConfig, context: Context) -> StageResult
     with context.latencies() as table:
         axes, chosen, stream = choose(model, config, found, meters(model, config, table))
     module, distances = rebuilt(model, found, chosen, stream.width, config.compensate)
-    (unit, share), word = config.budget.only, _word(model)
+    (unit, share), word = config.budget.only, model.task.word
     facts: dict[str, Fact] = {"saliency": config.saliency, f"{unit}_budget": share}
     facts |= {f"held_back_{word}_{when}": distance for when, distance in distances.items()}
     rows = [*_rows(axes, chosen, f"{word}_if_halved"), *stream.rows(f"{word}_if_halved")]
@@ -186,7 +186,7 @@ def sensitivity(model: VitModel, config: PruneConfig, context: Context) -> Table
 
     One row a structure of a block; the columns tell the share of it that is removed.
     """
-    found, word = study(model, config, context), _word(model)
+    found, word = study(model, config, context), model.task.word
     wanted = [sorted({axis.middle, len(axis.sizes) - 1}) for axis in found.axes]
     rows: list[Row] = []
     for axis, measured in zip(found.axes, found.measure(wanted), strict=True):
@@ -207,11 +207,6 @@ def _shares(losses: Mapping[int, float], word: str) -> Row:
         size = max((size for size in losses if size <= most), default=None)
         row[f"{word}_less_{100 * share:g}%"] = None if size is None else losses[size]
     return row
-
-
-def _word(model: VitModel) -> str:
-    """What distances of the model's outputs are called: some tasks measure them in KL."""
-    return "kl" if "kl" in model.task.against_dense else "distance"
 
 
 def meters(
