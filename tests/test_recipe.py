@@ -66,7 +66,7 @@ def message(text: str | bytes, *overrides: str) -> str:
         ("  bits: {}", "6: stages.quant.bits: give one of average, bytes and max_kl"),
         (
             "  rounding: gtpq",
-            "6: stages.quant.rounding: must be 'nearest', 'gptq' or 'descent', not 'gtpq'",
+            "6: stages.quant.rounding: must be 'descent', 'gptq' or 'nearest', not 'gtpq'",
         ),
         ("  fine: 2", "6: stages.quant.fine: must be at most 1.0, not 2"),
         ("  fine: some", "6: stages.quant.fine: must be a number, not 'some'"),
@@ -433,7 +433,7 @@ def test_the_schema_knows_every_key_and_allows_no_others() -> None:
     assert set(schema["properties"]) == set(Recipe.model_fields)
     stage = schema["$defs"]["QuantizeConfig"]
     assert stage["additionalProperties"] is False
-    assert stage["properties"]["rounding"]["enum"] == ["nearest", "gptq", "descent"]
+    assert stage["properties"]["rounding"]["enum"] == ["descent", "gptq", "nearest"]
     size: dict[str, Any] = schema["$defs"]["DataSection"]["properties"]["input_size"]
     assert "integer" in size["anyOf"][0]["type"]  # one number means a square
 

@@ -59,13 +59,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "EVA-02": ("eva02_tiny_patch14_224", _VIT),
     "DINOv3, no head": ("vit_small_patch16_dinov3", {**_VIT, "num_classes": 0}),
-    "EVA-02 enormous (norms after)": ("eva02_enormous_patch14_clip_224", _VIT),
+    "EVA-02 enormous (norms after)": ("eva02_enormous_patch14_clip_224", {**_VIT, "mlp_ratio": 4}),
     "BEiT": ("beit_base_patch16_224", _VIT),
     "Swin": ("swin_tiny_patch4_window7_224", _SWIN),
     "Swin V2": ("swinv2_tiny_window8_256", _SWIN),
     "ConvNeXt (generic)": (
         "convnext_atto",
-        {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_classes": 10},
+        {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "conv_mlp": False, "num_classes": 10},
     ),
 }
 STAGES: dict[str, dict[str, Any]] = {
