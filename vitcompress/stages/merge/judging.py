@@ -70,8 +70,8 @@ class Judge:
 def read(context: Context, images: int) -> Sequence[Tensor]:
     """Up to `images` calibration images, in four batches or more, so that some can be held back."""
     pixels = torch.cat(list(context.calibration_batches("reading images", images)))
-    size = min(BATCH, max(1, len(pixels) // 4))
-    return cast(Sequence[Tensor], pixels.to(context.device).split(size))
+    parts: tuple[Tensor, ...] = pixels.split(min(BATCH, max(1, len(pixels) // 4)))
+    return [part.to(context.device) for part in parts]
 
 
 def readers(scheduling: Scheduling, context: Context, images: int) -> dict[str, Tensor]:

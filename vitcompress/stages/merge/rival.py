@@ -46,6 +46,9 @@ def compared(
         return torch.cat([module(part.to(context.device)).cpu() for part in parts])
 
     whole, task = outputs(dense, pixels), dense.task
+    smaller = outputs(rival, interpolated(pixels, rival))
+    if smaller.shape != whole.shape:  # a token each
+        return {}, ()
 
     def row(name: str, model: VitModel, found: Tensor) -> Row:
         return {
@@ -56,7 +59,7 @@ def compared(
         }
 
     ours = row("merged", merged, outputs(merged, pixels))
-    theirs = row("lower resolution", rival, outputs(rival, interpolated(pixels, rival)))
+    theirs = row("lower resolution", rival, smaller)
     context.say(f"at {theirs['input_size']} pixels instead: {_told(theirs)}; merged: {_told(ours)}")
     return {"compared_images": len(whole)}, (Table.of("lower_resolution", [ours, theirs]),)
 
