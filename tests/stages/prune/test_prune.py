@@ -334,10 +334,10 @@ def test_what_cannot_be_pruned_is_named(
     make_vit: MakeVit, context: Context, make_context: MakeContext
 ) -> None:
     bare = make_vit(qk_norm=True)
-    for block in bare.anatomy.blocks:
-        block.attn.q_norm = nn.LayerNorm(32, elementwise_affine=False)
+    for block in blocks(bare.module):
+        block.attn.q_norm = block.attn.k_norm = nn.LayerNorm(32, elementwise_affine=False)
     with pytest.raises(InputError, match=r"query_key cannot be narrowed in .* take it out"):
-        run(bare, context)
+        plan(bare, configured())
     small = quantize(make_vit(), QuantizeConfig(), context).model
     with pytest.raises(InputError, match="before quantize"):
         plan(small, configured())
