@@ -102,12 +102,14 @@ def resize_site(block: Block, kind: Kind, size: SiteSizes | None) -> None:
 
 
 def _resize_attention(attention: Attention, sizes: AttentionSizes) -> None:
-    narrower = sizes.query_key != attention.widths[1] // attention.num_heads
+    before = attention.widths[1] // attention.num_heads
     for norm in (attention.q_norm, attention.k_norm):
+        if isinstance(norm, nn.Identity):
+            continue
         if isinstance(norm, UnitNorm):
             if norm.factor is not None:
                 norm.factor = _empty(norm.factor, (sizes.heads, 1))
-        elif narrower and not isinstance(norm, nn.Identity):
+        elif sizes.query_key != before:  # norms of another kind may stay as they are
             resize_norm(norm, sizes.query_key)
     if (table := attention.relative_position_bias_table) is not None:
         attention.relative_position_bias_table = _empty(table, (len(table), sizes.heads))
