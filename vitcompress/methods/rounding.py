@@ -78,6 +78,7 @@ def descend(
     steps, present = step.expand_as(weight), weight != 0
     codes = codes.clone()
     for _ in range(sweeps):
+        before = codes.clone()
         for j in order:
             size = steps[:, j]
             wanted = codes[:, j] + slope[:, j] / (curvature[j] * size)
@@ -86,6 +87,8 @@ def descend(
             if len(moved):
                 codes[moved, j] += change[moved]
                 slope[moved] -= (change[moved] * size[moved])[:, None] * hessian[j]
+        if torch.equal(codes, before):
+            break
     return codes
 
 

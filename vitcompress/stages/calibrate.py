@@ -90,15 +90,26 @@ class _Accumulator:
         self.output_weights = torch.zeros(outputs, dtype=torch.float64)
         self.rows = _Rows(_ROWS, channels)
 
-    def update(self, x: Tensor, importance: Tensor, sample: Pick) -> None:
-        """Add one batch: inputs and importances of outputs, [images, tokens, in or out]."""
+    def update(self, x: Tensor, importance: Tensor | None, sample: Pick) -> None:
+        """Add one batch: inputs and importances of outputs, [images, tokens, in or out].
+
+        `importance`: None where all have the same, 1.
+        """
         self.rows.add(x[sample(self.images, *x.shape[:2])])
-        flat, weights = x.flatten(0, 1), importance.mean(-1)
+        flat = x.flatten(0, 1)
         self.images += len(x)
         self.tokens += len(flat)
         self.low = torch.minimum(self.low, flat.amin(0))
         self.high = torch.maximum(self.high, flat.amax(0))
         self.histogram.update(flat)
+        if importance is None:
+            self.weight += len(flat)
+            self.squares += len(flat)
+            self.total += flat.sum(0, dtype=torch.float64)
+            self.gram += flat.T @ flat
+            self.output_weights += len(flat)
+            return
+        weights = importance.mean(-1)
         weighted = flat * weights.flatten()[:, None]
         self.weight += weights.sum(dtype=torch.float64)
         self.squares += weights.double().square().sum()
@@ -198,12 +209,12 @@ def collect(
 
     def see(name: str, x: Tensor, y: Tensor, gradient: Tensor | None) -> None:
         sample = windows if _windowed(x, batch) else whole
-        # Without a gradient: also what no image reaches.
-        importance = torch.ones_like(y) if gradient is None else gradient.square()
-        x, importance = _by_image(x, batch), _by_image(importance, batch)
-        if weights == "both":
+        x, importance = _by_image(x, batch), None
+        if gradient is not None:  # there is none at what no image reaches
+            importance = _by_image(gradient.square(), batch)
+        if importance is not None and weights == "both":
             importance = (1 + importance / importance.mean().clamp_min(1e-30)) / 2
-        accumulator = found.setdefault(name, _Accumulator(x.shape[-1], importance.shape[-1]))
+        accumulator = found.setdefault(name, _Accumulator(x.shape[-1], y.shape[-1]))
         accumulator.update(x, importance, sample)
 
     names = list(layers)

@@ -19,7 +19,7 @@ from vitcompress.stages.context import Context
 from vitcompress.stages.states import StateFile
 from vitcompress.tasks import Task
 
-_IMAGES = 32  # to compare layers on
+_IMAGES, _BATCH = 32, 8  # to compare layers on; of small batches, so that races end early
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Of an output and that of the dense model, of the same images: how far they are apart, [n]."""
@@ -147,9 +147,9 @@ class Probe:
 
 def probe_of(anatomy: Anatomy, task: Task, context: Context) -> Probe:
     """A probe by the distance of `task`, on a few calibration images, enough to compare layers."""
-    pixels = context.calibration_batches("reading images", _IMAGES)
+    pixels = torch.cat(list(context.calibration_batches("reading images", _IMAGES)))
     anatomy = anatomy_of(placed(anatomy.module, context.device))
-    return Probe(anatomy, (batch.to(context.device) for batch in pixels), task.distance)
+    return Probe(anatomy, pixels.to(context.device).split(_BATCH), task.distance)
 
 
 def mean(distances: Tensor) -> float:

@@ -25,6 +25,7 @@ from vitcompress.stages.tail.stage import tail
 
 MakeVit = Callable[..., VitModel]
 
+NOT_PLAIN = dict.fromkeys(("img_size", "patch_size", "embed_dim", "depth", "num_heads"))
 FAMILIES: dict[str, dict[str, Any]] = {
     "beit_base_patch16_224": {},
     "swin_tiny_patch4_window7_224": {
@@ -178,10 +179,10 @@ def test_windows_and_positions_are_simulated_too(
 
 
 def test_a_model_without_known_attention_is_refused(make_vit: MakeVit, context: Context) -> None:
-    mixer = make_vit("mixer_s32_224", num_blocks=1, depth=None, num_heads=None)
+    other = make_vit("convnext_atto", **NOT_PLAIN, depths=(1, 1, 1, 1))
     config = QuantizeConfig(name="q", simulate={"bits": 4})
-    for look in (lambda: quantize(mixer, config, context), lambda: plan(mixer, config)):
-        with pytest.raises(InputError, match=r"stages\.q\.simulate: .*mixer_s32.*leave simulate"):
+    for look in (lambda: quantize(other, config, context), lambda: plan(other, config)):
+        with pytest.raises(InputError, match=r"stages\.q\.simulate: .*convnext.*leave simulate"):
             look()
 
 

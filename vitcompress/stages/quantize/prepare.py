@@ -1,11 +1,11 @@
 """What the quantize stage knows of a model before it decides: statistics, folds, ranges, costs."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from vitcompress.console import track
 from vitcompress.model.anatomy import Anatomy
@@ -14,14 +14,11 @@ from vitcompress.model.families import anatomy_of
 from vitcompress.model.layers import QuantizedLinear
 from vitcompress.stages.calibrate import LayerStatistics, Weights, statistics
 from vitcompress.stages.context import Context
-from vitcompress.stages.probe import probe_of
+from vitcompress.stages.probe import Probe, mean, probe_of
 from vitcompress.stages.quantize.config import BitBudget, QuantizeConfig, Style
 from vitcompress.stages.quantize.layer import Choice, choose, ladder, ranged, rounded
 from vitcompress.stages.quantize.selection import choices
 from vitcompress.tasks import Task
-
-Cost = Callable[[Mapping[str, nn.Module]], float]
-"""Layers by name → the mean distance of the outputs with these layers in their places."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Prepared:
     """A folded copy of a model, what is known of the layers to quantize, and what they may be.
 
     `floats`: these layers, as they lie in the model. `allowed`: their widths, ascending. `choices`:
-    what their inputs become, so far. `cost`: the measured distance that replacing some makes.
+    what their inputs become, so far. `probe`: measures what replacing some costs.
     """
 
     anatomy: Anatomy
@@ -39,7 +36,11 @@ class Prepared:
     found: dict[str, LayerStatistics]
     choices: dict[str, Choice]
     allowed: dict[str, tuple[int, ...]]
-    cost: Cost
+    probe: Probe
+
+    def cost(self, layers: Mapping[str, nn.Module]) -> float:
+        """The mean distance of the outputs with `layers`, by name, in their places."""
+        return self.probe.cost(layers)
 
     def rounded(self, name: str, bits: int) -> QuantizedLinear:
         """One layer with weights of `bits` bits."""
@@ -76,22 +77,29 @@ class Prepared:
         """
         chosen, found = self.choices[name], self.found[name]
         best = self.rounded(name, bits)
-        least = self.cost({name: best})
+        least = self._distances(name, best)
+        assert least is not None  # there is no rival yet
         if self.style.activations == "dynamic":
-            return best, least
+            return best, mean(least)
         rungs = ladder(chosen, found)
         start = next(i for i, rung in enumerate(rungs) if rung.share == chosen.share)
         for direction in (range(start - 1, -1, -1), range(start + 1, len(rungs))):
             for rung in direction:
                 tried = ranged(best, self.floats[name], rungs[rung], found)
-                price = self.cost({name: tried})
-                if price >= least:
+                price = self._distances(name, tried, least)
+                if price is None or mean(price) >= mean(least):
                     break
                 best, least = tried, price
                 self.choices[name] = rungs[rung]
             if self.choices[name] is not chosen:
                 break
-        return best, least
+        return best, mean(least)
+
+    def _distances(self, name: str, layer: nn.Module, rival: Tensor | None = None) -> Tensor | None:
+        """The distance of each image with one layer replaced; None where it is clearly above that
+        of `rival`."""
+        with self.probe.replaced({name: layer}) as change:
+            return self.probe.distances(change, rival)
 
 
 def prepare(model: VitModel, config: QuantizeConfig, context: Context) -> Prepared:
@@ -108,8 +116,8 @@ def prepare(model: VitModel, config: QuantizeConfig, context: Context) -> Prepar
         for name, each in track(allowed.items(), "choosing ranges", len(allowed))
     }
     floats = {name: cast(nn.Linear, anatomy.module.get_submodule(name)) for name in allowed}
-    cost = probe_of(anatomy, model.task, context).cost
-    return Prepared(anatomy, model.task, config.style, floats, found, chosen, allowed, cost)
+    probe = probe_of(anatomy, model.task, context)
+    return Prepared(anatomy, model.task, config.style, floats, found, chosen, allowed, probe)
 
 
 def _weights(anatomy: Anatomy, allowed: Mapping[str, tuple[int, ...]]) -> Weights:
