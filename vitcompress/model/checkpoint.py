@@ -211,8 +211,9 @@ def load_model(
     The model is in eval mode. Class count, input channels and image size follow the checkpoint;
     `options` are further arguments of timm's constructor, beside those that timm wrote into the
     config.json of a folder. An `img_size` among them that is not that of the checkpoint has the
-    embedding of positions resampled, as timm does it, which is said. `source` is the file or folder that `state` came from: errors speak of
-    it, and without `name`, it is inferred from there.
+    embedding of positions resampled, as timm does it, which is said. `source` is the file or
+    folder that `state` came from: errors speak of it, and without `name`, it is inferred from
+    there.
 
     Raises `InputError` when the name cannot be inferred or is unknown to timm, when `num_classes`
     contradicts the checkpoint, when a tensor is missing, unexpected or of another shape, when one
