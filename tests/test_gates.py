@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
-from vitcompress.gates import evaluate
-from vitcompress.recipe import Gates
+from vitcompress import registry
+from vitcompress.errors import InputError
+from vitcompress.gates import evaluate, of_task
+from vitcompress.recipe import Gates, load_recipe, packaged_recipes
 from vitcompress.report.model import GateResult, Metrics
+from vitcompress.tasks import PACKAGE, Task
 
 BASELINE = Metrics(top1=80.2, top5=95.0, map=63.0, knn=70.5, params=100, macs=1000, bytes=400)
 FINAL = Metrics(
@@ -122,3 +125,31 @@ def test_there_is_one_result_a_limit_and_none_without() -> None:
     )
     names = [result.name for result in evaluate(gates, BASELINE, FINAL)]
     assert names == ["max_drop.top1", "max_drop.top5", "min.agreement", "max_ratio.bytes"]
+
+
+def task(name: str) -> Task:
+    found: Task = registry.load(PACKAGE, name).TASK
+    return found
+
+
+def measured(gates: Gates) -> set[str]:
+    return {metric for _, limits in gates for metric, limit in limits if limit is not None}
+
+
+@pytest.mark.parametrize("name", registry.names(PACKAGE))
+def test_packaged_recipes_limit_a_figure_of_every_task(name: str) -> None:
+    figures = {*task(name).figures, "bytes", "macs", "params", "latency", "speedup"}
+    for path in packaged_recipes().values():
+        gates = load_recipe(path).gates
+        if path.stem != "quickstart" and measured(gates) & {"agreement", "cosine"}:
+            mine = measured(of_task(gates, task(name)))
+            assert mine <= figures
+            assert mine & set(task(name).figures)
+
+
+def test_a_limit_of_another_task_alone_is_refused() -> None:
+    with pytest.raises(InputError, match="the task embedding has no agreement"):
+        of_task(Gates.model_validate({"min": {"agreement": 97}}), task("embedding"))
+    both = Gates.model_validate({"min": {"agreement": 97, "cosine": 0.9}})
+    assert measured(of_task(both, task("embedding"))) == {"cosine"}
+    assert measured(of_task(both, task("classification"))) == {"agreement"}

@@ -14,16 +14,25 @@ _NOISE = 1e-6
 _OF_ANY_TASK = {"bytes", "macs", "params", "latency", "speedup"}
 
 
-def check(gates: Gates, task: Task) -> None:
-    """Raise `InputError` where a limit is set for a figure that `task` does not have."""
-    known = {*_OF_ANY_TASK, *task.figures}
-    for kind, limits in gates:
-        for metric, limit in limits:
-            if limit is not None and metric not in known:
-                raise InputError(
-                    f"gates.{kind}.{metric}: the task {task.name} has no {metric}; its figures are "
-                    f"{', '.join(task.figures)}"
-                )
+def of_task(gates: Gates, task: Task) -> Gates:
+    """The limits on figures that `task` has.
+
+    A recipe for models of several tasks limits a figure of each. Raises `InputError` where a limit
+    is set for a figure that `task` does not have, and none for one that it has.
+    """
+    named = [(kind, metric) for kind, limits in gates for metric, v in limits if v is not None]
+    foreign = [n for n in named if n[1] not in {*_OF_ANY_TASK, *task.figures}]
+    if foreign and not any(metric in task.figures for _, metric in named):
+        kind, metric = foreign[0]
+        raise InputError(
+            f"gates.{kind}.{metric}: the task {task.name} has no {metric}; its figures are "
+            f"{', '.join(task.figures)}"
+        )
+    left = {
+        kind: limits.model_copy(update={m: None for k, m in foreign if k == kind})
+        for kind, limits in gates
+    }
+    return gates.model_copy(update=left)
 
 
 def evaluate(gates: Gates, baseline: Metrics, final: Metrics) -> list[GateResult]:

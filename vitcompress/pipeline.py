@@ -76,7 +76,7 @@ def load(recipe: Recipe) -> VitModel:
         recipe.model.num_classes,
         recipe.data.preprocess_overrides(),
     ).with_task(recipe.task)
-    gates.check(recipe.gates, model.task)
+    gates.of_task(recipe.gates, model.task)
     return model
 
 
@@ -226,13 +226,14 @@ class _Run:
             artifacts, final, baseline = self._finish(model, baseline_file)
         if stages:
             stages[-1] = stages[-1].model_copy(update={"metrics": final})
+        limits = gates.of_task(self.recipe.gates, self.dense.task)
         return Report(
             model=_model_facts(self.recipe, self.dense, model),
             baseline=baseline,
             stages=stages,
             final=final,
             artifacts=artifacts,
-            gates=gates.evaluate(self.recipe.gates, baseline, final),
+            gates=gates.evaluate(limits, baseline, final),
             environment=output.environment(self.options.threads),
             warnings=[*self.data.warnings(), *_few(len(self.judged_dense.outputs)), *warnings],
         )
