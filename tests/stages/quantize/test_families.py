@@ -42,7 +42,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "swin v2": ("swinv2_tiny_window8_256", _WINDOWED),
     "convnext": (
         "convnext_atto",
-        {**_NOT_PLAIN, "dims": (8, 16, 16, 16), "depths": (1, 1, 1, 1)},
+        {**_NOT_PLAIN, "dims": (8, 16, 16, 16), "depths": (1, 1, 1, 1), "conv_mlp": False},
     ),
 }
 
