@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from PIL import Image
 from vitcompress.data.images import ImageSet
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.export.folder import save_folder
+from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model.architecture import Architecture, VitModel
 from vitcompress.model.families import adopt
+from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
 
 # The tensors here are tiny: on a busy machine, threads that wait for each other cost minutes.
@@ -136,16 +139,16 @@ def images() -> ImageSet:
 
 @pytest.fixture
 def make_context(images: ImageSet, tmp_path: Path) -> Callable[..., Context]:
-    """A function that returns a context with a cache of its own; keywords replace its fields."""
+    """A function that returns a context with a cache of its own; `cache` is its folder, and other
+    keywords replace the fields of the context."""
 
-    def make(**changes: Any) -> Context:
+    def make(cache: Path = tmp_path / "cache", resume: bool = True, **changes: Any) -> Context:
         fields: dict[str, Any] = {
             "calibration": images,
             "preprocess": PREPROCESS,
             "seed": 0,
             "device": torch.device("cpu"),
-            "cache": tmp_path / "cache",
-            "resume": True,
+            "cache": Cache(cache, resume),
         }
         return Context(**{**fields, **changes})
 
@@ -158,8 +161,9 @@ def context(make_context: Callable[..., Context]) -> Context:
 
 
 @pytest.fixture
-def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A file with the RECIPE of the test's module."""
+def recipe(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with the RECIPE of the test's module; runs of it take few timings."""
+    monkeypatch.setattr("vitcompress.pipeline.time_in_turns", partial(time_in_turns, seconds=0))
     path = tmp_path / "recipe.yaml"
     path.write_text(request.module.RECIPE)
     return path

@@ -10,10 +10,12 @@ from pydantic import ValidationError
 from vitcompress.errors import InputError
 from vitcompress.recipe import (
     Recipe,
+    check_inputs,
     find_recipe,
     json_schema,
     load_recipe,
     packaged_recipes,
+    recipe_without_stages,
     summary,
     to_yaml,
 )
@@ -64,7 +66,7 @@ def message(text: str | bytes, *overrides: str) -> str:
         ("  bits: {}", "6: stages.quant.bits: give one of average, bytes and max_kl"),
         (
             "  rounding: gtpq",
-            "6: stages.quant.rounding: must be 'nearest', 'gptq' or 'descent', not 'gtpq'",
+            "6: stages.quant.rounding: must be 'descent', 'gptq' or 'nearest', not 'gtpq'",
         ),
         ("  fine: 2", "6: stages.quant.fine: must be at most 1.0, not 2"),
         ("  fine: some", "6: stages.quant.fine: must be a number, not 'some'"),
@@ -282,6 +284,44 @@ def test_an_override_for_a_recipe_without_stages() -> None:
     assert told == "--set stages.q.bits=8: the recipe has no stage q; it has no stages"
 
 
+def test_values_are_taken_as_they_are_and_win(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("data: {calibration: a}\nstages: []\n")
+    for text in ("/🎉/𠮷", "/a: b # c", "/null", "/'\"", "/[1, 2]"):
+        values = {"data.calibration": text, "model.name": "1e3", "data.classes": None}
+        recipe = load_recipe(path, ["data.calibration=b"], values)
+        assert (recipe.data.calibration, recipe.model.name) == (text, "1e3")
+        path.with_name("again.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+        assert load_recipe(path.with_name("again.yaml")) == recipe
+
+
+def test_an_error_in_a_value_names_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("stages: []\n")
+    with pytest.raises(InputError) as caught:
+        load_recipe(path, (), {"data.calibration": "caf\udce9"})
+    told = "the data.calibration given: is not UTF-8; rename the file, or link to it"
+    assert str(caught.value) == told
+    assert recipe_without_stages({"model.name": "1e3"}).model.name == "1e3"
+    with pytest.raises(InputError, match=r"the model\.checkpoint given: must not be empty"):
+        recipe_without_stages({"model.checkpoint": ""})
+
+
+def test_inputs_that_are_not_there_are_told(tmp_path: Path) -> None:
+    (tmp_path / "there").touch()
+    there, gone = str(tmp_path / "there"), str(tmp_path / ("n" * 300))
+    for key in ("model.checkpoint", "data.calibration", "data.evaluation", "data.classes"):
+        check_inputs(recipe_without_stages({key: there}))
+        recipe = recipe_without_stages({key: gone})
+        with pytest.raises(InputError, match=f"^{gone}: no such file"):
+            check_inputs(recipe)
+        if key != "model.checkpoint":
+            check_inputs(recipe, images=False)
+    check_inputs(
+        recipe_without_stages({"model.checkpoint": "timm:x", "data.calibration": "example:x"})
+    )
+
+
 @pytest.mark.usefixtures("folder")
 def test_an_error_of_the_file_beside_an_override_keeps_its_line() -> None:
     told = message(BASE + "  bts: 8\n", "stages.quant.fine=2")
@@ -323,8 +363,7 @@ def test_sources_that_are_no_paths_stay_as_they_are() -> None:
 @pytest.mark.usefixtures("folder")
 def test_the_resolved_recipe_has_all_keys_and_loads_again() -> None:
     recipe = load(
-        BASE
-        + "model: {checkpoint: a.pth, options: {img_size: [96, 64], init_values: 1e-3, depth: null}}\n"
+        BASE + "model: {checkpoint: a.pth, options: {img_size: [96, 64], init_values: 1e-3}}\n"
         "data: {images: 64, mean: [0.1], std: [1e-5], input_size: 96, crop_mode: border}\n"
         "export: {safetensors: false}\n"
         "gates: {max_drop: {top1: 0.3}, max: {kl: 1e-7, bytes: 25000000}}\n"
@@ -394,7 +433,7 @@ def test_the_schema_knows_every_key_and_allows_no_others() -> None:
     assert set(schema["properties"]) == set(Recipe.model_fields)
     stage = schema["$defs"]["QuantizeConfig"]
     assert stage["additionalProperties"] is False
-    assert stage["properties"]["rounding"]["enum"] == ["nearest", "gptq", "descent"]
+    assert stage["properties"]["rounding"]["enum"] == ["descent", "gptq", "nearest"]
     size: dict[str, Any] = schema["$defs"]["DataSection"]["properties"]["input_size"]
     assert "integer" in size["anyOf"][0]["type"]  # one number means a square
 

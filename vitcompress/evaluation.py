@@ -3,16 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from vitcompress.console import track
-from vitcompress.data.images import ImageSet, batches, open_images
+from vitcompress.data.images import ImageSet, batches
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.data.sources import Label
-from vitcompress.errors import InputError, RunError
+from vitcompress.errors import RunError
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.structure import placed
 from vitcompress.report.model import Metrics
@@ -80,72 +79,3 @@ def torch_runner(model: VitModel, device: torch.device) -> Runner:
         return outputs
 
     return run
-
-
-def evaluation_images(
-    source: str, classes: Path | None, task: Task, outputs: int, limit: int | None
-) -> ImageSet:
-    """The images of `source` with the labels that `task` can use, of a model with `outputs`.
-
-    Raises `InputError` as `open_images` and `check_labels`. Only a classification has to have
-    labels; other tasks have them where all images have one.
-    """
-    labelled = {"classes": True, "none": False}.get(task.labels)
-    images = open_images(source, classes=classes, labelled=labelled, limit=limit)
-    check_labels(images, task, outputs)
-    return images
-
-
-def check_labels(images: ImageSet, task: Task, outputs: int) -> None:
-    """Raise `InputError` where the labels of `images` are none that `task` can use."""
-    if images.labels is None:
-        return
-    width = len(images.labels[0]) if isinstance(images.labels[0], tuple) else None
-    if task.labels == "matrix":
-        if width != outputs:
-            has = "one class an image" if width is None else f"labels for {width} outputs"
-            raise InputError(
-                f"{images.source}: has {has}, and {task.name} takes a .npz with labels 0 or 1, "
-                f"[n, {outputs}], or images without labels or class folders"
-            )
-        return
-    if width is not None:
-        raise InputError(
-            f"{images.source}: has a label for each of {width} outputs, and {task.name} takes one "
-            "class an image; set task: multi_label, or give labels [n]"
-        )
-    classes = {"classes": outputs, "two classes": 2}.get(task.labels)
-    if classes is None:
-        return
-    if images.num_classes is not None and images.num_classes != classes:
-        raise InputError(
-            f"{images.source}: its labels name {images.num_classes} classes and the model has "
-            f"{classes}; give --classes FILE, one folder name a line in the order of the model"
-        )
-    largest = max(label for label in images.labels if isinstance(label, int))
-    if largest >= classes:
-        raise InputError(
-            f"{images.source}: has the label {largest} and the model {classes} classes; "
-            "give the images the model was trained for"
-        )
-
-
-def held_back(full: ImageSet, wanted: int, chosen: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """Split `full` into images to calibrate on and images to judge agreement on, never the same.
-
-    `chosen`: the sample of `wanted` images to calibrate on. Where it leaves fewer than 32 others,
-    every fifth of the chosen is held back instead.
-    """
-    names = set(chosen.names)
-    others = [i for i, name in enumerate(full.names) if name not in names]
-    if len(others) >= 32:
-        step = max(1, len(others) // wanted)
-        return chosen, full.subset(others[::step][:wanted])
-    back = list(range(4, len(chosen), 5))
-    kept = [i for i in range(len(chosen)) if i % 5 != 4]
-    if not back:
-        raise InputError(
-            f"{full.source}: {len(full)} images are too few to calibrate on and to hold some back; "
-            "give more, or give evaluation images"
-        )
-    return chosen.subset(kept), chosen.subset(back)

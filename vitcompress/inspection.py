@@ -11,7 +11,7 @@ import torch
 from vitcompress import targets, tasks
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
-from vitcompress.evaluation import Runner, evaluation_images, judge, torch_runner
+from vitcompress.evaluation import Runner, judge, torch_runner
 from vitcompress.export import folder
 from vitcompress.export.onnx import load_onnx, metadata
 from vitcompress.measure import cost
@@ -19,6 +19,7 @@ from vitcompress.measure.runtime import logits, time_in_turns
 from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.output import ONNX, onnx_bytes
 from vitcompress.place import MANIFEST
+from vitcompress.run_images import evaluation_images
 from vitcompress.tasks import Task
 
 _MAX_UNREADABLE = 0.01

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,17 +13,10 @@ from torch import Tensor
 
 from vitcompress import gates, output, targets
 from vitcompress.console import console
-from vitcompress.data.images import ImageSet, batches, open_images
+from vitcompress.data.images import batches
 from vitcompress.details import Table
 from vitcompress.errors import InputError, ParityError
-from vitcompress.evaluation import (
-    Judged,
-    check_labels,
-    evaluation_images,
-    held_back,
-    judge,
-    torch_runner,
-)
+from vitcompress.evaluation import Judged, judge, torch_runner
 from vitcompress.export import folder
 from vitcompress.export.onnx import export_onnx, facts_of
 from vitcompress.export.parity import check
@@ -44,8 +36,9 @@ from vitcompress.report.model import (
     StageReport,
     StudyReport,
 )
+from vitcompress.run_images import RunImages, open_run_images
+from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
-from vitcompress.stages.prune.config import PruneConfig
 from vitcompress.stages.registry import stage_of
 from vitcompress.stages.stage import StageResult, Study
 
@@ -138,7 +131,9 @@ def sensitivity(recipe: Recipe, options: Options) -> dict[str, Table]:
     torch.manual_seed(options.seed)
     model = load(recipe)
     _say_model(model)
-    context = _context(recipe, model, _open_data(recipe, model, options), options)
+    context = _context(
+        recipe, model, open_run_images(recipe, model, options.limit, options.seed), options
+    )
     tables: dict[str, Table] = {}
     for config in recipe.stages:
         stage = stage_of(config)
@@ -166,7 +161,7 @@ def run(recipe: Recipe, out: Path, options: Options) -> Report:
         torch.manual_seed(options.seed)
         dense = load(recipe)
         _say_model(dense)
-        data = _open_data(recipe, dense, options)
+        data = open_run_images(recipe, dense, options.limit, options.seed)
         for _ in _planned(recipe, dense):
             pass  # what is wrong with a late stage is told before the first takes its time
         context = _context(recipe, dense, data, options)
@@ -177,60 +172,13 @@ def run(recipe: Recipe, out: Path, options: Options) -> Report:
     return report
 
 
-@dataclass(frozen=True)
-class _Data:
-    """The images of a run: to calibrate on, and to judge on (labelled or not)."""
-
-    calibration: ImageSet | None
-    evaluation: ImageSet
-
-    def fingerprints(self) -> dict[str, str]:
-        sets = {"calibration": self.calibration, "evaluation": self.evaluation}
-        return {name: images.fingerprint() for name, images in sets.items() if images is not None}
-
-    def warnings(self) -> list[str]:
-        sets = [images for images in (self.calibration, self.evaluation) if images is not None]
-        found = (
-            f"{i.source}: {name} skipped: {why}" for i in sets for name, why in i.skipped.items()
-        )
-        return list(dict.fromkeys(found))  # both may be parts of one set
-
-
-def _open_data(recipe: Recipe, model: VitModel, options: Options) -> _Data:
-    data, seed = recipe.data, options.seed
-    images = min(data.images, options.limit or data.images)
-    calibration = evaluation = None
-    classes = Path(data.classes) if data.classes else None
-    if data.evaluation is not None:
-        evaluation = evaluation_images(
-            data.evaluation, classes, model.task, model.num_classes, options.limit
-        )
-    if data.calibration is not None:
-        labelled = any(isinstance(s, PruneConfig) and s.targets == "labels" for s in recipe.stages)
-        look = partial(open_images, data.calibration, classes=classes, labelled=labelled)
-        calibration = look(limit=images, seed=seed)
-        check_labels(calibration, model.task, model.num_classes)
-        if evaluation is None:
-            everything = look()
-            calibration, evaluation = held_back(everything, images, calibration)
-    if calibration is not None:  # whole batches of one class would mislead the stages
-        order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(seed))
-        calibration = calibration.subset(order.tolist())
-    if calibration is None and recipe.stages:
-        raise InputError("no calibration images: give --calibration DIR, or data.calibration")
-    if evaluation is None:
-        raise InputError("no images: give --evaluation DIR or --calibration DIR")
-    return _Data(calibration, evaluation)
-
-
-def _context(recipe: Recipe, model: VitModel, data: _Data, options: Options) -> Context:
+def _context(recipe: Recipe, model: VitModel, data: RunImages, options: Options) -> Context:
     return Context(
         calibration=data.calibration,
         preprocess=model.preprocess,
         seed=options.seed,
         device=_device(options.device),
-        cache=output.cache_folder(),
-        resume=options.resume,
+        cache=Cache(output.cache_folder(), options.resume),
         max_unreadable=recipe.data.max_unreadable,
         evaluation=data.evaluation,
     )
@@ -243,7 +191,7 @@ class _Run:
     recipe: Recipe
     options: Options
     dense: VitModel
-    data: _Data
+    data: RunImages
     context: Context
     target: Path
     scratch: Path

@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -29,7 +27,7 @@ from vitcompress.model.options import Options
 from vitcompress.recipe_errors import describe
 from vitcompress.registry import OneOf
 from vitcompress.stages.registry import StageConfig
-from vitcompress.yamltext import Document, override, parse, read_override, replaced
+from vitcompress.yamltext import Document, dump, override, parse, read_override, replaced
 
 
 def _no_boolean(value: object) -> object:
@@ -43,14 +41,7 @@ def _square(value: object) -> object:
     return (value, value) if isinstance(value, int) else value
 
 
-def _unicode(value: str) -> str:
-    """File names may hold bytes that are no text, which no YAML or JSON file can hold."""
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise PydanticCustomError("not_unicode", "is not UTF-8; rename the file, or link to it")
-    return value
-
-
-_Text = Annotated[str, Field(min_length=1), AfterValidator(_unicode)]
+_Text = Annotated[str, Field(min_length=1)]
 _Count = Annotated[int, Field(gt=0, strict=True)]
 _Number = Annotated[float, BeforeValidator(_no_boolean)]
 _Size = Annotated[
@@ -257,7 +248,7 @@ def check_inputs(recipe: Recipe, images: bool = True) -> None:
 
 def to_yaml(recipe: Recipe) -> str:
     """The recipe with all its keys; `load_recipe` reads an equal recipe from it."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump(recipe.model_dump(mode="json"))
 
 
 def json_schema() -> dict[str, Any]:

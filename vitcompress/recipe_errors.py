@@ -29,6 +29,7 @@ _WORDS = {
     **dict.fromkeys(
         ("int_type", "int_parsing", "int_from_float"), "must be a whole number, not {input}"
     ),
+    "string_unicode": "is not UTF-8; rename the file, or link to it",
     "string_type": "must be text, not {input}; put it in quotes",
     "invalid-json-value": "must be text, a number, a list or keys with values, not {input}",
     "invalid_key": "a key must be text, not {input}; put it in quotes",

@@ -1,5 +1,6 @@
 """YAML text as plain data that remembers its lines, and values that are set over it."""
 
+import re
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,15 +13,33 @@ Place = tuple[str | int, ...]
 """The way to a value: keys of mappings and indices of lists."""
 
 
-_NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+_FLOAT = "tag:yaml.org,2002:float"
+_NUMBERS = {"tag:yaml.org,2002:int", _FLOAT}
+_POWER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
-class _Loader(yaml.SafeLoader):
-    """Knows no numbers to the base of 60, as YAML 1.2 does not: `2:4` is text and not 124."""
+class _Numbers:
+    """Knows numbers as YAML 1.2 does: none to the base of 60 (`2:4` is text and not 124), and those
+    with a power of ten and no point (`1e-3` is 0.001 and not text)."""
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         tag = cast(Any, super()).resolve(kind, value, implicit)
-        return self.DEFAULT_SCALAR_TAG if tag in _NUMBERS and ":" in value else tag
+        if kind is yaml.ScalarNode and implicit[0] and _POWER.fullmatch(value):
+            return _FLOAT
+        return yaml.SafeLoader.DEFAULT_SCALAR_TAG if tag in _NUMBERS and ":" in value else tag
+
+
+class _Loader(_Numbers, yaml.SafeLoader):
+    """Reads plain data."""
+
+
+class _Dumper(_Numbers, yaml.SafeDumper):
+    """Writes plain data, text that looks like a number in quotes."""
+
+
+def dump(data: object) -> str:
+    """Plain data as YAML that `parse` reads again; keys in their order."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 @dataclass(frozen=True)

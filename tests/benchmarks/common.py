@@ -7,6 +7,7 @@ import torch
 
 from vitcompress.data.images import open_images
 from vitcompress.model.architecture import VitModel
+from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
 
 
@@ -31,6 +32,5 @@ def context_of(model: VitModel, calibration: str, images: int, cache: Path) -> C
         preprocess=model.preprocess,
         seed=0,
         device=torch.device("cpu"),
-        cache=cache,
-        resume=True,
+        cache=Cache(cache, resume=True),
     )

@@ -20,7 +20,7 @@ from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.output import cache_folder
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge.config import MergeConfig
-from vitcompress.stages.merge.rival import lower_resolution, resized
+from vitcompress.stages.merge.rival import interpolated, lower_resolution
 from vitcompress.stages.merge.stage import merge
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -43,7 +43,7 @@ def smaller(model: VitModel, share: float) -> tuple[str, Runner, int]:
     run, small = torch_runner(at_size, torch.device("cpu")), at_size.preprocess.input_size[0]
 
     def rescaled(pixels: np.ndarray) -> np.ndarray:
-        return run(resized(torch.from_numpy(pixels), at_size).numpy())
+        return run(interpolated(torch.from_numpy(pixels), at_size).numpy())
 
     return f"{small} px instead", rescaled, macs(at_size)
 

@@ -190,7 +190,7 @@ def test_one_image_without_numbers_fails_on_either_side(
     bad: float, merges: bool, vit: VitModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = MergeConfig.model_validate({"method": "tome", "schedule": [12, 12]})
-    model = plan(vit, config)[0] if merges else vit
+    model = plan(vit, config).model if merges else vit
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     logits = model.module(images)
     broken = logits.clone()

@@ -1,12 +1,13 @@
 """The latency table, on sizes that take no time."""
 
-from pathlib import Path
+import json
 from typing import Any
 
 import pytest
 
 from vitcompress.measure import branches
 from vitcompress.measure.branches import LatencyTable
+from vitcompress.model.anatomy import SiteTokens
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.sizes import AttentionSizes
 
@@ -20,20 +21,29 @@ def sizes(query_key: int, value: int, heads: int = 2) -> AttentionSizes:
     return AttentionSizes(heads=heads, query_key=query_key, value=value)
 
 
-def test_branches_are_run_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_branches_are_run_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     table = LatencyTable()
-    parts: list[Any] = [sizes(32, 32), sizes(8, 20), 256, 100]
-    found = [table.branch(64, 17, leaving, part) for part in parts for leaving in (17, 1)]
+    parts = [sizes(32, 32), sizes(8, 20)]
+    places = [(SiteTokens(17, n, 17), False) for n in (17, 1)]
+    places += [(SiteTokens(36, 25, 9), True), (SiteTokens(16, 16, 4), True)]
+
+    def told(table: LatencyTable) -> list[float]:
+        found = [
+            table.attention(64, tokens, part, 64, windowed)
+            for part in parts
+            for tokens, windowed in places
+        ]
+        return found + [table.mlp(64, n, hidden, 64) for hidden in (256, 100) for n in (17, 1)]
+
+    found = told(table)
     assert all(value > 0 for value in found)
-    assert table.branch(64, 17, 17, None) == 0
-    table.save(tmp_path / "table.json")
-    again = LatencyTable.load(tmp_path / "table.json")
+    again = LatencyTable(json.loads(json.dumps(table.grids)))
 
     def measured(*_: Any) -> Any:
         raise AssertionError("measured again")
 
     monkeypatch.setattr(branches, "_milliseconds", measured)
-    assert [again.branch(64, 17, t, part) for part in parts for t in (17, 1)] == found
+    assert told(again) == found
 
 
 def test_between_measured_sizes_and_beyond_it_follows_lines(
@@ -44,9 +54,10 @@ def test_between_measured_sizes_and_beyond_it_follows_lines(
 
     monkeypatch.setattr(branches, "_milliseconds", by_size)
     table = LatencyTable()
-    assert table.branch(64, 17, 17, 200) == pytest.approx(200)
-    assert table.branch(64, 17, 17, 300) == pytest.approx(300)
-    assert table.branch(64, 17, 17, sizes(10, 31)) == pytest.approx(41)
+    assert table.mlp(64, 17, 200, 64) == pytest.approx(200)
+    assert table.mlp(64, 17, 300, 64) == pytest.approx(300)
+    whole = SiteTokens(17, 17, 17)
+    assert table.attention(64, whole, sizes(10, 31), 64, False) == pytest.approx(41)
 
 
 def test_the_rest_is_what_the_whole_takes_beside_its_branches(vit: VitModel) -> None:

@@ -17,14 +17,14 @@ def half(tokens: int) -> int:
 def test_shapes_fall_and_get_cheaper_with_strength(shape: str) -> None:
     costs = []
     for strength in (0.5, 1.0, 2.0):
-        kept = schedule.rounded(SHAPES[shape](50, 6, strength), 50, half)
+        kept = schedule.rounded(SHAPES[shape].kept(50, 6, strength), 50, half)
         assert all(a >= b for a, b in itertools.pairwise((50, *kept)))
         costs.append(sum(kept))
     assert costs[0] > costs[1] > costs[2]
 
 
 def test_stepped_is_published_in_every_second_block() -> None:
-    each, steps = SHAPES["published"](50, 7, 1.5), SHAPES["stepped"](50, 7, 1.5)
+    each, steps = SHAPES["published"].kept(50, 7, 1.5), SHAPES["stepped"].kept(50, 7, 1.5)
     assert steps[::2] == each[::2]
     assert steps[1::2] == each[:-1:2]
 

@@ -1,4 +1,4 @@
-"""Operators against a plain loop over tokens, and what must hold for all of them."""
+"""Methods of merging against a plain loop over tokens, and what must hold for all of them."""
 
 from dataclasses import replace
 
@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitcompress.methods import tokens as methods
+from vitcompress import registry
+from vitcompress.methods.merging import diffrate, ppt
 from vitcompress.methods.readers import ReaderStatistics, normalised
 from vitcompress.methods.selection import unit
-from vitcompress.methods.tokens import OPERATORS, Choice, Tokens, combine, places
+from vitcompress.methods.tokens import Choice, Tokens, attention_paid, combine, method_of, places
 from vitcompress.model.layers import attend
+from vitcompress.terms import MERGING
 
 N, KEEP = 17, 11
+METHODS = registry.names(MERGING)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -31,9 +34,9 @@ def one(tokens: Tokens, image: int) -> Tokens:
     return Tokens(*(t[image : image + 1] for t in (tokens.points, tokens.sizes, tokens.importance)))
 
 
-@pytest.mark.parametrize("method", OPERATORS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_token_stays_or_goes_to_one_that_stays(method: str) -> None:
-    choice = OPERATORS[method](some_tokens(), KEEP)
+    choice = method_of(method).choose(some_tokens(), KEEP)
     both = torch.cat([choice.kept, choice.gone], 1)[..., 0]
     assert torch.equal(both.sort(1).values, torch.arange(N).expand(3, N))
     assert choice.kept.shape[1] == KEEP
@@ -41,37 +44,39 @@ def test_every_token_stays_or_goes_to_one_that_stays(method: str) -> None:
     assert int(choice.target.max()) < KEEP
 
 
-@pytest.mark.parametrize("method", OPERATORS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_batch_equals_its_images(method: str) -> None:
     tokens, x = some_tokens(), draw(3, N, 5, seed=3)
-    together, sizes = combine(x, tokens.sizes, OPERATORS[method](tokens, KEEP))
+    together, sizes = combine(x, tokens.sizes, method_of(method).choose(tokens, KEEP))
     for image in range(3):
         lone = one(tokens, image)
-        alone, size = combine(x[image : image + 1], lone.sizes, OPERATORS[method](lone, KEEP))
+        alone, size = combine(
+            x[image : image + 1], lone.sizes, method_of(method).choose(lone, KEEP)
+        )
         assert torch.allclose(alone[0], together[image], atol=1e-6)
         assert torch.allclose(size[0], sizes[image], atol=1e-6)
 
 
-@pytest.mark.parametrize("method", sorted(set(OPERATORS) - {"ppt"}))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"ppt"}))
 def test_sizes_sum_to_what_they_were(method: str) -> None:
     tokens = some_tokens()
-    _, sizes = combine(draw(3, N, 5), tokens.sizes, OPERATORS[method](tokens, KEEP))
+    _, sizes = combine(draw(3, N, 5), tokens.sizes, method_of(method).choose(tokens, KEEP))
     assert torch.allclose(sizes.sum(1), tokens.sizes.sum(1))
 
 
-@pytest.mark.parametrize("method", OPERATORS)
+@pytest.mark.parametrize("method", METHODS)
 def test_equal_tokens_give_no_nan(method: str) -> None:
     tokens = Tokens(unit(torch.ones(1, N, 8)), torch.ones(1, N, 1), torch.full((1, N, 1), 1 / N))
     x = torch.full((1, N, 4), 2.0)
-    merged, _ = combine(x, tokens.sizes, OPERATORS[method](tokens, KEEP))
+    merged, _ = combine(x, tokens.sizes, method_of(method).choose(tokens, KEEP))
     assert torch.allclose(merged, torch.full_like(merged, 2.0))
 
 
-@pytest.mark.parametrize("method", OPERATORS)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_fewest_that_can_stay_can(method: str) -> None:
     for count in (N, N + 1):
-        least = methods.fewest(method, count)
-        assert OPERATORS[method](some_tokens(count=count), least).kept.shape[1] == least
+        least = method_of(method).fewest(count)
+        assert method_of(method).choose(some_tokens(count=count), least).kept.shape[1] == least
 
 
 def test_combine_is_the_matrix_form() -> None:
@@ -87,10 +92,10 @@ def test_combine_is_the_matrix_form() -> None:
     assert torch.allclose(size[0], matrix @ sizes[0])
 
 
-@pytest.mark.parametrize("method", OPERATORS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_token_that_takes_nothing_in_stays_but_for_its_last_bits(method: str) -> None:
     tokens, x = some_tokens(), draw(3, N, 5)
-    choice = OPERATORS[method](tokens, KEEP)
+    choice = method_of(method).choose(tokens, KEEP)
     merged, _ = combine(x, tokens.sizes, choice)
     for image in range(3):
         for slot in set(range(KEEP)) - set(choice.target[image].tolist()):
@@ -98,9 +103,9 @@ def test_a_token_that_takes_nothing_in_stays_but_for_its_last_bits(method: str) 
             assert torch.allclose(merged[image, slot], kept, rtol=3e-7, atol=0)
 
 
-@pytest.mark.parametrize("method", OPERATORS)
+@pytest.mark.parametrize("method", METHODS)
 def test_places_say_where_tokens_are(method: str) -> None:
-    choice = OPERATORS[method](some_tokens(), KEEP)
+    choice = method_of(method).choose(some_tokens(), KEEP)
     now = places(choice, prefix=1)
     assert now.shape == (3, N + 1, 1)
     for image in range(3):
@@ -119,14 +124,14 @@ def test_tome_merges_the_most_similar_pairs() -> None:
         likes = [(float(points[source] @ points[other]), other) for other in range(0, N, 2)]
         pairs.append((*max(likes), source))
     wanted = {source: other for _, other, source in sorted(pairs, reverse=True)[: N - KEEP]}
-    assert merged_into(OPERATORS["tome"](tokens, KEEP)) == wanted
+    assert merged_into(method_of("tome").choose(tokens, KEEP)) == wanted
 
 
 def test_diffrate_merges_the_least_attended() -> None:
     tokens = one(some_tokens(), 0)
     order = tokens.importance[0, :, 0].argsort(descending=True).tolist()
-    assert merged_into(OPERATORS["diffrate"](tokens, KEEP)) == nearest(tokens, order)
-    dropping = methods.diffrate(tokens, KEEP, dropped=2)
+    assert merged_into(method_of("diffrate").choose(tokens, KEEP)) == nearest(tokens, order)
+    dropping = diffrate.choose(tokens, KEEP, dropped=2)
     assert dropping.share is not None
     assert dropping.share[0, 0].tolist() == [1.0] * (N - KEEP - 2) + [0.0] * 2
 
@@ -139,21 +144,21 @@ def test_fisher_merges_what_costs_least() -> None:
         above = [float(points[i] @ points[j]) for j in range(N) if importance[j] > importance[i]]
         prices.append(float(importance[i]) ** 2 * (1 - max(above, default=-1.0)))
     order = sorted(range(N), key=lambda i: prices[i], reverse=True)
-    assert merged_into(OPERATORS["fisher"](tokens, KEEP)) == nearest(tokens, order)
+    assert merged_into(method_of("fisher").choose(tokens, KEEP)) == nearest(tokens, order)
 
 
 def test_ppt_drops_where_attention_is_uneven() -> None:
     flat = one(some_tokens(), 0)
-    even = methods.ppt(flat, KEEP, threshold=1e9)
-    assert merged_into(even) == merged_into(OPERATORS["tome"](flat, KEEP))
-    uneven = methods.ppt(flat, KEEP, threshold=0.0)
+    even = ppt.choose(flat, KEEP, threshold=1e9)
+    assert merged_into(even) == merged_into(method_of("tome").choose(flat, KEEP))
+    uneven = ppt.choose(flat, KEEP, threshold=0.0)
     assert uneven.share is not None
     assert not uneven.share.any()
     best = flat.importance[0, :, 0].argsort(descending=True)[:KEEP]
     assert torch.equal(uneven.kept[0, :, 0], best.sort().values)
     kept = set(best.tolist())
     products = flat.points[0] @ flat.points[0].T
-    where = methods.places(uneven)[0, :, 0]  # what is dropped shows the token most like it
+    where = places(uneven)[0, :, 0]  # what is dropped shows the token most like it
     for patch in set(range(N)) - kept:
         near = max(kept, key=lambda other: float(products[patch, other]))
         assert where[patch] == where[near]
@@ -177,13 +182,13 @@ def test_mctf_goes_both_ways() -> None:
     back = sorted(even, key=lambda j: attraction(home[j], j), reverse=True)[: removed // 2]
     wanted = {j: home[j] for j in back}
     wanted |= {i: wanted.get(partner[i], partner[i]) for i in going}
-    assert merged_into(OPERATORS["mctf"](tokens, KEEP)) == wanted
+    assert merged_into(method_of("mctf").choose(tokens, KEEP)) == wanted
 
 
 def test_evit_fuses_all_that_is_not_attended() -> None:
     tokens, x = one(some_tokens(), 0), draw(1, N, 5)
     order = tokens.importance[0, :, 0].argsort(descending=True).tolist()
-    choice = OPERATORS["evit"](tokens, KEEP)
+    choice = method_of("evit").choose(tokens, KEEP)
     assert choice.kept[0, :, 0].tolist() == order[:KEEP]
     assert merged_into(choice) == dict.fromkeys(order[KEEP:], order[KEEP - 1])
     fused = order[KEEP - 1 :]
@@ -196,7 +201,7 @@ def test_evit_fuses_all_that_is_not_attended() -> None:
 @pytest.mark.parametrize("method", ["tome", "mctf", "ppt"])
 def test_the_order_of_what_stays_does_not_depend_on_scores(method: str) -> None:
     for image in range(3):
-        kept = OPERATORS[method](one(some_tokens(), image), KEEP).kept[0, :, 0]
+        kept = method_of(method).choose(one(some_tokens(), image), KEEP).kept[0, :, 0]
         for side in (0, 1):  # of the bipartition
             places = kept[kept % 2 == side]
             assert torch.equal(places, places.sort().values)
@@ -214,7 +219,7 @@ def test_attention_paid_is_that_of_attention() -> None:
     q, k, sizes = draw(2, 1, 8), draw(2, 5, 8, seed=1), 1 + draw(2, 5, 1, seed=2).abs()
     v = torch.eye(5).repeat(2, 1, 2)  # each head returns its weights
     weights = attend(q, k, v, 2, 0.5, sizes[:, None, None, :, 0].log()).view(2, 2, 5).mean(1)
-    paid = methods.attention_paid(q, k, 2, 0.5, sizes[..., 0].log())
+    paid = attention_paid(q, k, 2, 0.5, sizes[..., 0].log())
     assert torch.allclose(paid[..., 0], weights, atol=1e-6)
 
 
@@ -234,7 +239,7 @@ def test_readers_find_how_large_gradients_are_and_where_tokens_differ() -> None:
 
 def test_a_token_that_is_not_mixed_keeps_its_value() -> None:
     tokens, x = some_tokens(), draw(3, N, 5)
-    choice = replace(OPERATORS["fisher"](tokens, KEEP), mixed=False)
+    choice = replace(method_of("fisher").choose(tokens, KEEP), mixed=False)
     merged, sizes = combine(x, tokens.sizes, choice)
     assert torch.equal(merged, x.gather(1, choice.kept.expand(-1, -1, 5)))
     assert torch.allclose(sizes.sum(1), tokens.sizes.sum(1))

@@ -3,17 +3,22 @@
 import argparse
 import json
 import os
+import pickle
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitcompress.errors import InputError
+from vitcompress.export.folder import load_folder, save_folder
+from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.model.checkpoint import (
     ModelSpec,
     load_model,
@@ -21,6 +26,7 @@ from vitcompress.model.checkpoint import (
     pretrained_model,
     read_state_dict,
 )
+from vitcompress.model.options import check_options
 
 ASSETS = Path(__file__).parents[3] / "shared" / "assets" / "checkpoints"
 NAME = "vit_tiny_patch16_224"
@@ -418,3 +424,102 @@ def test_a_real_swin_by_its_name() -> None:
     options = json.loads((ASSETS / "swin_cifar10.json").read_text())["arguments"]
     model, _ = load_model(state, "swin_tiny_patch4_window7_224", options, source="swin")
     assert_same(model.state_dict(), state)
+
+
+class Touch:
+    """A pickle that creates a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """Options that make timm read a pickle; it must not have been read in the end."""
+    mark, pickled = tmp_path / "mark", tmp_path / "trap.pth"
+    pickled.write_bytes(pickle.dumps(Touch(mark)))
+    pickle.loads(pickled.read_bytes())
+    assert mark.exists()  # it works
+    mark.unlink()
+    yield {"depth": 1, "checkpoint_path": str(pickled)}
+    assert not mark.exists()
+
+
+def test_a_hostile_hub_folder_is_refused(
+    trap: dict[str, Any], state: State, tmp_path: Path
+) -> None:
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors")
+    config = {"architecture": NAME, "model_args": trap}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"hub: model_args of its config\.json: checkpoint_path"):
+        load_model(state, None, source=str(folder))
+    with pytest.raises(InputError, match=r"hub: model_args of its config\.json: checkpoint_path"):
+        from_source(str(folder), None, {}, None, {})
+
+
+def test_a_hostile_output_folder_is_refused(
+    trap: dict[str, Any], vit: VitModel, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    save_folder(vit, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["architecture"]["options"] = trap
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"config\.json: architecture\.options: checkpoint_path"):
+        load_folder(folder)
+
+
+def test_hostile_options_are_refused_wherever_they_come_from(
+    trap: dict[str, Any], state: State
+) -> None:
+    with pytest.raises(InputError, match=r"model\.options: checkpoint_path"):
+        load_model(state, NAME, trap, source="x.pth")
+    with pytest.raises(ValidationError, match="checkpoint_path"):
+        ModelSpec(timm=NAME, options=trap)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"depth": 10**9},
+        {"depth": True},
+        {"depth": "2"},
+        {"embed_dim": -1},
+        {"mlp_ratio": float("nan")},
+        {"img_size": [[[[[32]]]]]},
+        {"norm_layer": "os.system"},
+        {"norm_layer": nn.LayerNorm},
+        {"pretrained_cfg": {"file": "x.pth"}},
+        {"pretrained_cfg_overlay": {"file": "x.pth"}},
+        {"pretrained": True},
+        {"features_only": True},
+        {"block_fn": "x"},
+    ],
+    ids=str,
+)
+def test_an_option_out_of_range_or_unknown_is_named(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"^x: {next(iter(options))} "):
+        check_options(options, "x")
+
+
+def test_a_folder_with_infinity_is_refused(vit: VitModel, tmp_path: Path) -> None:
+    vit.module.blocks[1].mlp.fc1.bias[0] = float("inf")
+    save_folder(vit, tmp_path)
+    with pytest.raises(InputError, match=r"blocks\.1\.mlp\.fc1\.bias holds NaN or infinity"):
+        load_folder(tmp_path)
+
+
+def test_a_buffer_with_infinity_is_refused() -> None:
+    name = "levit_128s"
+    options = {"img_size": 64, "embed_dim": (16, 16, 16), "depth": (1, 1, 1)}
+    trained = timm.create_model(name, **options).state_dict()
+    broken = next(key for key in trained if key.endswith("running_var"))
+    trained[broken][0] = float("inf")
+    with pytest.raises(InputError, match=f"{re.escape(broken)} holds NaN"):
+        load_model(trained, name, options, source="x.pth")

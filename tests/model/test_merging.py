@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import onnx
 import pytest
@@ -12,6 +12,7 @@ import timm
 import torch
 from torch import Tensor
 
+from vitcompress import registry
 from vitcompress.export.folder import load_folder, save_folder
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check
@@ -20,10 +21,10 @@ from vitcompress.measure.tokens import schedule_macs
 from vitcompress.methods.selection import rows
 from vitcompress.model.architecture import VitModel, merging_blocks, set_merging, set_tail
 from vitcompress.model.merging import Merging, State, token_maps
-from vitcompress.terms import MergeMethod
+from vitcompress.terms import MERGING, MergeMethod
 
 MakeVit = Callable[..., VitModel]
-METHODS = get_args(MergeMethod)
+METHODS = registry.names(MERGING)
 FAMILIES: dict[str, dict[str, Any]] = {
     "class token": {},
     "distilled": {"name": "deit_tiny_distilled_patch16_224"},

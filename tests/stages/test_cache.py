@@ -10,11 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitcompress.errors import InputError
 from vitcompress.stages.cache import (
     Cache,
     Kind,
-    default_folder,
     entry_name,
     latencies,
     tensors,
@@ -45,7 +43,6 @@ def test_what_was_kept_comes_back(cache: Cache, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err.count("reused") == 2
     assert cache.get(STATISTICS, ["a model", 4]) is None
     assert cache.get(tensors("statistics", 2), ["a model", 3]) is None
-    assert cache.folder is not None
     assert Cache(cache.folder, resume=False).get(STATISTICS, ["a model", 3]) is None
 
 
@@ -53,7 +50,6 @@ def test_what_was_damaged_is_not_used(cache: Cache, capsys: pytest.CaptureFixtur
     kinds: list[tuple[Kind[dict[str, object]], str]] = [(SCHEDULE, "one"), (SCHEDULE, "two")]
     for kind, identity in kinds:
         cache.put(kind, identity, {"kept": [3, 2]})
-    assert cache.folder is not None
     file, other = (cache.folder / entry_name(kind, identity) for kind, identity in kinds)
     whole = file.read_bytes()
     damaged = [whole[:k] for k in (0, 10, 64, len(whole) - 1)] + [whole + b" ", other.read_bytes()]
@@ -82,7 +78,6 @@ def test_runs_share_no_unfinished_file(tmp_path: Path) -> None:
 
 
 def test_the_few_newest_of_a_kind_stay(cache: Cache) -> None:
-    assert cache.folder is not None
     cache.folder.mkdir()
     old = cache.folder / "schedule-0000.json"  # of an earlier version
     left = cache.folder / "schedule-0000.1234.partial"
@@ -103,13 +98,12 @@ def test_a_cache_that_cannot_be_written_is_said_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    for folder in (tmp_path / "file" / "cache", None):
-        cache = Cache(folder, resume=False)
-        for number in range(3):
-            cache.put(SCHEDULE, number, {})
-        cache.add(SCHEDULE, "latencies", {"a": [1.0]})
-        assert capsys.readouterr().err.count("are not kept") == 1
-    assert Cache(tmp_path / "file" / "cache", resume=True).get(SCHEDULE, 0) is None
+    cache = Cache(tmp_path / "file" / "cache", resume=True)
+    for number in range(3):
+        cache.put(SCHEDULE, number, {})
+    cache.add(SCHEDULE, "latencies", {"a": [1.0]})
+    assert capsys.readouterr().err.count("are not kept") == 1
+    assert cache.get(SCHEDULE, 0) is None
 
 
 def test_a_write_that_fails_leaves_nothing(
@@ -123,21 +117,7 @@ def test_a_write_that_fails_leaves_nothing(
     cache.put(SCHEDULE, "one", {"kept": [4]})
     assert "not kept for later runs: no space left" in capsys.readouterr().err.replace("\n", " ")
     assert cache.get(SCHEDULE, "one") == {"kept": [3]}
-    assert cache.folder is not None
     assert len(list(cache.folder.iterdir())) == 1
-
-
-def test_no_folder_is_an_error_only_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", homeless)
-    assert default_folder() is not None
-    monkeypatch.delenv("VITCOMPRESS_CACHE")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert default_folder() is None
-    with pytest.raises(InputError, match="--resume"):
-        Cache(None, resume=True)
 
 
 def test_latencies_are_added_never_lost(tmp_path: Path) -> None:

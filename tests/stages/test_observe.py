@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from vitcompress.methods import relevance, saliency
 from vitcompress.model.architecture import VitModel
-from vitcompress.stages.observe import Watch, fisher_loss, observe, unlabelled
+from vitcompress.stages.observe import Watch, observe, readout_loss, unlabelled
+from vitcompress.tasks.classification import TASK as CLASSES
 
 MakeVit = Callable[..., VitModel]
 Found = list[tuple[Tensor, Tensor, Tensor | None]]
@@ -123,7 +124,13 @@ def test_sums_over_watches_of_each_batch(vit: VitModel, many: Tensor) -> None:
         Watch("blocks.0.mlp.fc1", collect, "output"),
         Watch("blocks.0.mlp.fc2", collect, "input"),
     ]
-    observe(vit.module, watches, unlabelled(many.split(3)), fisher_loss(0), end)
+    observe(
+        vit.module,
+        watches,
+        unlabelled(many.split(3)),
+        readout_loss(CLASSES, torch.Generator().manual_seed(0)),
+        end,
+    )
     assert [len(t) for t in totals] == [3, 3, 1]
 
 
@@ -131,13 +138,23 @@ def test_labels_and_the_own_softmax_give_losses(vit: VitModel, many: Tensor) -> 
     labels = torch.arange(7)
     found = Found()
     samples = list(zip(many.split(3), labels.split(3), strict=True))
-    observe(vit.module, [Watch("head", partial(keep, found), "output")], samples, fisher_loss(0))
+    observe(
+        vit.module,
+        [Watch("head", partial(keep, found), "output")],
+        samples,
+        readout_loss(CLASSES, torch.Generator().manual_seed(0)),
+    )
     probabilities = vit.module(many).softmax(-1)
     expected = probabilities - F.one_hot(labels, 10)
     assert torch.allclose(torch.cat([g for *_, g in found if g is not None]), expected, atol=1e-6)
     own = Found()
     watch = Watch("head", partial(keep, own), "output")
-    observe(vit.module, [watch], unlabelled(many.split(3)), fisher_loss(2))
+    observe(
+        vit.module,
+        [watch],
+        unlabelled(many.split(3)),
+        readout_loss(CLASSES, torch.Generator().manual_seed(2)),
+    )
     generator = torch.Generator().manual_seed(2)
     readouts = [saliency.fisher_readout(vit.module(part), generator) for part in many.split(3)]
     assert all(torch.equal(g, r) for (*_, g), r in zip(own, readouts, strict=True) if g is not None)

@@ -29,13 +29,13 @@ class Attending(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias
         if bias.shape[0] > 1:  # of its own for each image
-            bias = bias * x.mean((1, 2)).view(-1, *[1] * (bias.ndim - 1))
+            bias = bias * x.mean((1, 2)).view(-1, 1, 1, 1)
         return attention(x[:, : self.queries], x, x, HEADS, 0.5, bias)
 
 
 def expected(module: Attending, x: Tensor) -> Tensor:
     q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in (x[:, : module.queries], x, x))
-    bias = module.bias if module.bias.ndim == 4 else module.bias[:, None, None]
+    bias = module.bias
     if bias.shape[0] > 1:
         bias = bias * x.mean((1, 2)).view(-1, 1, 1, 1)
     mask = bias.expand(len(x), HEADS, module.queries, x.shape[1])
@@ -53,8 +53,6 @@ def expected(module: Attending, x: Tensor) -> Tensor:
         ((1, HEADS, 1, 5), 5),
         ((3, 1, 1, 5), 5),
         ((3, HEADS, 1, 5), 1),
-        ((3, 5), 5),
-        ((3, 5), 1),
     ],
 )
 def test_a_bias_of_any_shape_that_spreads_is_added(
@@ -89,7 +87,8 @@ def test_a_runtime_that_cannot_load_the_files_is_told(monkeypatch: pytest.Monkey
 
 def test_the_targets_are_known_without_their_runtimes() -> None:
     script = (
-        "import sys; from vitcompress import targets; assert 'onnxruntime' in targets.names(); "
+        "import sys; from vitcompress import registry, targets; "
+        "assert 'onnxruntime' in registry.names(targets.__name__); "
         "assert not {'torch', 'onnxruntime', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -15,13 +15,14 @@ from torch import nn
 
 from vitcompress import inspection
 from vitcompress.errors import InputError, RunError
-from vitcompress.evaluation import Judged, evaluation_images
+from vitcompress.evaluation import Judged
 from vitcompress.export.folder import load_folder, save_folder
 from vitcompress.export.onnx import metadata
 from vitcompress.model.architecture import VitModel
 from vitcompress.pipeline import Options, plan, run
 from vitcompress.recipe import Recipe
 from vitcompress.report.model import Report
+from vitcompress.run_images import evaluation_images
 from vitcompress.tasks import chosen
 
 QUANTIZE = {"type": "quantize", "layers": ["blocks.*"], "rounding": "nearest"}

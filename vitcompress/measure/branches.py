@@ -4,8 +4,6 @@ A branch is timed with its LayerNorm and its residual addition, at a few sizes; 
 beyond, latencies follow straight lines. A table is of one processor and version of the runtime.
 """
 
-import hashlib
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from vitcompress import targets
 from vitcompress.export.onnx import export_onnx
 from vitcompress.measure.runtime import time_in_turns
+from vitcompress.model.anatomy import SiteTokens
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.sizes import AttentionSizes
 
@@ -35,46 +34,39 @@ class LatencyTable:
     grids: dict[str, list[Any]] = field(default_factory=dict)
     target: str = targets.DEFAULT
 
-    @classmethod
-    def load(cls, file: Path, target: str = targets.DEFAULT) -> "LatencyTable":
-        return cls(json.loads(file.read_text(encoding="utf-8")), target)
+    def mlp(self, width: int, tokens: int, hidden: int, dense: int) -> float:
+        """Milliseconds of an MLP of `hidden` units on a stream of `width`.
 
-    def save(self, file: Path) -> None:
-        file.write_text(json.dumps(self.grids), encoding="utf-8")
-
-    def branch(
-        self,
-        width: int,
-        entering: int,
-        leaving: int,
-        part: AttentionSizes | int | None,
-        dense: int | None = None,
-    ) -> float:
-        """Milliseconds of a branch of an embedding of `width`; None takes none.
-
-        `entering`, `leaving`: tokens before and after an attention; an MLP has those that leave.
-        `dense`: the width for which the other sizes were made (None: the same).
+        `dense`: the width for which it was made.
         """
-        dense = dense or width
-        if part is None:
-            return 0.0
-        if isinstance(part, int):
-            sizes = _grid(4 * dense)
-            name = f"mlp {width} {leaving} {sizes}"
-            if name not in self.grids:
-                graphs = {str(n): _mlp(width, leaving, n) for n in sizes}
-                self.grids[name] = list(
-                    _milliseconds(graphs, (leaving, width), self.target).values()
-                )
-            return _between(part, sizes, self.grids[name])
-        sizes = _grid(dense // part.heads)
-        name = f"attention {width} {entering} {leaving} {part.heads} {sizes}"
+        sizes = _grid(4 * dense)
+        name = f"mlp {width} {tokens} {sizes}"
         if name not in self.grids:
+            graphs = {str(n): _mlp(width, tokens, n) for n in sizes}
+            self.grids[name] = list(_milliseconds(graphs, (tokens, width), self.target).values())
+        return _between(hidden, sizes, self.grids[name])
+
+    def attention(
+        self, width: int, tokens: SiteTokens, part: AttentionSizes, dense: int, windowed: bool
+    ) -> float:
+        """Milliseconds of an attention on a stream of `width`; in windows, with a bias of logits.
+
+        `dense`: the width for which it was made.
+        """
+        sizes = _grid(dense // part.heads)
+        name = f"attention {width} {tokens.first} {tokens.last} {part.heads} {sizes}"
+        if windowed:
+            name += f" windows of {tokens.keys}"
+        if name not in self.grids:
+            graph = _windowed if windowed else _attention
             graphs = {
-                f"{a} {b}": _attention(width, entering, leaving, part.heads, a, b)
+                f"{a} {b}": graph(
+                    width, tokens, part.model_copy(update={"query_key": a, "value": b})
+                )
                 for a, b in product(sizes, sizes)
             }
-            found = list(_milliseconds(graphs, (entering, width), self.target).values())
+            coming = tokens.last if windowed else tokens.first
+            found = list(_milliseconds(graphs, (coming, width), self.target).values())
             self.grids[name] = np.array(found).reshape(len(sizes), -1).tolist()
         along = [_between(part.value, sizes, row) for row in self.grids[name]]
         return _between(part.query_key, sizes, along)
@@ -94,12 +86,10 @@ class LatencyTable:
         return max(0.0, float(self.grids[name][0]) - branches)
 
 
-def table_name(target: str = targets.DEFAULT) -> str:
-    """The name of the file for the latencies of this machine."""
+def machine(target: str = targets.DEFAULT) -> str:
+    """What latencies depend on besides the model: this processor and version of the runtime."""
     runtime = targets.load(target)
-    machine = f"{platform.processor()} {platform.node()} {runtime.name} {runtime.version}"
-    key = hashlib.sha256(machine.encode()).hexdigest()[:16]
-    return f"latency-{key}.json"
+    return f"{platform.processor()} {platform.node()} {runtime.name} {runtime.version}"
 
 
 def _between(size: int, sizes: Sequence[int], found: Sequence[float]) -> float:
@@ -156,6 +146,10 @@ class _Graph:
         product = self.add("MatMul", [x, self.constant(weight)])
         return str(self.add("Add", [product, self.constant(np.zeros(outputs, np.float32))]))
 
+    def qkv(self, x: str, sizes: AttentionSizes) -> Any:
+        parts = self.linear(x, self.width, sum(sizes.widths))
+        return self.add("Split", [parts, self.constant(np.array(sizes.widths))], 3, axis=-1)
+
     def norm(self) -> str:
         scale, bias = np.ones(self.width, np.float32), np.zeros(self.width, np.float32)
         inputs = ["x", self.constant(scale), self.constant(bias)]
@@ -180,17 +174,31 @@ def _mlp(width: int, tokens: int, hidden: int) -> onnx.GraphProto:
     return graph.finish(output, tokens, tokens)
 
 
-def _attention(
-    width: int, entering: int, leaving: int, heads: int, query_key: int, value: int
-) -> onnx.GraphProto:
+def _attention(width: int, tokens: SiteTokens, sizes: AttentionSizes) -> onnx.GraphProto:
     graph = _Graph(width)
-    widths = [heads * query_key, heads * query_key, heads * value]
-    parts = graph.linear(graph.norm(), width, sum(widths))
-    split = graph.constant(np.array(widths))
-    q, k, v = graph.add("Split", [parts, split], 3, axis=-1)
+    q, k, v = graph.qkv(graph.norm(), sizes)
     x = "x"
-    if leaving < entering:
-        q, x = graph.first(q, leaving), graph.first(x, leaving)
+    if tokens.last < tokens.first:
+        q, x = graph.first(q, tokens.last), graph.first(x, tokens.last)
+    heads = sizes.heads
     mixed = graph.add("Attention", [q, k, v], q_num_heads=heads, kv_num_heads=heads)
-    output = graph.add("Add", [x, graph.linear(mixed, widths[2], width)])
-    return graph.finish(output, entering, leaving)
+    output = graph.add("Add", [x, graph.linear(mixed, sizes.widths[2], width)])
+    return graph.finish(output, tokens.first, tokens.last)
+
+
+def _windowed(width: int, tokens: SiteTokens, sizes: AttentionSizes) -> onnx.GraphProto:
+    """Windows as heads, as `model.windows` computes them."""
+    graph, size = _Graph(width), tokens.keys
+    count = tokens.first // size
+    heads = count * sizes.heads
+    order = np.arange(tokens.first) % tokens.last
+    parted = graph.add("Gather", [graph.norm(), graph.constant(order)], axis=1)
+    as_heads = graph.constant(np.array([0, size, -1]))
+    q, k, v = (graph.add("Reshape", [t, as_heads]) for t in graph.qkv(parted, sizes))
+    bias = graph.constant(np.zeros((1, heads, size, size), np.float32))
+    mixed = graph.add("Attention", [q, k, v, bias], q_num_heads=heads, kv_num_heads=heads)
+    whole = graph.constant(np.array([0, tokens.first, -1]))
+    inverse = graph.constant(np.arange(tokens.last))
+    joined = graph.add("Gather", [graph.add("Reshape", [mixed, whole]), inverse], axis=1)
+    output = graph.add("Add", ["x", graph.linear(joined, sizes.widths[2], width)])
+    return graph.finish(output, tokens.last, tokens.last)

@@ -3,19 +3,17 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 import numpy as np
-from torch import nn
 
 from vitcompress.measure.branches import LatencyTable
 from vitcompress.measure.cost import macs
-from vitcompress.methods.tokens import choice_macs, combine_macs
+from vitcompress.measure.sites import site_latency, site_macs
+from vitcompress.methods.tokens import Widths, method_of
+from vitcompress.model.anatomy import Anatomy, Site, SiteTokens
 from vitcompress.model.architecture import VitModel, set_merging, unfilled
-from vitcompress.model.embedding import embedding_width
-from vitcompress.model.layers import Block, QuantizedLinear
 from vitcompress.model.merging import Merging
-from vitcompress.model.sizes import AttentionSizes, gates, sizes_of
+from vitcompress.model.sizes import size_of
 
 _TIMED = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the tokens at which branches are timed
 
@@ -42,19 +40,22 @@ def schedule_macs(model: VitModel, merging: Merging) -> Cost:
 
     `model` merges nothing yet; its last block may compute prefix tokens only.
     """
-    vit: Any = model.module
-    blocks, prefix = [cast(Block, block) for block in vit.blocks], int(vit.num_prefix_tokens)
+    anatomy = model.anatomy
+    halves, prefix, method = _halves(anatomy), anatomy.prefix_tokens, method_of(merging.method)
 
     def of_block(number: int, tokens: int, kept: int) -> int:
-        total = _dense_macs(blocks[number], tokens, kept)
-        if kept < tokens and blocks[number].tokens is None:
+        block = anatomy.blocks[number]
+        total = sum(
+            site_macs(site, _seen(site, tokens, kept), size_of(site)) for site in halves[number]
+        )
+        if kept < tokens and block.tokens is None:
+            widths = _widths(halves[number][0], merging, prefix)
             counts = tokens - prefix, kept - prefix
-            total += _merging_macs(blocks[number], merging, number, prefix, *counts)
+            total += method.macs(widths, *counts, mixed=number >= merging.unmixed)
         return total
 
-    tokens = sequence_length(model)
-    dense = Cost(of_block, 0, tokens)([tokens] * len(blocks))
-    return Cost(of_block, macs(model) - dense, tokens)
+    dense = Cost(of_block, 0, anatomy.tokens)([anatomy.tokens] * len(halves))
+    return Cost(of_block, macs(model) - dense, anatomy.tokens)
 
 
 def schedule_latency(model: VitModel, merging: Merging, table: LatencyTable) -> Cost:
@@ -63,75 +64,58 @@ def schedule_latency(model: VitModel, merging: Merging, table: LatencyTable) -> 
     Branches are timed at a few counts of tokens, and what merging itself takes in a block by the
     difference between two whole models, the one that merges as `merging` and one that does not.
     """
-    vit: Any = model.module
-    blocks = [cast(Block, block) for block in vit.blocks]
-    width, tokens = embedding_width(vit), sequence_length(model)
-    dense = embedding_width(unfilled(model).module)
+    anatomy, tokens = model.anatomy, model.anatomy.tokens
+    halves, dense = _halves(anatomy), unfilled(model).anatomy.sites[0].first.in_features
     counts = sorted({max(1, round(share * tokens)) for share in _TIMED})
 
-    def branch(entering: int, leaving: int, part: AttentionSizes | int | None) -> float:
-        return table.branch(width, entering, leaving, part, dense)
+    def timed(site: Site, tokens: int, kept: int) -> float:
+        """Between what was timed, but for where the number of tokens never changes."""
+        limit = site.block.tokens
+        fixed = limit is not None and site.kind == "mlp"
 
-    def timed(part: AttentionSizes | int | None, leaving: int | None, count: int) -> float:
-        grid = [branch(n, min(leaving or n, n), part) for n in counts]
-        return float(np.interp(count, counts, grid))
+        def at(count: int) -> float:
+            seen = _seen(site, count, count)
+            return site_latency(site, seen, size_of(site), table, dense=dense)
 
-    def branches(number: int, entering: int, kept: int) -> float:
-        block, sizes = blocks[number], sizes_of(blocks[number])
-        hidden = sizes.hidden and (2 + gates(block)) * sizes.hidden // 2  # of equal work
-        through = timed(hidden, None, kept)
-        if block.tokens is not None:
-            through = branch(block.tokens, block.tokens, hidden)
-        return timed(sizes.attention, block.tokens, entering) + through
+        if fixed:
+            return at(tokens)
+        count = tokens if site.kind == "attention" else kept
+        return float(np.interp(count, counts, [at(n) for n in counts]))
+
+    def branches(number: int, tokens: int, kept: int) -> float:
+        return sum(timed(site, tokens, kept) for site in halves[number])
 
     plain = Cost(branches, 0, tokens)
-    rest = table.rest(model, plain([tokens] * len(blocks)))
-    module: Any = copy.deepcopy(vit)
+    rest = table.rest(model, plain([tokens] * len(halves)))
+    module = copy.deepcopy(model.module)
     set_merging(module, merging)
     architecture = model.architecture.model_copy(update={"merging": merging})
     merged = replace(model, module=module, architecture=architecture)
-    steps = sum(merging.merges(number, tokens) for number in range(len(blocks)))
+    steps = sum(merging.merges(number, tokens) for number in range(len(halves)))
     step = max(0.0, table.rest(merged, plain(merging.kept)) - rest) / max(1, steps)
     return Cost(lambda i, n, k: branches(i, n, k) + step * (k < n), rest, tokens)
 
 
-def sequence_length(model: VitModel) -> int:
-    """How many tokens, prefix included, come into the first block."""
-    vit: Any = model.module
-    return int(vit.patch_embed.num_patches) + int(vit.num_prefix_tokens)
+def _halves(anatomy: Anatomy) -> list[list[Site]]:
+    """The sites of each block."""
+    return [
+        [site for site in anatomy.sites if site.number == number]
+        for number in range(len(anatomy.blocks))
+    ]
 
 
-def _dense_macs(block: Block, tokens: int, kept: int) -> int:
-    """Of a block: `tokens` come in and `kept` go through its MLP, or as many as it computes."""
-    attention: Any = block.attn
-    _, keys, values = attention.widths
-    queries = min(tokens, block.tokens or tokens)
-    total = tokens * _weights(attention.qkv)
-    total += queries * (_weights(attention) - _weights(attention.qkv))
-    total += queries * tokens * (keys + values) + min(kept, queries) * _weights(block.mlp)
-    return int(total)
+def _seen(site: Site, tokens: int, kept: int) -> SiteTokens:
+    """What `site` computes with where `tokens` come into its block and `kept` go through its MLP,
+    or as many as the block computes."""
+    limit = min(site.block.tokens or tokens, tokens)
+    if site.kind == "attention":
+        return SiteTokens(tokens, limit, tokens)
+    through = min(kept, limit)
+    return SiteTokens(through, through, 0)
 
 
-def _merging_macs(
-    block: Block, merging: Merging, number: int, prefix: int, count: int, kept: int
-) -> int:
-    """Of merging `count` patch tokens into `kept` in block `number`."""
-    attention: Any = block.attn
-    method, heads, channels = merging.method, attention.num_heads, attention.qkv.in_features
-    keys = attention.widths[1]
-    if method == "fisher":
-        width = merging.rank
-        reading = count * channels * (1 + width)
-    else:
-        width = keys // heads if method in ("tome", "ppt") else channels
-        reading = (count + prefix) * keys * heads
-    total = reading + choice_macs(method, count, kept, width)
-    return int(total + combine_macs(method, count, kept, channels, number >= merging.unmixed))
-
-
-def _weights(module: nn.Module) -> int:
-    return sum(
-        m.in_features * m.out_features
-        for m in module.modules()
-        if isinstance(m, (nn.Linear, QuantizedLinear))
-    )
+def _widths(site: Site, merging: Merging, prefix: int) -> Widths:
+    """Of the block of `site`, an attention."""
+    attention = site.operator
+    keys, heads = attention.widths[1], attention.num_heads
+    return Widths(site.first.in_features, keys, heads, prefix, merging.rank)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 Cost = Callable[[Sequence[int]], float]
 """Tokens kept after each block → cost of the whole model."""
@@ -62,11 +63,19 @@ def stepped(tokens: int, blocks: int, power: float) -> list[float]:
     return [each[block - block % 2] for block in range(blocks)]
 
 
-SHAPES: dict[str, Callable[[int, int, float], list[float]]] = {
-    "constant": constant,
-    "decreasing": decreasing,
-    "published": published,
-    "stepped": stepped,
+class Shape(NamedTuple):
+    """A family of schedules. `kept`: (tokens, blocks, strength) → tokens kept after each block.
+    `most`: tokens → the strength beyond which nothing is left to remove."""
+
+    kept: Callable[[int, int, float], list[float]]
+    most: Callable[[int], float]
+
+
+SHAPES: dict[str, Shape] = {
+    "constant": Shape(constant, float),
+    "decreasing": Shape(decreasing, float),
+    "published": Shape(published, lambda tokens: 60.0),
+    "stepped": Shape(stepped, lambda tokens: 60.0),
 }
 
 

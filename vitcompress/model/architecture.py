@@ -15,7 +15,7 @@ from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.methods import patterns, quantizer
 from vitcompress.model import checkpoint, compact, naming
-from vitcompress.model.anatomy import Anatomy
+from vitcompress.model.anatomy import Anatomy, Change
 from vitcompress.model.embedding import resize_embedding
 from vitcompress.model.families import adopt, anatomy_of
 from vitcompress.model.layers import QuantizedLinear
@@ -171,10 +171,16 @@ def set_tail(module: nn.Module, tokens: int) -> None:
     anatomy_of(module).blocks[-1].tokens = tokens
 
 
-def set_merging(module: nn.Module, merging: Merging) -> None:
+def set_merging(module: nn.Module, merging: Merging) -> MergingBlocks:
     """Let the blocks pass on fewer tokens (in place)."""
-    row = anatomy_of(module).block_names[0].rpartition(".")[0]
-    module.set_submodule(row, merging_blocks(module, merging))
+    blocks = merging_blocks(module, merging)
+    module.set_submodule(blocks_name(module), blocks)
+    return blocks
+
+
+def blocks_name(module: nn.Module) -> str:
+    """The name of the part of `module` that the blocks are in, one after the other."""
+    return anatomy_of(module).block_names[0].rpartition(".")[0]
 
 
 def merging_blocks(module: nn.Module, merging: Merging) -> MergingBlocks:
@@ -202,7 +208,7 @@ def build(architecture: Architecture) -> nn.Module:
     facts = checkpoint.pretrained_cfg(checkpoint.ModelSpec(timm=name, options=options))
     module = adopt(made, facts["input_size"])
     if architecture.tail_tokens is not None:
-        anatomy_of(module).check("tail", "config.json", name)
+        _check(module, "tail", name)
         set_tail(module, architecture.tail_tokens)
     if architecture.blocks is not None:
         found = anatomy_of(module).blocks
@@ -211,10 +217,10 @@ def build(architecture: Architecture) -> nn.Module:
         for block, sizes in zip(found, architecture.blocks, strict=True):
             resize(block, sizes)
     if architecture.embedding is not None:
-        anatomy_of(module).check("embedding", "config.json", name)
+        _check(module, "embedding", name)
         resize_embedding(module, architecture.embedding)
     if architecture.merging is not None:
-        anatomy_of(module).check("merge", "config.json", name)
+        _check(module, "merge", name)
         set_merging(module, architecture.merging)
     linears = anatomy_of(module).linears()
     for name, layer in architecture.quantized.items():
@@ -224,6 +230,11 @@ def build(architecture: Architecture) -> nn.Module:
         shape = (linear.in_features, linear.out_features)
         module.set_submodule(name, QuantizedLinear(*shape, **layer.model_dump()))
     return module.eval().requires_grad_(False)
+
+
+def _check(module: nn.Module, change: Change, name: str) -> None:
+    if (reason := anatomy_of(module).refusals.get(change)) is not None:
+        raise InputError(f"config.json: {name} does not allow what is said of {change}: {reason}")
 
 
 def unfilled(model: VitModel) -> VitModel:

@@ -180,6 +180,8 @@ class Attention(nn.Module):
     is added to the logits as `positions` say. Tokens that sit in `windows` attend to no others.
     """
 
+    relative_position_bias_table: nn.Parameter | None
+
     def __init__(
         self,
         source: Any,
@@ -250,6 +252,21 @@ class Attention(nn.Module):
         q, k, v = (self.windows.as_heads(each) for each in (q, k, v))
         heads = self.windows.count * self.num_heads
         return self.windows.as_tokens(attend(q, k, v, heads, self.scale, bias))
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """Queries, keys or values [B, N, h·d] as `attended` has them → [B, h, N, d]; those that sit
+        in windows → [B · windows, h, size, d]."""
+        if self.windows is not None:
+            x = self.windows.apart(x)
+        return cast(Tensor, x.unflatten(-1, (self.num_heads, -1))).transpose(1, 2)
+
+    def bias_by_head(self, images: int) -> Tensor | None:
+        """`position_bias` of so many images, for logits of what `by_head` gives."""
+        bias = self.position_bias()
+        if bias is None or self.windows is None:
+            return bias
+        apart = cast(Tensor, bias.unflatten(1, (self.windows.count, -1)))
+        return apart[0].repeat(images, 1, 1, 1)
 
     def prepared(self, q: Tensor, k: Tensor, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Queries [B, M, h·d] of the first tokens and keys [B, N, h·d], normed and turned."""

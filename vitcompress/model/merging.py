@@ -7,30 +7,29 @@ from typing import Annotated, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from vitcompress.methods import tokens
-from vitcompress.methods.readers import normalised
-from vitcompress.methods.selection import rows, unit
-from vitcompress.methods.tokens import OPERATORS, Choice, Tokens, attention_paid, diffrate, fisher
+from vitcompress.methods.selection import rows
+from vitcompress.methods.tokens import Choice, View, method_of
 from vitcompress.model.anatomy import State
 from vitcompress.model.layers import Block
 from vitcompress.terms import MergeMethod
 
 RANK = 31
-"""How many coordinates `fisher` compares tokens by, where nothing else is said: with the level 32
-columns, as kernels of matrix products like them."""
+"""How many coordinates a reader has, where nothing else is said: with the level 32 columns, as
+kernels of matrix products like them."""
 
 
 class Merging(BaseModel):
     """How tokens are merged.
 
     `kept`: for each block how many tokens, prefix included, go on to its MLP; the last block may
-    compute fewer besides. `dropped`: for each block how many tokens `diffrate` drops and does not
-    merge (empty: none). `proportional`: a merged token counts in attention as often as the patches
+    compute fewer besides. `dropped`: for each block how many tokens are dropped and not merged
+    (empty: none). `proportional`: a merged token counts in attention as often as the patches
     it stands for. `unmixed`: in how many of the first blocks a token that takes others in keeps its
-    value and only grows in size. `rank`: how many coordinates `fisher` compares tokens by.
+    value and only grows in size. `rank`: how many coordinates readers have.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +40,12 @@ class Merging(BaseModel):
     proportional: bool = True
     unmixed: Annotated[int, Field(ge=0)] = 0
     rank: Annotated[int, Field(ge=1)] = RANK
+
+    @model_validator(mode="after")
+    def _drops(self) -> "Merging":
+        if self.dropped and method_of(self.method).drop is None:
+            raise ValueError(f"dropped: {self.method} drops no tokens")
+        return self
 
     def merges(self, block: int, tokens: int) -> bool:
         """Whether `block` gets more tokens than it keeps, where `tokens` enter the first."""
@@ -66,15 +71,16 @@ class MergingBlocks(nn.Sequential):
         restore: bool,
     ) -> None:
         super().__init__(*blocks)
-        self.merging, self.prefix, self.restore = merging, prefix, restore
+        self.merging, self.method = merging, method_of(merging.method)
+        self.prefix, self.restore = prefix, restore
         self.class_token = class_token
         for number, block in enumerate(self):
-            if merging.method == "fisher" and merging.merges(number, tokens):
+            if self.method.reading.fitted and merging.merges(number, tokens):
                 channels = cast(Block, block).attn.qkv.in_features
                 self.register_buffer(f"reader_{number}", torch.zeros(channels, 1 + merging.rank))
 
     def fill(self, readers: Mapping[str, Tensor]) -> None:
-        """Take over the tensors that `fisher` reads tokens with, by name."""
+        """Take over the readers of tokens, by name."""
         for name in self._buffers:
             self.register_buffer(name, readers[name])
 
@@ -127,25 +133,27 @@ class MergingBlocks(nn.Sequential):
         self, number: int, x: Tensor, q: Tensor, k: Tensor, bias: Tensor | None, sizes: Tensor
     ) -> Choice:
         """Which patch tokens `x` [B, n, C] stay in block `number`; `q`, `k`: of all tokens."""
-        keep, prefix = self.merging.kept[number] - self.prefix, self.prefix
-        method = self.merging.method
-        if method == "fisher":
-            read = normalised(x) @ self.get_buffer(f"reader_{number}")
-            level, coordinates = read.split([1, self.merging.rank], -1)
-            choice = fisher(Tokens(unit(coordinates), sizes, level.exp() * sizes), keep)
+        keep, method, dropped = self.merging.kept[number] - self.prefix, self.method, 0
+        attention = cast(Block, self[number]).attn
+        view = View(
+            patches=x,
+            sizes=sizes,
+            queries=q,
+            keys=k,
+            bias=bias,
+            prefix=self.prefix,
+            class_token=self.class_token,
+            heads=attention.num_heads,
+            scale=attention.scale,
+            reader=self._buffers.get(f"reader_{number}"),
+        )
+        seen = method.reading.tokens(view)
+        if self.merging.dropped:
+            dropped = self.merging.dropped[number]
+        if dropped and method.drop is not None:
+            choice = method.drop(seen, keep, dropped)
         else:
-            attention = cast(Block, self[number]).attn
-            heads = attention.num_heads
-            # Without a class token: what the mean query pays.
-            query = q[:, :1] if self.class_token else q.mean(1, keepdim=True)
-            paid = attention_paid(query, k, heads, attention.scale, bias)[:, prefix:]
-            by_key = method in ("tome", "ppt")
-            points = k[:, prefix:].unflatten(-1, (heads, -1)).mean(-2) if by_key else x
-            seen = Tokens(unit(points), sizes, paid)
-            if self.merging.dropped:
-                choice = diffrate(seen, keep, self.merging.dropped[number])
-            else:
-                choice = OPERATORS[method](seen, keep)
+            choice = method.choose(seen, keep)
         return replace(choice, mixed=number >= self.merging.unmixed)
 
 

@@ -106,7 +106,7 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     if (wrong := _fault(options)) is not None:
         # Braces would be taken for fields of the message.
         message = wrong[1].replace("{", "(").replace("}", ")")
-        raise PydanticCustomError("option", message, {"at": (wrong[0],)})  # type: ignore[misc]
+        raise PydanticCustomError("option", message, {"at": (wrong[0],)})
     return options
 
 

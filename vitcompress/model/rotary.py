@@ -3,7 +3,7 @@
 Its blocks become one sequence that needs nothing but the tokens, as those of other ViTs are.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,12 @@ class RotaryVit(SequenceVit):
 
 
 def adopt_rotary(source: Any) -> nn.Module:
-    """`source`, an Eva of timm in eval mode, with our modules; itself where they cannot do its work
-    (queries that share keys).
+    """`source`, an Eva of timm in eval mode, with our modules.
 
     Raises `InputError` for a rotary embedding whose angles are not linear in row and column.
     """
     from timm.models.eva import EvaBlock, EvaBlockPostNorm
 
-    if any(getattr(block.attn, "num_kv_groups", 1) > 1 for block in source.blocks):
-        return cast(nn.Module, source)
     # What timm may take at any size is compressed for one.
     source.patch_embed.strict_img_size = source.patch_embed.flatten = True
     grid, depth = source.patch_embed.grid_size, len(source.blocks)

@@ -81,16 +81,20 @@ def sequence_anatomy(module: nn.Module, family: str) -> Anatomy:
     grid = vit.patch_embed.grid_size if hasattr(vit.patch_embed, "num_patches") else None
     prefix = int(vit.num_prefix_tokens)
     steps = _steps(row, None if grid is None else prefix + grid[0] * grid[1])
-    advance, last = all_steps(steps), lambda state: state.x
-    if isinstance(row, MergingBlocks):
-        advance, last = row.advance, row.restored
+    merging = row if isinstance(row, MergingBlocks) else None
+    advance = all_steps(steps) if merging is None else merging.advance
+
+    def finish(state: State) -> Tensor:
+        x = state.x if merging is None else merging.restored(state)
+        return cast(Tensor, vit.forward_head(vit.norm(x)))
+
     return Anatomy(
         family=family,
         module=module,
         steps=steps,
         start=lambda pixels: State(layer_input(row, lambda: module(pixels))),
         advance=advance,
-        finish=lambda state: cast(Tensor, vit.forward_head(vit.norm(last(state)))),
+        finish=finish,
         prefix_tokens=prefix,
         class_token=getattr(vit, "cls_token", None) is not None,
         grid=grid,

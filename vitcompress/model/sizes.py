@@ -6,6 +6,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from vitcompress.model.anatomy import Kind, Site
 from vitcompress.model.layers import Attention, Block, GatedMlp, Mlp
 from vitcompress.model.windows import UnitNorm
 
@@ -36,6 +37,10 @@ class BlockSizes(BaseModel):
     hidden: _Size | None
 
 
+SiteSizes = AttentionSizes | int
+"""The sizes of one site: of an attention, or the hidden units of an MLP."""
+
+
 def blocks(module: nn.Module) -> list[Block]:
     """The blocks of `module`, if the sizes of all of them can be told and changed; else none."""
     found = [part for part in module.modules() if isinstance(part, Block)]
@@ -63,6 +68,11 @@ def sizes_of(block: Block) -> BlockSizes:
     return BlockSizes(attention=found, hidden=None if mlp is None else int(mlp.fc2.in_features))
 
 
+def size_of(site: Site) -> SiteSizes:
+    sizes = sizes_of(site.block)
+    return cast(SiteSizes, sizes.attention if site.kind == "attention" else sizes.hidden)
+
+
 def gates(block: Block) -> int:
     """How many gates a hidden unit of the MLP has, each one more output of fc1: 1 or none."""
     return 0 if block.mlp is None else int(cast(Any, block.mlp).gates)
@@ -85,12 +95,21 @@ def resize(block: Block, sizes: BlockSizes) -> None:
             mlp.fc2 = _like(mlp.fc2, sizes.hidden, mlp.fc2.out_features)
 
 
+def resize_site(block: Block, kind: Kind, size: SiteSizes | None) -> None:
+    """As `resize`, of the site of `block` that is of this `kind`; None leaves it out."""
+    field = "attention" if kind == "attention" else "hidden"
+    resize(block, sizes_of(block).model_copy(update={field: size}))
+
+
 def _resize_attention(attention: Attention, sizes: AttentionSizes) -> None:
+    before = attention.widths[1] // attention.num_heads
     for norm in (attention.q_norm, attention.k_norm):
+        if isinstance(norm, nn.Identity):
+            continue
         if isinstance(norm, UnitNorm):
             if norm.factor is not None:
                 norm.factor = _empty(norm.factor, (sizes.heads, 1))
-        elif not isinstance(norm, nn.Identity):
+        elif sizes.query_key != before:  # norms of another kind may stay as they are
             resize_norm(norm, sizes.query_key)
     if (table := attention.relative_position_bias_table) is not None:
         attention.relative_position_bias_table = _empty(table, (len(table), sizes.heads))

@@ -2,32 +2,24 @@
 
 import copy
 from dataclasses import replace
-from typing import Any
 
+from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.architecture import VitModel, set_tail
-from vitcompress.model.layers import Block
+
+
+def obstacle(anatomy: Anatomy) -> str | None:
+    """Why the last block cannot compute the prefix tokens only, and the model the same; None where
+    it can."""
+    if not anatomy.reads_prefix:
+        return anatomy.refusals.get("tail", "its head reads more than class and register tokens")
+    return anatomy.refusals.get("tail")
 
 
 def tailed(model: VitModel) -> VitModel | None:
-    """`model` whose last block computes only its prefix tokens; None where that would change what
-    it computes, or may."""
-    if not reads_prefix_only(model):
+    """`model` whose last block computes only its prefix tokens; None where there is an obstacle."""
+    if obstacle(model.anatomy) is not None:
         return None
-    module: Any = copy.deepcopy(model.module)
-    tokens = int(module.num_prefix_tokens)
+    module, tokens = copy.deepcopy(model.module), model.anatomy.prefix_tokens
     set_tail(module, tokens)
     architecture = model.architecture.model_copy(update={"tail_tokens": tokens})
     return replace(model, module=module, architecture=architecture)
-
-
-def reads_prefix_only(model: VitModel) -> bool:
-    """Whether the head of `model` is known to read nothing but its prefix tokens."""
-    module: Any = model.module
-    blocks = getattr(module, "blocks", None)
-    return (
-        blocks is not None
-        and isinstance(blocks[-1], Block)
-        and getattr(module, "global_pool", None) == "token"
-        and getattr(module, "attn_pool", None) is None
-        and module.num_prefix_tokens > 0
-    )

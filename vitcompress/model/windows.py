@@ -5,7 +5,7 @@ the padding and the partition at once, and each window of each head is one head 
 The batch stays as it is, and so do all shapes but the batch.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -62,11 +62,15 @@ class Windows(nn.Module):
 
     def as_heads(self, x: Tensor) -> Tensor:
         """[B, size · count, C] → [B, size, count · C]."""
-        return x.unflatten(1, (self.size, self.count)).flatten(2)
+        return cast(Tensor, x.unflatten(1, (self.size, self.count))).flatten(2)
 
     def as_tokens(self, x: Tensor) -> Tensor:
         """The inverse of `as_heads`."""
-        return x.unflatten(-1, (self.count, -1)).flatten(1, 2)
+        return cast(Tensor, x.unflatten(-1, (self.count, -1))).flatten(1, 2)
+
+    def apart(self, x: Tensor) -> Tensor:
+        """[B, size · count, C] → [B · count, size, C], each window an entry of the batch."""
+        return cast(Tensor, x.unflatten(1, (self.size, self.count))).transpose(1, 2).flatten(0, 1)
 
     def bias(self, of_heads: Tensor) -> Tensor:
         """[1, heads, size, size] → [1, count · heads, size, size]: no token attends to tokens that
@@ -126,6 +130,8 @@ class RelativePositions(nn.Module):
 class UnitNorm(nn.Module):
     """Vectors of length 1, times a factor for each head: what makes attention one of cosines."""
 
+    factor: nn.Parameter | None
+
     def __init__(self, factor: Tensor | None = None) -> None:
         super().__init__()
         parameter = None if factor is None else nn.Parameter(factor, requires_grad=False)
@@ -134,14 +140,13 @@ class UnitNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, heads, d]; `factor` [heads, 1]."""
         y = F.normalize(x, dim=-1)
-        factor = cast(Tensor | None, self.factor)
-        return y if factor is None else y * factor
+        return y if self.factor is None else y * self.factor
 
 
 class PatchMerging(nn.Module):
     """timm's downsampling of a windowed model: each 2 × 2 tokens become one, of other width."""
 
-    def __init__(self, source: nn.Module, grid: Grid, norm_after: bool) -> None:
+    def __init__(self, source: Any, grid: Grid, norm_after: bool) -> None:
         super().__init__()
         self.grid, self.norm_after = grid, norm_after
         self.norm, self.reduction = source.norm, source.reduction

@@ -7,7 +7,6 @@ that one that was damaged, cut off or mixed up is never used.
 import contextlib
 import hashlib
 import json
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +19,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from vitcompress.console import console
-from vitcompress.errors import InputError
-from vitcompress.measure.branches import LatencyTable, table_name
+from vitcompress.measure.branches import LatencyTable, machine
 
 _ENTRIES = 4  # of a kind that stay
 _ABANDONED = 24 * 3600  # seconds after which a file that was never finished goes
@@ -59,21 +57,16 @@ def values(name: str, version: int) -> Kind[Any]:
 class Cache:
     """The entries in `folder`; without `resume`, those that are there are not used.
 
-    Raises `InputError` where there is no folder to resume from. Any other trouble with files is
-    said in one line, that of writing only once, and the run goes on.
+    Trouble with files is said in one line, that of writing only once, and the run goes on.
     """
 
-    def __init__(self, folder: Path | None, resume: bool) -> None:
-        if folder is None and resume:
-            raise InputError(
-                "--resume: there is no folder to keep results in; set VITCOMPRESS_CACHE, or HOME"
-            )
+    def __init__(self, folder: Path, resume: bool) -> None:
         self.folder, self.resume = folder, resume
         self._failed = False
 
     def get(self, kind: Kind[T], identity: object) -> T | None:
         """The result of this kind for `identity`, anything that JSON can hold; None: not there."""
-        if self.folder is None or not self.resume:
+        if not self.resume:
             return None
         file = self.folder / entry_name(kind, identity)
         found = self._read(file)
@@ -105,10 +98,6 @@ class Cache:
     def _keep(self, name: str, write: Callable[[Path], None]) -> None:
         """Write the entry `name`; what goes wrong is said once."""
         try:
-            if self.folder is None:
-                raise FileNotFoundError(
-                    "there is no folder for them: set VITCOMPRESS_CACHE, or HOME"
-                )
             self.folder.mkdir(parents=True, exist_ok=True)
             write(self.folder / name)
             _tidy(self.folder / name)
@@ -131,16 +120,6 @@ class Cache:
             _say(f"{file.name} is damaged and is not used")
             return None
         return found
-
-
-def default_folder() -> Path | None:
-    """VITCOMPRESS_CACHE, or a folder in the user's cache; None where the user has no home."""
-    if own := os.environ.get("VITCOMPRESS_CACHE"):
-        return Path(own)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitcompress"
-    except RuntimeError:  # no HOME, and the user is not known
-        return None
 
 
 def entry_name(kind: Kind[T], identity: object) -> str:
@@ -192,10 +171,10 @@ LATENCIES: Kind[dict[str, Any]] = values("latency", 1)
 @contextlib.contextmanager
 def latencies(cache: Cache) -> Iterator[LatencyTable]:
     """A table of latencies of this machine to read and fill; what is new in it is kept."""
-    table = LatencyTable(cache.get(LATENCIES, table_name()) or {})
+    table = LatencyTable(cache.get(LATENCIES, machine()) or {})
     known = set(table.grids)
     try:
         yield table
     finally:
         if new := {name: grid for name, grid in table.grids.items() if name not in known}:
-            cache.add(LATENCIES, table_name(), new)
+            cache.add(LATENCIES, machine(), new)

@@ -4,26 +4,24 @@ Memory does not grow with the number of images: per layer it holds ranges, histo
 matrix and a fixed number of sampled input rows.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitcompress.errors import InputError
 from vitcompress.methods.histogram import Histogram
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.structure import placed
+from vitcompress.stages.cache import tensors
 from vitcompress.stages.context import Context
 from vitcompress.stages.observe import Watch, observe, readout_loss, unlabelled
 
 _ROWS = 2048  # sampled input rows a layer
-_VERSION = 7  # of what is collected, part of the cache key
+_CALIBRATION = tensors("calibration", version=7)
 
 Weights = Literal["even", "importance", "both"]
 """What the inputs of a layer are weighed by: nothing, their importance, or half and half."""
@@ -240,33 +238,29 @@ def statistics(
 
     The cache is keyed by the content of the model, of the images and by the seed.
     """
-    images = context.calibration_fingerprint
-    identity = [_VERSION, model.fingerprint(), images, layers, weights, context.seed]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-    file = context.cache / f"calibration-{key}.safetensors"
-    if context.resume and file.is_file():
-        context.say(f"calibration results reused from {file.name}")
-        return _unflatten(load_file(file))
+    identity = [model.fingerprint(), context.calibration_fingerprint, layers, weights, context.seed]
+    if (known := context.cache.get(_CALIBRATION, identity)) is not None:
+        return _unflatten(known)
     batches = (pixels.to(context.device) for pixels in context.calibration_batches("calibrating"))
     model = replace(model, module=placed(model.module, context.device))
     result = collect(model, layers, batches, len(context.images), context.seed, weights)
-    context.keep(file, lambda path: save_file(_flatten(result), path))
+    context.cache.put(_CALIBRATION, identity, _flatten(result))
     return result
 
 
 def _flatten(statistics: Mapping[str, LayerStatistics]) -> dict[str, Tensor]:
     return {
-        f"{layer}/{field.name}": getattr(value, field.name).contiguous()
+        f"{layer}/{field.name}": getattr(value, field.name)
         for layer, value in statistics.items()
         for field in fields(value)
     }
 
 
-def _unflatten(tensors: Mapping[str, Tensor]) -> dict[str, LayerStatistics]:
-    layers = list(dict.fromkeys(name.rpartition("/")[0] for name in sorted(tensors)))
+def _unflatten(found: Mapping[str, Tensor]) -> dict[str, LayerStatistics]:
+    layers = list(dict.fromkeys(name.rpartition("/")[0] for name in sorted(found)))
     return {
         layer: LayerStatistics(
-            **{f.name: tensors[f"{layer}/{f.name}"] for f in fields(LayerStatistics)}
+            **{f.name: found[f"{layer}/{f.name}"] for f in fields(LayerStatistics)}
         )
         for layer in layers
     }

@@ -1,28 +1,29 @@
 """What a stage may use beside the model: images, randomness, progress and the cache."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from vitcompress.console import console, track
+from vitcompress import console
 from vitcompress.data.images import Batch, ImageSet, batches
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
-from vitcompress.measure.branches import LatencyTable, table_name
+from vitcompress.measure.branches import LatencyTable
+from vitcompress.stages.cache import Cache, latencies
 
-_CACHED_FILES = 4
 BATCH = 16
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Context:
-    """Images, seed, device and cache of one run.
+    """Images, seed, device, progress and cache of one run, whatever the model and its task.
 
     `max_unreadable`: the share of images that may be unreadable before the run stops.
     `evaluation`: images to be shown; a stage measures nothing on them.
@@ -32,8 +33,7 @@ class Context:
     preprocess: Preprocess
     seed: int
     device: torch.device
-    cache: Path
-    resume: bool
+    cache: Cache
     max_unreadable: float = 0.01
     evaluation: ImageSet | None = None
 
@@ -59,7 +59,7 @@ class Context:
         """The same with their labels, where the images have any, and their names."""
         left = min(len(self.images), len(self.images) if images is None else images)
         stream = batches(self.images, self.preprocess, BATCH, max_unreadable=self.max_unreadable)
-        for batch in track(stream, description, -(-left // BATCH)):
+        for batch in self.track(stream, description, -(-left // BATCH)):
             yield batch.first(left)
             left -= len(batch.names)
             if left <= 0:
@@ -71,35 +71,12 @@ class Context:
         return next(batches(drawn, self.preprocess, images, max_unreadable=self.max_unreadable))
 
     def say(self, text: str) -> None:
-        console.print(f"  {text}")
+        console.console.print(f"  {text}")
 
-    def keep(self, file: Path, save: Callable[[Path], None]) -> None:
-        """Write `file`, named KIND-KEY, to the cache, where the few newest of each kind stay.
+    def track(self, items: Iterable[T], description: str, total: int) -> Iterator[T]:
+        """Yield `items`, of which there are `total`, and show how far that is."""
+        return console.track(items, description, total)
 
-        The cache is a convenience: where it cannot be written, that is said and the run goes on.
-        """
-        temporary = file.with_suffix(".partial")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            save(temporary)
-            temporary.replace(file)
-            alike = file.parent.glob(f"{file.name.partition('-')[0]}-*{file.suffix}")
-            files = sorted(alike, key=lambda f: f.stat().st_mtime)
-            for old in files[:-_CACHED_FILES]:
-                old.unlink(missing_ok=True)
-        except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            self.say(f"{file.name} is not kept: {error}")
-
-    @contextlib.contextmanager
-    def latencies(self) -> Iterator[LatencyTable]:
+    def latencies(self) -> AbstractContextManager[LatencyTable]:
         """A table of latencies of this machine to read and fill; what is new in it is kept."""
-        file = self.cache / table_name()
-        table = LatencyTable.load(file) if self.resume and file.is_file() else LatencyTable()
-        known = len(table.grids)
-        try:
-            yield table
-        finally:
-            if len(table.grids) > known:
-                self.keep(file, table.save)
+        return latencies(self.cache)

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.methods import saliency
 from vitcompress.tasks import Task
 
 Collect = Callable[[Tensor, Tensor, Tensor | None], None]
@@ -123,25 +122,14 @@ def unlabelled(batches: Iterable[Tensor]) -> Iterator[Sample]:
 
 def readout_loss(task: Task, generator: torch.Generator) -> Loss:
     """A loss whose squared gradients are, in the mean, the second derivative of the distance of
-    `task`: for classes, the Fisher information of the model's own softmax."""
+    `task`: for classes, the Fisher information of the model's own softmax.
 
-    def loss(output: Tensor, _: Tensor | None) -> Tensor:
-        return (output * task.readout(output, generator)).sum()
-
-    return loss
-
-
-def fisher_loss(seed: int | torch.Generator) -> Loss:
-    """A loss whose squared gradients are, in the mean, the Fisher information.
-
-    Without labels: of the model's own softmax, by random directions (`saliency.fisher_readout`).
-    With labels: the empirical one, of the cross-entropy, summed over images.
+    With labels, which are classes: the empirical one, of the cross-entropy, summed over images.
     """
-    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
 
     def loss(output: Tensor, labels: Tensor | None) -> Tensor:
         if labels is None:
-            return (output * saliency.fisher_readout(output, generator)).sum()
+            return (output * task.readout(output, generator)).sum()
         return F.cross_entropy(output, labels.to(output.device), reduction="sum")
 
     return loss

@@ -54,6 +54,11 @@ class Task:
         """The names of all figures."""
         return (*self.against_labels, *self.against_dense)
 
+    @property
+    def word(self) -> str:
+        """What a distance is called in tables: some tasks measure it in KL."""
+        return "kl" if "kl" in self.against_dense else "distance"
+
     def compared(self, outputs: Tensor, dense: Tensor) -> dict[str, float | None]:
         """The figures of `outputs` against those of the dense model, both [n, ...].
 

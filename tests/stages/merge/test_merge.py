@@ -1,5 +1,6 @@
 """The merge stage: budgets, schedules, the search and what it refuses."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,7 @@ from vitcompress.stages.quantize import stage as quantize
 from vitcompress.stages.quantize.config import QuantizeConfig
 
 MakeVit = Callable[..., VitModel]
+OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
 
 
 def config(**options: Any) -> MergeConfig:
@@ -126,7 +128,8 @@ def test_a_plan_refuses_no_budget_of_latency(deep: VitModel) -> None:
 def test_latencies_of_few_tokens_are_timed(
     make_vit: MakeVit, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LatencyTable, "branch", lambda *_: 1.0)
+    monkeypatch.setattr(LatencyTable, "attention", lambda *_: 1.0)
+    monkeypatch.setattr(LatencyTable, "mlp", lambda *_: 1.0)
     monkeypatch.setattr(
         LatencyTable, "rest", lambda _, model, branches: 0.001 * macs(model) - branches
     )
@@ -164,8 +167,9 @@ def test_a_budget_of_latency_is_met_by_what_was_measured(
 ) -> None:
     # Time that follows the work, so that the test does not depend on the machine.
     monkeypatch.setattr(
-        LatencyTable, "branch", lambda _, width, entering, leaving, *__: float(leaving + entering)
+        LatencyTable, "attention", lambda _, width, tokens, *__: float(tokens.first + tokens.last)
     )
+    monkeypatch.setattr(LatencyTable, "mlp", lambda _, width, tokens, *__: 2.0 * tokens)
     monkeypatch.setattr(
         LatencyTable, "rest", lambda _, model, branches: 0.001 * macs(model) - branches
     )
@@ -286,19 +290,71 @@ def test_configs_that_contradict_themselves(options: dict[str, Any], message: st
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "reason"),
     [
-        ("swin_tiny_patch4_window7_224", {"img_size": 56, "window_size": 7}),
-        ("naflexvit_base_patch16_gap", {"embed_dim": 48, "depth": 2, "num_heads": 3}),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"img_size": 56, "window_size": 7, "embed_dim": 24, "num_heads": (2, 2, 4, 4)},
+            "tokens that sit in windows cannot be merged",
+        ),
+        ("beit_base_patch16_224", OPTIONS, "the bias of its attention is looked up by position"),
+        ("eva02_enormous_patch14_clip_224", OPTIONS, "its norms come after attention and MLP"),
+        ("vit_tiny_patch16_224", {**OPTIONS, "dynamic_img_size": True}, None),
+        ("vit_base_patch16_rpn_224", OPTIONS, "tokens in other numbers for each image, or blocks"),
+        ("levit_128s", {}, "its blocks are not of a kind that is known"),
     ],
 )
-def test_models_of_another_build_are_refused(
-    name: str, options: dict[str, Any], vit: VitModel
+def test_families_that_cannot_merge_say_why(
+    name: str, options: dict[str, Any], reason: str | None, vit: VitModel
 ) -> None:
     named = vit.architecture.model_copy(update={"timm": name})
     model = replace(vit, module=adopt(timm.create_model(name, **options)), architecture=named)
-    with pytest.raises(InputError, match=rf"stages\.merge: {name} is no plain ViT"):
+    if reason is None:
         plan(model, config(budget={"macs": 0.7}))
+        return
+    with pytest.raises(InputError, match=rf"^stages\.merge: {name}: {reason}.*take the stage out"):
+        plan(model, config(budget={"macs": 0.7}))
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"num_classes": 0}, "distance"),
+        ({"num_classes": 0, "init_values": 0.5, "reg_tokens": 2}, "distance"),
+        ({"num_classes": 0, "global_pool": "avg", "class_token": False}, "distance"),
+        ({"num_classes": 0, "global_pool": ""}, "distance"),
+        ({"num_classes": 1}, "kl"),
+    ],
+)
+def test_models_of_other_tasks_merge(
+    options: dict[str, Any], word: str, make_vit: MakeVit, context: Context, pixels: Tensor
+) -> None:
+    model = make_vit(depth=3, **options)
+    result = merge(model, config(budget={"macs": 0.75}, images=16), context)
+    found, task = result.model, model.task
+    assert macs(found) <= 0.75 * macs(model)
+    rows = {row["candidate"]: row for row in result.table("candidates").rows}
+    best = rows[result.facts["schedule"]]
+    assert best[f"held_back_{word}"] == pytest.approx(best[f"held_back_root_{word}"] ** 2, rel=0.5)
+    assert f"{word}_at_80%" in result.table("sensitivities").rows[0]
+    if options.get("global_pool") == "":  # of a smaller image there are fewer tokens
+        assert "lower_resolution" not in {table.name for table in result.tables}
+    else:
+        assert set(task.against_dense) <= set(result.table("lower_resolution").rows[0])
+    assert float(task.distance(found.module(pixels), model.module(pixels)).mean()) < 0.5
+
+
+def test_a_headless_model_reads_what_its_task_means(make_vit: MakeVit, context: Context) -> None:
+    """Lengths of embeddings say nothing: neither do they change what is read and searched."""
+    model = make_vit(depth=3, num_classes=0)
+    found = merge(model, config(budget={"macs": 0.8}, images=16), context)
+    longer = copy.deepcopy(model.module)
+    longer.norm.weight.mul_(4)
+    longer.norm.bias.mul_(4)
+    again = merge(replace(model, module=longer), config(budget={"macs": 0.8}, images=16), context)
+    assert kept(found.model) == kept(again.model)
+    for name, reader in found.model.module.blocks.named_buffers(recurse=False):
+        assert torch.allclose(reader, again.model.module.blocks.get_buffer(name), atol=1e-4)
 
 
 def test_it_comes_before_quantize(vit: VitModel, context: Context) -> None:

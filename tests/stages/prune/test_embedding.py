@@ -143,13 +143,13 @@ def test_the_budget_is_met_and_described(
 
 
 def test_it_reloads_quantizes_merges_and_exports(
-    pruned: tuple[VitModel, dict[str, Any]],
+    pruned: StageResult,
     context: Context,
     pixels: Tensor,
     tmp_path: Path,
     in_fresh_process: Callable[[VitModel, Tensor], Tensor],
 ) -> None:
-    model, width = pruned[0], embedding_width(pruned[0].module)
+    model, width = pruned.model, embedding_width(pruned.model.module)
     assert torch.equal(in_fresh_process(model, pixels), model.module(pixels))
 
     file = tmp_path / "model.onnx"

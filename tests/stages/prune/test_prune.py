@@ -19,6 +19,7 @@ from vitcompress.measure import branches, cost
 from vitcompress.model.architecture import Architecture, VitModel, build, set_tail, stored_tensors
 from vitcompress.model.sizes import blocks, sizes_of
 from vitcompress.stages.context import Context
+from vitcompress.stages.observe import readout_loss
 from vitcompress.stages.prune.config import Budget, PruneConfig
 from vitcompress.stages.prune.stage import plan, prune, sensitivity
 from vitcompress.stages.prune.statistics import importances
@@ -26,6 +27,7 @@ from vitcompress.stages.prune.study import study
 from vitcompress.stages.quantize.config import QuantizeConfig
 from vitcompress.stages.quantize.stage import quantize
 from vitcompress.stages.stage import StageResult
+from vitcompress.tasks.classification import TASK as CLASSES
 
 MakeVit = Callable[..., VitModel]
 MakeContext = Callable[..., Context]
@@ -204,8 +206,8 @@ def test_layer_scale_and_register_tokens_are_no_trouble(
 
 def test_two_runs_give_equal_tensors(make_vit: MakeVit, make_context: MakeContext) -> None:
     one, other = (run(make_vit(), make_context(resume=False)) for _ in range(2))
-    assert one[1] == other[1]
-    first, second = stored_tensors(one[0]), stored_tensors(other[0])
+    assert (one.facts, one.tables) == (other.facts, other.tables)
+    first, second = stored_tensors(one.model), stored_tensors(other.model)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -280,15 +282,65 @@ def test_a_budget_below_the_floors_names_the_least(vit: VitModel, context: Conte
     assert cost.macs(model) == pytest.approx(least * cost.macs(vit), rel=1e-3)
 
 
+WHOLE: dict[str, dict[str, Any]] = {
+    "steps as wide as a head": {"multiple": 32, "structures": ["query_key", "value", "hidden"]},
+    "a floor of everything": {"floor": 1.0, "structures": ["query_key", "heads", "mlp"]},
+}
+
+
+@pytest.mark.parametrize("options", WHOLE.values(), ids=WHOLE)
+def test_structures_that_cannot_become_narrower_stay(
+    options: dict[str, Any], vit: VitModel, context: Context
+) -> None:
+    given = {"budget": {"macs": 0.9}, **options}
+    assert cost.macs(plan(vit, configured(**given)).model) <= 0.9 * cost.macs(vit)
+    result = run(vit, context, **given)
+    assert cost.macs(result.model) <= 0.9 * cost.macs(vit)
+    rows = {row["structure"]: row["kept"] for row in result.table("structures").rows}
+    assert rows["blocks.0.query_key"] == rows["blocks.1.query_key"] == 1
+    for row in sensitivity(vit, configured(**given), context).rows:
+        assert "query_key" not in row["structure"] or row["kl_less_12.5%"] is None
+
+
+def test_where_nothing_can_go_the_budget_is_refused(vit: VitModel, context: Context) -> None:
+    for each in (plan, partial(prune, context=context)):
+        with pytest.raises(InputError, match=r"macs: 0\.9 cannot be met; .* 1 of the dense"):
+            each(vit, configured(floor=1.0, budget={"macs": 0.9}))
+
+
+def test_a_narrow_model_is_narrowed_again(vit: VitModel, context: Context, pixels: Tensor) -> None:
+    once = run(vit, context, budget={"macs": 0.8}, structures=EVERYTHING).model
+    config = configured(budget={"macs": 0.6}, multiple=5)
+    assert cost.macs(plan(once, config).model) <= 0.6 * cost.macs(vit)
+    twice = prune(once, config, context).model
+    assert cost.macs(twice) <= 0.6 * cost.macs(vit)
+    again = build(Architecture.model_validate_json(twice.architecture.model_dump_json()))
+    again.load_state_dict(stored_tensors(twice))
+    assert torch.equal(again(pixels), twice.module(pixels))
+
+
+@pytest.mark.parametrize(
+    ("size", "step"), [(8, 1), (16, 2), (32, 4), (48, 4), (56, 4), (64, 8), (80, 8)]
+)
+def test_steps_are_eighths_of_small_heads(size: int, step: int) -> None:
+    config = configured(multiple=None)
+    assert config.step("query_key", size) == config.step("value", size) == step
+    assert config.step("hidden", size) == config.step("embedding", size) == 8
+    assert config.step("heads", size) == 1
+    assert configured(multiple=3).step("value", size) == 3
+
+
 def test_what_cannot_be_pruned_is_named(
     make_vit: MakeVit, context: Context, make_context: MakeContext
 ) -> None:
-    bare = partial(nn.LayerNorm, elementwise_affine=False)
+    bare = make_vit(qk_norm=True)
+    for block in blocks(bare.module):
+        block.attn.q_norm = block.attn.k_norm = nn.LayerNorm(32, elementwise_affine=False)
     with pytest.raises(InputError, match=r"query_key cannot be narrowed in .* take it out"):
-        run(make_vit(qk_norm=True, norm_layer=bare), context)
+        plan(bare, configured())
     small = quantize(make_vit(), QuantizeConfig(), context).model
     with pytest.raises(InputError, match="before quantize"):
-        run(small, context)
+        plan(small, configured())
     few = make_context(calibration=context.images.subset(range(5)))
     with pytest.raises(InputError, match="5 calibration images are too few"):
         run(make_vit(), few)
@@ -315,13 +367,24 @@ def test_true_labels_take_the_place_of_drawn_ones(
 
 def test_gradients_are_those_of_the_labels_given(vit: VitModel, pixels: Tensor) -> None:
     labels = torch.tensor([1, 0, 7])
-    norm = vit.module.norm
-    found = importances(vit.module, {"norm": norm}, [(pixels, labels)], 1, 0)["norm"]
+    found = importances(
+        vit.module,
+        ["norm"],
+        [(pixels, labels)],
+        readout_loss(CLASSES, torch.Generator().manual_seed(0)),
+        1,
+    )["norm"]
     features = vit.module.forward_features(pixels)[:, 0]
     shares = vit.module.head(features).softmax(-1)
     gradient = (shares - nn.functional.one_hot(labels, 10)) @ vit.module.head.weight
     assert torch.allclose(found.metric.float(), gradient.T @ gradient / 3, atol=1e-5)
     assert found.prefix == pytest.approx(1)
+
+
+def test_labels_count_for_classes_only(make_vit: MakeVit) -> None:
+    vit = make_vit().with_task("multi_label")
+    with pytest.raises(InputError, match=r"targets: labels are classes, .* is multi_label"):
+        plan(vit, configured(targets="labels"))
 
 
 @pytest.mark.parametrize("budget", [{}, {"macs": 0.5, "params": 0.5}])

@@ -34,7 +34,7 @@ def test_only_what_the_head_reads_is_computed(
     ("name", "options"),
     [
         ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}),
-        ("eva02_enormous_patch14_clip_224", {}),
+        ("beit_base_patch16_224", {}),
     ],
 )
 def test_where_it_is_not_exact_it_is_skipped(
@@ -45,4 +45,21 @@ def test_where_it_is_not_exact_it_is_skipped(
         assert result.model is model
         assert list(result.facts) == ["skipped"]
     (warning,) = tail(model, TailConfig(name="end"), context).warnings
-    assert warning.startswith(f"stages.end: skipped: {name} is no plain ViT whose head reads only")
+    assert warning.startswith(f"stages.end: skipped: {name}: its head reads more than class")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16_224", {"num_classes": 0, "reg_tokens": 2}),
+        ("deit_tiny_distilled_patch16_224", {}),
+        ("eva02_enormous_patch14_clip_224", {}),
+    ],
+)
+def test_it_is_exact_in_any_family(
+    name: str, options: dict[str, Any], make_vit: MakeVit, pixels: Tensor
+) -> None:
+    model = make_vit(name, **options)
+    left = plan(model, TailConfig()).model
+    assert left.architecture.tail_tokens == model.anatomy.prefix_tokens
+    torch.testing.assert_close(left.module(pixels), model.module(pixels), atol=1e-5, rtol=1e-4)

@@ -85,7 +85,7 @@ def _body(
                 array = value.const_value.numpy()
                 key = f"{array.dtype} {array.shape}", array.tobytes()
                 if key not in constants:
-                    held = ir.node("Constant", [], {"value": value.const_value})
+                    held = ir.node("Constant", [], {"value": ir.tensor(array)})
                     constants[key] = held.outputs[0]
                     made.append(held)
                 copies[value] = constants[key]

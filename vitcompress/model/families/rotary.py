@@ -1,4 +1,7 @@
-"""Models with rotary position embeddings (timm's Eva: EVA-02, RoPE ViT, PE, DINOv3)."""
+"""Models with rotary position embeddings (timm's Eva: EVA-02, RoPE ViT, PE, DINOv3), but for those
+whose queries share keys."""
+
+from typing import Any, cast
 
 from torch import nn
 
@@ -10,7 +13,10 @@ from vitcompress.model.sequence import adopt_mlps, sequence_anatomy
 def matches(module: nn.Module) -> bool:
     from timm.models.eva import Eva
 
-    return isinstance(module, (Eva, RotaryVit))
+    if isinstance(module, Eva):
+        blocks = cast(Any, module).blocks
+        return all(getattr(block.attn, "num_kv_groups", 1) == 1 for block in blocks)
+    return isinstance(module, RotaryVit)
 
 
 def adopt(module: nn.Module) -> nn.Module:

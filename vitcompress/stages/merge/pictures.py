@@ -1,7 +1,5 @@
 """Pictures of the tokens of a few images, for the report."""
 
-from typing import Any, cast
-
 import torch
 
 from vitcompress.data.pictures import photograph, token_map
@@ -17,22 +15,23 @@ _SHOWN, _SIZE = 4, 168  # images, and their height in pixels
 def pictures(model: VitModel, context: Context) -> Gallery:
     """Of a few images, which patches are one token after the first, a middle and the last block in
     which tokens merge."""
-    module, merging = cast(Any, model.module), model.architecture.merging
+    anatomy, merging = model.anatomy, model.architecture.merging
     assert merging is not None
+    assert anatomy.grid is not None
     batch = context.shown(_SHOWN)
     shown = batch.pixels.to(context.device)
-    maps, grid, look = token_maps(module, shown), module.patch_embed.grid_size, context.preprocess
-    counts = (maps[0].shape[1] + module.num_prefix_tokens, *merging.kept)
+    maps, look = token_maps(model.module, shown), context.preprocess
+    counts = (anatomy.tokens, *merging.kept)
     steps = [i for i in range(len(maps)) if counts[i + 1] < counts[i]] or [len(maps) - 1]
     depths = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
     rows = []
     for place, pixels in enumerate(shown):
-        fields = (maps[depth][place].unflatten(0, grid) for depth in depths)
+        fields = (maps[depth][place].unflatten(0, anatomy.grid) for depth in depths)
         drawn = (token_map(pixels, tokens, look.mean, look.std, _SIZE) for tokens in fields)
         sources = (photograph(pixels, look.mean, look.std, _SIZE), *drawn)
         rows.append(Pictures(batch.names[place], sources))
     after = (
-        f"after block {depth}: {merging.kept[depth] - module.num_prefix_tokens} tokens"
+        f"after block {depth}: {merging.kept[depth] - anatomy.prefix_tokens} tokens"
         for depth in depths
     )
     return Gallery("token_maps", ("input", *after), tuple(rows))

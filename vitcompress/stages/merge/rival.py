@@ -1,9 +1,5 @@
 """What any merging has to beat: the same model on smaller images, at the same cost."""
 
-import copy
-from dataclasses import replace
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,30 +7,23 @@ from torch import Tensor
 from vitcompress.details import Fact, Row, Table
 from vitcompress.measure.cost import dense_macs, macs
 from vitcompress.model.architecture import VitModel
+from vitcompress.model.resolution import resized
 from vitcompress.model.structure import placed
 from vitcompress.stages.context import BATCH, Context
 
 
 def lower_resolution(model: VitModel, limit: float) -> VitModel | None:
     """`model` for the largest images, in whole patches, that cost at most `limit`
-    multiply-accumulates; None where there are none, or where positions are not those of a table
-    that can be resized (rotary embeddings)."""
-    module: Any = model.module
-    if not hasattr(module, "set_input_size"):
-        return None
-    (rows, columns), (height, width) = module.patch_embed.grid_size, module.patch_embed.patch_size
+    multiply-accumulates; None where there are none, or where it cannot be resized."""
+    rows, columns = model.anatomy.grid or (0, 0)
     for fewer in range(rows - 1, 0, -1):
-        size = height * fewer, width * max(1, round(columns * fewer / rows))
-        smaller = copy.deepcopy(module)
-        smaller.set_input_size(img_size=size)
-        preprocess = model.preprocess.model_copy(update={"input_size": size})
-        found = replace(model, module=smaller, preprocess=preprocess)
-        if macs(found) <= limit:
+        found = resized(model, (fewer, max(1, round(columns * fewer / rows))))
+        if found is None or macs(found) <= limit:
             return found
     return None
 
 
-def resized(pixels: Tensor, model: VitModel) -> Tensor:
+def interpolated(pixels: Tensor, model: VitModel) -> Tensor:
     """`pixels` [n, C, H, W] at the input size of `model`."""
     return F.interpolate(pixels, model.preprocess.input_size, mode="bicubic", antialias=True)
 
@@ -57,6 +46,9 @@ def compared(
         return torch.cat([module(part.to(context.device)).cpu() for part in parts])
 
     whole, task = outputs(dense, pixels), dense.task
+    smaller = outputs(rival, interpolated(pixels, rival))
+    if smaller.shape != whole.shape:  # a token each
+        return {}, ()
 
     def row(name: str, model: VitModel, found: Tensor) -> Row:
         return {
@@ -67,7 +59,7 @@ def compared(
         }
 
     ours = row("merged", merged, outputs(merged, pixels))
-    theirs = row("lower resolution", rival, outputs(rival, resized(pixels, rival)))
+    theirs = row("lower resolution", rival, smaller)
     context.say(f"at {theirs['input_size']} pixels instead: {_told(theirs)}; merged: {_told(ours)}")
     return {"compared_images": len(whole)}, (Table.of("lower_resolution", [ours, theirs]),)
 

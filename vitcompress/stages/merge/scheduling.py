@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict
 
+from vitcompress import registry
 from vitcompress.details import Fact, Table
 from vitcompress.errors import InputError
 from vitcompress.measure.tokens import Cost
 from vitcompress.methods import schedule as schedules
-from vitcompress.methods.tokens import fewest
+from vitcompress.methods.tokens import Method, method_of
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.merging import Merging
+from vitcompress.terms import MERGING
 
 Schedule = tuple[int, ...]
 
@@ -53,8 +54,16 @@ class Scheduling:
         return self.cost.tokens
 
     @property
+    def method(self) -> Method:
+        return method_of(self.merging.method)
+
+    @property
     def prefix(self) -> int:
-        return int(cast(Any, self.model.module).num_prefix_tokens)
+        return self.model.anatomy.prefix_tokens
+
+    @property
+    def unmerged(self) -> Schedule:
+        return (self.tokens,) * self.all_blocks
 
     @property
     def all_blocks(self) -> int:
@@ -67,7 +76,7 @@ class Scheduling:
 
     def fewest(self, tokens: int) -> int:
         """The fewest tokens that one step can leave of `tokens`, prefix included."""
-        return self.prefix + fewest(self.merging.method, tokens - self.prefix)
+        return self.prefix + self.method.fewest(tokens - self.prefix)
 
     def rounded(self, wanted: Sequence[float]) -> Schedule:
         """Whole numbers near `wanted`, one for each block of the model."""
@@ -77,15 +86,12 @@ class Scheduling:
     def fitted(self, shape: str) -> Schedule:
         """The schedule of a shape that meets the budget, or else costs as little as it can."""
         of = schedules.SHAPES[shape]
-        most = 60.0 if shape in ("published", "stepped") else float(self.tokens)
-        return schedules.at_cost(
-            lambda strength: self.rounded(
-                of(self.tokens, self.blocks, strength) if strength else [self.tokens] * self.blocks
-            ),
-            self.cost,
-            self.limit,
-            most,
-        )
+
+        def at(strength: float) -> Schedule:
+            whole = self.unmerged[: self.blocks]
+            return self.rounded(of.kept(self.tokens, self.blocks, strength) if strength else whole)
+
+        return schedules.at_cost(at, self.cost, self.limit, of.most(self.tokens))
 
     def shaped(self, shape: str) -> Schedule:
         """The schedule of a shape that meets the budget. Raises `InputError` where none does."""
@@ -118,10 +124,12 @@ class Scheduling:
                     f"{self.where}.schedule: block {block} cannot keep {kept} of its {before} "
                     f"tokens; with {self.merging.method} from {least} to {before}"
                 )
-            if not kept <= left <= before or (left < before and self.merging.method != "diffrate"):
+            if not kept <= left <= before or (left < before and self.method.drop is None):
+                able = (name for name in registry.names(MERGING) if method_of(name).drop)
                 raise InputError(
                     f"{self.where}.schedule: block {block} cannot drop {before - left} tokens and "
-                    f"keep {kept} of {before} with {self.merging.method}; only diffrate drops"
+                    f"keep {kept} of {before} with {self.merging.method}; "
+                    f"only {' and '.join(able)} drops"
                 )
             if block < self.blocks:
                 counts.append(kept)
@@ -139,7 +147,7 @@ class Scheduling:
                 f"{after_merge[0]} tokens, and the model has {self.all_blocks} and {self.tokens}; "
                 "take `published`, which fits its shape"
             )
-        drops = self.merging.method == "diffrate"
+        drops = self.method.drop is not None
         return self.explicit(
             list(zip(after_drop, after_merge, strict=True)) if drops else after_merge
         )

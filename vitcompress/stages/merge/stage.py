@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor
 
@@ -12,19 +12,20 @@ from vitcompress.details import Fact, Row, Table
 from vitcompress.errors import InputError
 from vitcompress.measure.branches import LatencyTable
 from vitcompress.measure.cost import dense_macs
-from vitcompress.measure.tokens import schedule_latency, schedule_macs, sequence_length
+from vitcompress.measure.tokens import schedule_latency, schedule_macs
 from vitcompress.methods import schedule as schedules
+from vitcompress.methods.tokens import method_of
 from vitcompress.model.architecture import VitModel, set_merging, unfilled
-from vitcompress.model.layers import Block
 from vitcompress.model.merging import Merging
 from vitcompress.model.structure import placed
 from vitcompress.model.tail import tailed
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge.config import MergeBudget, MergeConfig
+from vitcompress.stages.merge.judging import readers, sensitivities
 from vitcompress.stages.merge.pictures import pictures
 from vitcompress.stages.merge.rival import compared
 from vitcompress.stages.merge.scheduling import Found, Scheduling
-from vitcompress.stages.merge.search import readers, search, sensitivities
+from vitcompress.stages.merge.search import search
 from vitcompress.stages.stage import Stage, StageResult
 
 
@@ -45,7 +46,7 @@ def merge(model: VitModel, config: MergeConfig, context: Context) -> StageResult
     shown = pictures(merged, context)
     merged.module.cpu()
     images, rival = compared(model, merged, context, config.images)
-    idle = set(found.kept) == {scheduling.tokens}
+    idle = found.kept == scheduling.unmerged
     told = f"{scheduling.where}: nothing merges, the model is within its budget"
     return replace(
         result,
@@ -96,18 +97,12 @@ def _scheduling(model: VitModel, config: MergeConfig, context: Context | None = 
     Raises `InputError` for a model that cannot merge tokens.
     """
     where, name = f"stages.{config.name}", model.architecture.timm
-    module: Any = model.module
-    blocks = list(getattr(module, "blocks", ()))
-    fixed = hasattr(getattr(module, "patch_embed", None), "num_patches")
-    if not (blocks and fixed and all(isinstance(block, Block) for block in blocks)):
-        raise InputError(
-            f"{where}: {name} is no plain ViT, and tokens that sit in windows or on a grid, or in "
-            "other numbers for each image, cannot be merged: take the stage out of the recipe"
-        )
-    for part, what in (("attn", "attention"), ("mlp", "mlp")):
-        if any(getattr(block, part) is None for block in blocks):
+    model.anatomy.check("merge", where, name)
+    blocks = len(model.anatomy.blocks)
+    for kind in ("attention", "mlp"):
+        if sum(site.kind == kind for site in model.anatomy.sites) < blocks:
             raise InputError(
-                f"{where}: a block without its {what} cannot merge tokens: leave `{what}` out of "
+                f"{where}: a block without its {kind} cannot merge tokens: leave `{kind}` out of "
                 "the structures that are pruned"
             )
     if model.architecture.merging is not None:
@@ -119,9 +114,9 @@ def _scheduling(model: VitModel, config: MergeConfig, context: Context | None = 
     budget = config.budget or MergeBudget(macs=1)
     merging = Merging(
         method=config.method,
-        kept=(sequence_length(model),) * len(blocks),
+        kept=(model.anatomy.tokens,) * blocks,
         proportional=config.proportional,
-        unmixed=len(blocks) // 4 if config.method == "fisher" else 0,
+        unmixed=int(method_of(config.method).unmixed * blocks),
     )
     dense = dense_macs(model)
     share = cast(float, budget.macs or budget.latency)
@@ -148,7 +143,7 @@ def _placed(scheduling: Scheduling, context: Context) -> Scheduling:
 
 def _timed(scheduling: Scheduling, share: float, table: LatencyTable) -> Scheduling:
     """`scheduling` with a budget of latency, measured where it is not in `table`."""
-    whole = scheduling.cost((scheduling.tokens,) * scheduling.all_blocks)
+    whole = scheduling.cost(scheduling.unmerged)
     some = scheduling.merging_to(replace(scheduling, limit=0.75 * whole).fitted("constant"))
     cost = schedule_latency(scheduling.model, some, table)
     dense = table.rest(unfilled(scheduling.model), branches=0.0)
@@ -160,10 +155,10 @@ def _scheduled(
 ) -> StageResult:
     """The model with the schedule that was `found`, and what is told of it."""
     merging = scheduling.merging_to(found.kept, found.dropped)
-    module: Any = copy.deepcopy(scheduling.model.module)
-    set_merging(module, merging)
+    module = copy.deepcopy(scheduling.model.module)
+    row = set_merging(module, merging)
     if tensors is not None:
-        module.blocks.fill(tensors)
+        row.fill(tensors)
     architecture = scheduling.model.architecture.model_copy(update={"merging": merging})
     facts: dict[str, Fact] = {
         "method": merging.method,
@@ -173,7 +168,8 @@ def _scheduled(
         **found.facts,
     }
     rows: list[Row] = [
-        {"block": f"blocks.{i}", "kept": count} for i, count in enumerate(found.kept)
+        {"block": name, "kept": count}
+        for name, count in zip(scheduling.model.anatomy.block_names, found.kept, strict=True)
     ]
     return StageResult(
         replace(scheduling.model, module=module, architecture=architecture),

@@ -4,10 +4,15 @@ from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Saliency = Literal["obs", "hessian", "taylor", "magnitude", "random"]
+from vitcompress.registry import OneOf
+
+SALIENCIES = "vitcompress.stages.prune.saliencies"
+"""The package whose files are what `saliency` can be."""
+
 Kind = Literal["query_key", "value", "hidden", "heads", "attention", "mlp"]
 Structure = Literal[Kind, "embedding"]
 Unit = Literal["macs", "params", "bytes", "latency"]
+_MULTIPLE = 8
 _Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -46,8 +51,9 @@ class PruneConfig(BaseModel):
     softmax (`sampled`), or of the labels of the calibration images (`labels`). `allocate`: spend
     the budget where it costs least, or evenly (`uniform`). `rotate`: turn heads to their principal
     dimensions first.
-    `compensate`: refit what stays. `multiple`: sizes are rounded to it. `floor`: the share of each
-    structure that stays whatever happens.
+    `compensate`: refit what stays. `multiple`: sizes are rounded to it; by default to 8, those of
+    heads to less where 8 is more than an eighth of them. `floor`: the share of each structure that
+    stays whatever happens.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,10 +66,18 @@ class PruneConfig(BaseModel):
         "value",
         "hidden",
     )
-    saliency: Saliency = "obs"
+    saliency: Annotated[str, OneOf(SALIENCIES)] = "obs"
     targets: Literal["sampled", "labels"] = "sampled"
     allocate: Literal["measured", "uniform"] = "measured"
     rotate: bool = True
     compensate: bool = True
-    multiple: Annotated[int, Field(ge=1)] = 8
+    multiple: Annotated[int, Field(ge=1)] | None = None
     floor: _Share = 0.125
+
+    def step(self, structure: Structure, size: int) -> int:
+        """By how much `structure`, which has this `size`, can be narrowed at a time."""
+        if structure == "heads":
+            return 1
+        if self.multiple is not None or structure not in ("query_key", "value"):
+            return self.multiple or _MULTIPLE
+        return next(step for step in (_MULTIPLE, 4, 2, 1) if step == 1 or _MULTIPLE * step <= size)

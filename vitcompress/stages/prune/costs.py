@@ -1,38 +1,30 @@
-"""What a branch of given sizes costs: multiply-accumulates, parameters, bytes or nanoseconds."""
+"""What a site of given sizes costs: multiply-accumulates, parameters, bytes or nanoseconds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
 from vitcompress.measure import cost
 from vitcompress.measure.branches import LatencyTable
+from vitcompress.measure.sites import site_latency, site_macs
+from vitcompress.model.anatomy import Anatomy, Site, SiteTokens
 from vitcompress.model.architecture import VitModel, unfilled
-from vitcompress.model.embedding import embedding_width
-from vitcompress.model.sizes import AttentionSizes, BlockSizes, blocks, gates, sizes_of
+from vitcompress.model.sizes import SiteSizes, gates, size_of
 from vitcompress.stages.prune.config import Unit
-from vitcompress.stages.prune.statistics import Branch
 
 _NANOSECONDS = 1e6  # a millisecond: budgets are spent in whole units
 
-
-@dataclass(frozen=True)
-class Tokens:
-    """Tokens that enter a block, and that leave its attention."""
-
-    entering: int
-    leaving: int
+SiteCost = Callable[[str, SiteSizes | None], float]
+"""Of the site of this name, if it had these sizes; None: if it was not there."""
 
 
 @dataclass(frozen=True)
 class Meter:
-    """Costs of a model: `branch` tells that of one branch with the sizes of its block.
+    """Costs of a model: `site` tells that of one of its sites.
 
-    `whole`: of the dense model that budgets refer to. `fixed`: of all that is no branch.
+    `whole`: of the dense model that budgets refer to. `fixed`: of all that is no site.
     """
 
-    branch: Callable[[Branch, BlockSizes], float]
+    site: SiteCost
     whole: float
     fixed: float
 
@@ -42,107 +34,76 @@ def meter(model: VitModel, unit: Unit, table: LatencyTable) -> Meter:
 
     Latencies that are not in `table` are taken now, and put there.
     """
-    baseline = unfilled(model)
+    dense = unfilled(model)
     if unit == "latency":
-        dense_width, width = _width(baseline), _width(model)
-
-        def nanoseconds(model: VitModel) -> Callable[[Branch, BlockSizes], float]:
-            seen = tokens(model)
-            return lambda branch, sizes: (
-                _NANOSECONDS
-                * table.branch(
-                    _width(model),
-                    seen[branch[0]].entering,
-                    seen[branch[0]].leaving,
-                    _timed(model, branch, sizes),
-                    dense_width,
-                )
-            )
-
-        branches = _sum(baseline, nanoseconds(baseline))
-        rest = _NANOSECONDS * table.rest(baseline, branches / _NANOSECONDS)
-        # What is no branch, the patch embedding and the head, is in proportion to the width.
-        return Meter(nanoseconds(model), branches + rest, rest * width / dense_width)
+        return _timed(model, dense, table)
     if unit == "macs":
-        seen = tokens(model)
-        return _counted(model, baseline, cost.macs, lambda b, s: _macs(model, seen[b[0]], b, s))
+        anatomy = model.anatomy
+        return _counted(
+            model,
+            dense,
+            cost.macs,
+            lambda site, size: site_macs(site, _tokens(anatomy, site), size),
+        )
     each = 4 if unit == "bytes" else 1
     return _counted(
         model,
-        baseline,
+        dense,
         lambda of: each * cost.parameters(of.module),
-        lambda branch, sizes: each * _parameters(model, branch, sizes),
+        lambda site, size: each * _parameters(site, size),
     )
 
 
 def _counted(
     model: VitModel,
-    baseline: VitModel,
+    dense: VitModel,
     total: Callable[[VitModel], int],
-    branch: Callable[[Branch, BlockSizes], float],
+    of: Callable[[Site, SiteSizes | None], float],
 ) -> Meter:
-    return Meter(branch, total(baseline), total(model) - _sum(model, branch))
+    sites = _sites(model)
+    each = sum(of(site, size_of(site)) for site in sites.values())
+    return Meter(lambda name, size: of(sites[name], size), total(dense), total(model) - each)
 
 
-def _sum(model: VitModel, branch: Callable[[Branch, BlockSizes], float]) -> float:
-    return sum(
-        branch((number, part), sizes_of(block))
-        for number, block in enumerate(blocks(model.module))
-        for part in ("attn", "mlp")
-    )
+def _timed(model: VitModel, dense: VitModel, table: LatencyTable) -> Meter:
+    originals = _sites(dense)
+
+    def nanoseconds(model: VitModel) -> SiteCost:
+        anatomy, sites = model.anatomy, _sites(model)
+
+        def of(name: str, size: SiteSizes | None) -> float:
+            site, full = sites[name], originals[name].first.in_features
+            tokens = _tokens(anatomy, site)
+            return _NANOSECONDS * site_latency(site, tokens, size, table, dense=full)
+
+        return of
+
+    of = nanoseconds(dense)
+    each = sum(of(name, size_of(site)) for name, site in originals.items())
+    rest = _NANOSECONDS * table.rest(dense, each / _NANOSECONDS)
+    # What is no site, the patch embedding and the head, is in proportion to the width.
+    name, site = next(iter(_sites(model).items()))
+    share = site.first.in_features / originals[name].first.in_features
+    return Meter(nanoseconds(model), each + rest, rest * share)
 
 
-def tokens(model: VitModel) -> list[Tokens]:
-    """The tokens in each block, seen in a pass of one empty image."""
-    seen: list[Tokens] = []
-
-    def after(block: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        seen.append(Tokens(args[0].shape[1], output.shape[1]))
-
-    handles = [block.register_forward_hook(after) for block in blocks(model.module)]
-    device = next(model.module.parameters()).device
-    with torch.inference_mode():
-        size = model.preprocess.input_size
-        model.module(torch.zeros(1, model.preprocess.channels, *size, device=device))
-    for handle in handles:
-        handle.remove()
-    return seen
+def _sites(model: VitModel) -> dict[str, Site]:
+    return {site.name: site for site in model.anatomy.sites}
 
 
-def _part(branch: Branch, sizes: BlockSizes) -> AttentionSizes | int | None:
-    return sizes.attention if branch[1] == "attn" else sizes.hidden
+def _tokens(anatomy: Anatomy, site: Site) -> SiteTokens:
+    tokens = anatomy.tokens_at(site)
+    assert tokens is not None
+    return tokens
 
 
-def _timed(model: VitModel, branch: Branch, sizes: BlockSizes) -> AttentionSizes | int | None:
-    """What is timed for a branch: where hidden units are gated, a plain MLP of as much work."""
-    part = _part(branch, sizes)
-    return _matrices(model, branch) * part // 2 if isinstance(part, int) else part
-
-
-def _matrices(model: VitModel, branch: Branch) -> int:
-    """How many matrices of [hidden, width] an MLP has."""
-    return 2 + gates(blocks(model.module)[branch[0]])
-
-
-def _width(model: VitModel) -> int:
-    return embedding_width(model.module)
-
-
-def _macs(model: VitModel, at: Tokens, branch: Branch, sizes: BlockSizes) -> float:
-    part, width = _part(branch, sizes), _width(model)
-    if part is None:
+def _parameters(site: Site, size: SiteSizes | None) -> float:
+    if size is None:
         return 0
-    if isinstance(part, int):
-        return _matrices(model, branch) * at.leaving * width * part
-    linear = at.entering * sum(part.widths) + at.leaving * part.widths[2]
-    return linear * width + at.leaving * at.entering * sum(part.widths[1:])
-
-
-def _parameters(model: VitModel, branch: Branch, sizes: BlockSizes) -> float:
-    part, width = _part(branch, sizes), _width(model)
-    if part is None:
-        return 0
-    if isinstance(part, int):
-        matrices = _matrices(model, branch)
-        return part * (matrices * width + matrices - 1) + width + 2 * width
-    return sum(part.widths) * (width + 1) + (part.widths[2] + 1) * width + 2 * width
+    width = site.first.in_features
+    if isinstance(size, int):
+        matrices = 2 + gates(site.block)
+        return size * (matrices * width + matrices - 1) + width + 2 * width
+    table = site.operator.relative_position_bias_table
+    places = 0 if table is None else len(table) * size.heads
+    return sum(size.widths) * (width + 1) + (size.widths[2] + 1) * width + 2 * width + places

@@ -6,8 +6,9 @@ it is refitted to give what it gave.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from vitcompress.methods.readers import normalised
 from vitcompress.methods.subspace import stream_basis, stream_map
 from vitcompress.model.embedding import readers, resize_embedding, writers
 from vitcompress.model.sizes import fill
-from vitcompress.stages.prune.statistics import Importance, hooked
+from vitcompress.stages.observe import Watch, observe, unlabelled
+from vitcompress.stages.prune.statistics import Importance
 
 _DAMPING = 1e-3  # of the layers that read the stream
 
@@ -32,10 +34,7 @@ class Embedding:
 
 
 def embedding(
-    module: nn.Module,
-    batches: Iterable[Tensor],
-    importance: Mapping[str, Importance],
-    prefix_tokens: int,
+    module: nn.Module, batches: Iterable[Tensor], importance: Mapping[str, Importance]
 ) -> Embedding:
     """Find the basis of the stream of `module`: `importance` is of the outputs of its readers.
 
@@ -44,19 +43,14 @@ def embedding(
     """
     grams = dict.fromkeys(importance, torch.zeros((), dtype=torch.float64))
 
-    def see(name: str) -> Callable[..., None]:
-        def before(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = with_constant(normalised(args[0] if args[0].ndim == 3 else args[0][:, None]))
-            weights = importance[name].token_weights(x.shape[1], prefix_tokens).to(x.device)
-            gram = (x * weights[:, None]).flatten(0, 1).T @ x.flatten(0, 1)
-            grams[name] = grams[name] + gram.double().cpu()
-
-        return before
+    def see(name: str, x: Tensor, _: Tensor, __: Tensor | None) -> None:
+        x = with_constant(normalised(x if x.ndim == 3 else x[:, None]))
+        weights = importance[name].token_weights(x.shape[1]).to(x.device)
+        gram = (x * weights[:, None]).flatten(0, 1).T @ x.flatten(0, 1)
+        grams[name] = grams[name] + gram.double().cpu()
 
     norms = {reader.name: reader.norm for reader in readers(module)}
-    with hooked(norm.register_forward_pre_hook(see(name)) for name, norm in norms.items()):
-        for pixels in batches:
-            module(pixels)
+    observe(module, [Watch(name, partial(see, name)) for name in norms], unlabelled(batches))
     total = torch.zeros((), dtype=torch.float64)
     for name, gram in grams.items():
         gamma = 1.0 if norms[name].weight is None else norms[name].weight.double().cpu()

@@ -1,29 +1,36 @@
 """Blocks made of what stays: which sizes a choice gives, and the narrower block itself."""
 
-import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from vitcompress.methods.compensation import Fit, joined, projected
+from vitcompress.model.anatomy import Site
 from vitcompress.model.layers import Attention, Block
-from vitcompress.model.sizes import BlockSizes, attention_weights, fill, gates, resize, sizes_of
+from vitcompress.model.sizes import (
+    SiteSizes,
+    attention_weights,
+    fill,
+    gates,
+    resize_site,
+    size_of,
+)
 from vitcompress.stages.prune.config import Kind
 from vitcompress.stages.prune.selected import fill_norms, is_normed
-from vitcompress.stages.prune.statistics import last_layer
 from vitcompress.stages.prune.structures import Axis
 
 Choice = Mapping[Kind, int]
-"""An option of each axis of a branch or a block, by kind; a kind that is missing stays whole."""
+"""An option of each axis of a site, by kind; a kind that is missing stays whole."""
 
 
 def choices(axes: Sequence[Axis]) -> list[dict[Kind, int]]:
-    """All ways to choose an option of each of the `axes` of one branch, the first leaves all.
+    """All ways to choose an option of each of the `axes` of one site, the first leaves all.
 
-    Where the branch itself goes, nothing else needs choosing.
+    Where the site itself goes, nothing else needs choosing.
     """
     whole = [axis for axis in axes if axis.kind in ("attention", "mlp")]
     inner = [axis for axis in axes if axis not in whole]
@@ -45,88 +52,80 @@ def loss(axes: Sequence[Axis], choice: Choice) -> float:
     )
 
 
-def sizes_after(full: BlockSizes, axes: Sequence[Axis], choice: Choice) -> BlockSizes:
-    """The sizes of a block after `choice`, which may be of one branch or of both."""
+def sizes_after(full: SiteSizes, axes: Sequence[Axis], choice: Choice) -> SiteSizes | None:
+    """The sizes of a site after `choice`; None where it goes."""
     chosen = {axis.kind: axis.sizes[choice[axis.kind]] for axis in axes if axis.kind in choice}
-    attention, hidden = full.attention, chosen.get("hidden", full.hidden)
-    if attention is not None:
-        inner: dict[str, int] = {
-            name: size for name, size in chosen.items() if name in ("heads", "query_key", "value")
-        }
-        attention = attention.model_copy(update=inner)
-    return BlockSizes(
-        attention=None if chosen.get("attention") == 0 else attention,
-        hidden=None if chosen.get("mlp") == 0 else hidden,
-    )
+    if 0 in (chosen.get("attention"), chosen.get("mlp")):
+        return None
+    if isinstance(full, int):
+        return chosen.get("hidden", full)
+    inner = {kind: size for kind, size in chosen.items() if kind != "attention"}
+    return full.model_copy(update=cast(dict[str, int], inner))
 
 
-def narrowed(
-    block: Block, axes: Sequence[Axis], choice: Choice, fits: Mapping[str, Fit] | None
-) -> Block:
-    """A copy of `block` after `choice`.
+def narrow(site: Site, into: Block, axes: Sequence[Axis], choice: Choice, fit: Fit | None) -> None:
+    """Put what stays of `site` after `choice` into the same site of `into`, a copy of its block.
 
-    With `fits`, by branch, the last layers are refitted to give what they gave with all inputs;
-    without, what is removed just goes.
+    With `fit` the last layer is refitted to give what it gave with all inputs; without, what is
+    removed just goes.
     """
-    full = sizes_of(block)
+    full = size_of(site)
     sizes = sizes_after(full, axes, choice)
-    made = copy.deepcopy(block)
-    resize(made, sizes)
-
-    def fill_last(part: str, rows: Tensor) -> None:
-        layer = last_layer(block, part)
-        if len(rows) < layer.in_features:
-            whole = joined(layer.weight.cpu(), layer.bias.cpu())
-            if fits is None:
-                found = torch.cat([whole[rows], whole[-1:]])
-            else:
-                found = projected(fits[part], whole, rows)
-            fill(last_layer(made, part), found[:-1].T, found[-1])
-
-    if full.attention and sizes.attention and sizes.attention != full.attention:
-        attention = cast(Attention, block.attn)
-        (q, k, v), (q_bias, k_bias, v_bias) = attention_weights(attention)
-        rows = _dimensions(attention, axes, choice, "query_key", len(q))
-        values = _dimensions(attention, axes, choice, "value", len(v))
-        bias = torch.cat([q_bias[rows], k_bias[rows], v_bias[values]])
-        target = cast(Attention, made.attn).qkv
-        weight = torch.cat([q[rows], k[rows], v[values]])
-        fill(target, weight, None if target.bias is None else bias)
-        if attention.rotation is not None:
-            turns = cast(Any, made.attn).rotation.frequencies
-            turns.copy_(attention.rotation.frequencies.flatten(1)[:, rows[::2] // 2].view_as(turns))
-        if is_normed(attention) and sizes.attention.query_key != full.attention.query_key:
-            axis = next(axis for axis in axes if axis.kind == "query_key")
-            dimensions = axis.kept(choice["query_key"])[0]
-            found = None if fits is None else axis.normed
-            fill_norms(attention, cast(Attention, made.attn), dimensions, found)
-        fill_last("attn", values)
-    if sizes.hidden is not None and sizes.hidden != full.hidden:
+    resize_site(into, site.kind, sizes)
+    if sizes is None or sizes == full:
+        return
+    made = replace(site, block=into)
+    if site.kind == "attention":
+        rows = _fill_attention(site.operator, made.operator, axes, choice, fit)
+    else:
         rows = _kept(axes, choice)["hidden"][0]
-        first, target = cast(Any, block.mlp).fc1, cast(Any, made.mlp).fc1
-        parts = torch.arange(1 + gates(block))[:, None] * cast(int, full.hidden)
-        outputs = (parts + rows).flatten()
-        fill(target, first.weight[outputs], None if first.bias is None else first.bias[outputs])
-        fill_last("mlp", rows)
-    return made
+        parts = torch.arange(1 + gates(site.block))[:, None] * site.last.in_features
+        outputs, first = (parts + rows).flatten(), site.first
+        fill(made.first, first.weight[outputs], None if first.bias is None else first.bias[outputs])
+    if len(rows) < site.last.in_features:
+        whole = joined(site.last.weight.cpu(), site.last.bias.cpu())
+        left = torch.cat([whole[rows], whole[-1:]])
+        found = left if fit is None else projected(fit, whole, rows)
+        fill(made.last, found[:-1].T, found[-1])
 
 
-def error(block: Block, axes: Sequence[Axis], fit: Fit, metric: Tensor, gram: Tensor) -> float:
-    """The loss ½ tr(M E) of the errors E that the last layer of a branch makes on inputs of the
+def _fill_attention(
+    source: Attention, made: Attention, axes: Sequence[Axis], choice: Choice, fit: Fit | None
+) -> Tensor:
+    """All of an attention but its last layer; returns the inputs of that which stay."""
+    (q, k, v), (q_bias, k_bias, v_bias) = attention_weights(source)
+    rows = _dimensions(source, axes, choice, "query_key", len(q))
+    values = _dimensions(source, axes, choice, "value", len(v))
+    bias = torch.cat([q_bias[rows], k_bias[rows], v_bias[values]])
+    weight = torch.cat([q[rows], k[rows], v[values]])
+    fill(made.qkv, weight, None if made.qkv.bias is None else bias)
+    if source.rotation is not None and made.rotation is not None:
+        turns = made.rotation.frequencies
+        turns.copy_(source.rotation.frequencies.flatten(1)[:, rows[::2] // 2].view_as(turns))
+    table, narrower = source.relative_position_bias_table, made.relative_position_bias_table
+    if table is not None and narrower is not None:
+        narrower.copy_(table[:, _heads(source, axes, choice)])
+    if is_normed(source) and made.widths[0] // made.num_heads < len(q) // source.num_heads:
+        axis = next(axis for axis in axes if axis.kind == "query_key")
+        dimensions = axis.kept(choice["query_key"])[0]
+        fill_norms(source, made, dimensions, None if fit is None else axis.normed)
+    return values
+
+
+def error(site: Site, axes: Sequence[Axis], fit: Fit, metric: Tensor, gram: Tensor) -> float:
+    """The loss ½ tr(M E) of the errors E that the last layer of `site` makes on inputs of the
     Gram matrix `gram`, refitted by `fit` when about half of each structure of `axes` is gone."""
     inner = [axis for axis in axes if axis.kind not in ("attention", "mlp")]
     if not inner:
         return 0.0
-    choice: Choice = {axis.kind: (len(axis.sizes) + 1) // 2 for axis in inner}
-    part = inner[0].branch[1]
-    layer = last_layer(block, part)
-    if part == "mlp":
+    choice: Choice = {axis.kind: axis.middle for axis in inner}
+    if site.kind == "mlp":
         rows = _kept(axes, choice)["hidden"][0]
     else:
-        rows = _dimensions(cast(Attention, block.attn), axes, choice, "value", layer.in_features)
-    if len(rows) == layer.in_features:
+        rows = _dimensions(site.operator, axes, choice, "value", site.last.in_features)
+    if len(rows) == site.last.in_features:
         return 0.0
-    lost = joined(layer.weight.cpu(), layer.bias.cpu())
+    lost = joined(site.last.weight.cpu(), site.last.bias.cpu())
     found = projected(fit, lost, rows)
     lost[rows] -= found[:-1]
     lost[-1] -= found[-1]
@@ -137,12 +136,16 @@ def _kept(axes: Sequence[Axis], choice: Choice) -> dict[Kind, Tensor]:
     return {axis.kind: axis.kept(choice.get(axis.kind, 0)) for axis in axes}
 
 
+def _heads(attention: Attention, axes: Sequence[Axis], choice: Choice) -> Tensor:
+    """The heads that stay."""
+    return _kept(axes, choice).get("heads", torch.arange(attention.num_heads)[None])[0]
+
+
 def _dimensions(
     attention: Attention, axes: Sequence[Axis], choice: Choice, kind: Kind, rows: int
 ) -> Tensor:
     """Which of the `rows` of queries, or of values, stay: dimensions of `kind` in heads that do."""
-    kept = _kept(axes, choice)
-    heads = kept.get("heads", torch.arange(attention.num_heads)[None])[0]
-    size = rows // attention.num_heads
-    within = kept.get(kind, torch.arange(size).expand(attention.num_heads, -1))
+    heads, size = _heads(attention, axes, choice), rows // attention.num_heads
+    every = torch.arange(size).expand(attention.num_heads, -1)
+    within = _kept(axes, choice).get(kind, every)
     return (within[heads] + size * heads[:, None]).flatten()

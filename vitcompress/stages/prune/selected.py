@@ -53,7 +53,7 @@ def moments(
     """Moments of queries and keys [B, heads, N, d] as their norms make them, before weights and
     before they are turned by their positions, which is not looked at.
 
-    Queries count by `weights` [N], keys by the attention `received` [B, heads, N, 1].
+    Queries count by `weights` [1 or B, 1, N, 1], keys by the attention `received` [B, heads, N, 1].
     """
     q, k = with_constant(_plain(attention.q_norm, q)), _plain(attention.k_norm, k)
     centred = k - (received * k).sum(-2, keepdim=True)
@@ -61,7 +61,7 @@ def moments(
     def gram(x: Tensor, weight: Tensor) -> Tensor:
         return ((x * weight).transpose(-1, -2) @ x).sum(0).double().cpu()
 
-    return NormedHeads(gram(q, weights[:, None]), gram(centred, received), gram(k, received))
+    return NormedHeads(gram(q, weights), gram(centred, received), gram(k, received))
 
 
 def fill_norms(

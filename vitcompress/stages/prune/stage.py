@@ -1,16 +1,16 @@
 """Prune: a physically narrower network, and layers refitted to make good for what is gone.
 
 Heads are turned to bases in which their last dimensions matter least, and each structure of each
-block gets a curve of what its removal costs, in nats of KL. The budget is spent where it costs
-least, and the layers that remain are refitted in closed form, block after block, towards the
+block gets a curve of what its removal costs, as a distance of outputs. The budget is spent where it
+costs least, and the layers that remain are refitted in closed form, block after block, towards the
 outputs of the dense model. No labels and no training are needed.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,15 +20,17 @@ from vitcompress.measure.branches import LatencyTable
 from vitcompress.methods.subspace import stream_map
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.embedding import embedding_width, resize_embedding
-from vitcompress.model.sizes import blocks, resize, sizes_of
+from vitcompress.model.families import anatomy_of
+from vitcompress.model.sizes import resize_site, size_of, sizes_of
 from vitcompress.stages.context import Context
 from vitcompress.stages.prune import costs, embedding, narrowing, structures
 from vitcompress.stages.prune.config import PruneConfig
-from vitcompress.stages.prune.sequential import refit_in_sequence
+from vitcompress.stages.prune.refit import refit_in_sequence
 from vitcompress.stages.prune.structures import Axis
 from vitcompress.stages.prune.study import (
     Chosen,
     Study,
+    by_site,
     calibrated,
     checked,
     even,
@@ -38,6 +40,7 @@ from vitcompress.stages.prune.study import (
 )
 from vitcompress.stages.prune.widths import (
     Stream,
+    Width,
     best_stream,
     even_stream,
     measured_losses,
@@ -58,72 +61,75 @@ def prune(model: VitModel, config: PruneConfig, context: Context) -> StageResult
     found = study(model, config, context)
     with context.latencies() as table:
         axes, chosen, stream = choose(model, config, found, meters(model, config, table))
-    module, kl = rebuilt(model, found, chosen, stream.width, config.compensate)
-    unit, share = config.budget.only
+    module, distances = rebuilt(model, found, chosen, stream.width, config.compensate)
+    (unit, share), word = config.budget.only, model.task.word
     facts: dict[str, Fact] = {"saliency": config.saliency, f"{unit}_budget": share}
-    facts |= {f"held_back_kl_{when}": nats for when, nats in kl.items()}
-    rows = [*_rows(axes, chosen), *stream.rows()]
-    structures = Table.of("structures", rows, charted=("kept", "kl_if_halved"))
+    facts |= {f"held_back_{word}_{when}": distance for when, distance in distances.items()}
+    rows = [*_rows(axes, chosen, f"{word}_if_halved"), *stream.rows(f"{word}_if_halved")]
+    structures = Table.of("structures", rows, charted=("kept", f"{word}_if_halved"))
     return StageResult(described(model, module), facts, (structures,))
 
 
 def choose(
-    model: VitModel, config: PruneConfig, found: Study, meter: Callable[[int], costs.Meter]
+    model: VitModel, config: PruneConfig, found: Study, meter: Callable[[Width], costs.Meter]
 ) -> tuple[list[Axis], Chosen, Stream]:
     """The axes with calibrated curves, what to remove by them, and the width of the stream.
 
     Curves are measured once in their middle, and once more where that first choice led.
     """
+    sites = model.anatomy.sites
     if config.allocate == "uniform":
         axes = even(found.axes)
         stream = even_stream(model, config, axes, meter)
-        return axes, spend(model, config, axes, meter(stream.width)), stream
-    measured = found.measure([[(len(axis.sizes) + 1) // 2] for axis in found.axes])
+        return axes, spend(sites, config, axes, meter(stream.width)), stream
+    measured = found.measure([[axis.middle] for axis in found.axes])
     axes = [calibrated(*pair) for pair in zip(found.axes, measured, strict=True)]
-    stream = best_stream(model, config, axes, measured_losses(found, model, config), meter)
-    chosen = spend(model, config, axes, meter(stream.width))
-    options = [chosen[axis.block].get(axis.kind, 0) for axis in axes]
+    losses = measured_losses(found, model, config)
+    stream = best_stream(sites, config, axes, losses, meter)
+    chosen = spend(sites, config, axes, meter(stream.width))
+    options = [chosen[axis.site].get(axis.kind, 0) for axis in axes]
     pairs = zip(options, measured, strict=True)
     again = found.measure([[] if option in seen else [option] for option, seen in pairs])
     measured = [one | other for one, other in zip(measured, again, strict=True)]
     axes = [calibrated(*pair) for pair in zip(found.axes, measured, strict=True)]
-    return axes, spend(model, config, axes, meter(stream.width)), stream
+    return axes, spend(sites, config, axes, meter(stream.width)), stream
 
 
 def rebuilt(
-    model: VitModel, found: Study, chosen: Chosen, width: int, compensate: bool
+    model: VitModel, found: Study, chosen: Chosen, width: Width, compensate: bool
 ) -> tuple[nn.Module, dict[str, float]]:
-    """What stays of `model`, and the KL on images held back before and after each refit.
+    """What stays of `model`, and how far its output is from that of the dense model, on images held
+    back, before and after each refit.
 
     `width`: of the stream of tokens that stays.
     """
-    if width == embedding_width(found.module) and not any(any(c.values()) for c in chosen.values()):
+    if width is None and not any(any(choice.values()) for choice in chosen.values()):
         return copy.deepcopy(model.module).cpu(), {"narrowed": 0.0}
     module = _cut(found, chosen, width, compensate)
-    kl = {"narrowed": found.probe.kl_of(module)}
+    distances = {"narrowed": found.probe.cost_of(module)}
     if compensate:
-        kl = {"not_compensated": found.probe.kl_of(_cut(found, chosen, width, False)), **kl}
-        refitted = copy.deepcopy(module)
+        plain = found.probe.cost_of(_cut(found, chosen, width, False))
+        distances = {"not_compensated": plain, **distances}
+        refitted = anatomy_of(copy.deepcopy(module))
         batches, into = _marked(found.fit, found.held), None
-        if found.embedding is not None and width != embedding_width(found.module):
+        if found.embedding is not None and width is not None:
             into = stream_map(found.embedding.basis, width)
-        refit_in_sequence(
-            found.module, refitted, batches, found.importance, found.prefix_tokens, into
-        )
-        kl["refitted"] = found.probe.kl_of(refitted)
-        if kl["refitted"] < kl["narrowed"]:
-            module = refitted
-    for block, before in zip(blocks(module), blocks(model.module), strict=True):
+        refit_in_sequence(found.anatomy, refitted, batches, found.importance, into)
+        distances["refitted"] = found.probe.cost_of(refitted.module)
+        if distances["refitted"] < distances["narrowed"]:
+            module = refitted.module
+    pairs = zip(anatomy_of(module).blocks, model.anatomy.blocks, strict=True)
+    for block, before in pairs:
         block.tokens = before.tokens
-    return module.cpu(), kl
+    return module.cpu(), distances
 
 
-def _cut(found: Study, chosen: Chosen, width: int, compensate: bool) -> nn.Module:
+def _cut(found: Study, chosen: Chosen, width: Width, compensate: bool) -> nn.Module:
     """The model studied with narrower blocks and a stream of `width`."""
     module = copy.deepcopy(found.module)
-    for number, block in (found.narrowed if compensate else found.cut)(chosen).items():
-        cast(Any, module).blocks[number] = block
-    if found.embedding is not None and width != embedding_width(module):
+    for name, block in (found.narrowed if compensate else found.cut)(chosen).items():
+        module.set_submodule(name, block)
+    if found.embedding is not None and width is not None:
         module = embedding.narrowed(module, found.embedding, width, compensate)
     return module
 
@@ -139,18 +145,19 @@ def plan(model: VitModel, config: PruneConfig) -> StageResult:
     if unit == "latency":
         counted = config.budget.model_copy(update={"latency": None, "macs": share})
         config = config.model_copy(update={"budget": counted})
+    sites = model.anatomy.sites
     axes = even(
         [
-            structures.unmeasured(number, kind, block, config)
-            for number, block in enumerate(blocks(model.module))
+            structures.unmeasured(site, kind, config)
+            for site in sites
             for kind in kinds
-            if structures.supported(block, kind)
+            if structures.supported(site, kind)
         ]
     )
     meter = meters(model, config, LatencyTable())
     try:
         stream = even_stream(model, config, axes, meter)
-        chosen = spend(model, config, axes, meter(stream.width))
+        chosen = spend(sites, config, axes, meter(stream.width))
     except InputError:
         if unit != "latency":
             raise
@@ -160,11 +167,13 @@ def plan(model: VitModel, config: PruneConfig) -> StageResult:
         }
         return StageResult(model, unknown)
     module = copy.deepcopy(model.module)
-    if stream.narrower:
+    if stream.width is not None:
         resize_embedding(module, stream.width)
-    for number, choice in chosen.items():
-        block, own = blocks(module)[number], [axis for axis in axes if axis.block == number]
-        resize(block, narrowing.sizes_after(sizes_of(block), own, choice))
+    parts = by_site(axes)
+    for site in anatomy_of(module).sites:
+        own = parts.get(site.name, [])
+        after = narrowing.sizes_after(size_of(site), own, chosen.get(site.name, {}))
+        resize_site(site.block, site.kind, after)
     facts: dict[str, Fact] = {
         f"{unit}_budget": share,
         "widths": "even; a run chooses them by what the images show",
@@ -173,60 +182,54 @@ def plan(model: VitModel, config: PruneConfig) -> StageResult:
 
 
 def sensitivity(model: VitModel, config: PruneConfig, context: Context) -> Table:
-    """What it costs, in nats of KL on images held back, to narrow each structure alone.
+    """What it costs, as a distance of outputs on images held back, to narrow each structure alone.
 
     One row a structure of a block; the columns tell the share of it that is removed.
     """
-    found = study(model, config, context)
-    middles = [(len(axis.sizes) + 1) // 2 for axis in found.axes]
-    wanted = [
-        sorted({middle, len(axis.sizes) - 1})
-        for axis, middle in zip(found.axes, middles, strict=True)
-    ]
+    found, word = study(model, config, context), model.task.word
+    wanted = [sorted({axis.middle, len(axis.sizes) - 1}) for axis in found.axes]
     rows: list[Row] = []
     for axis, measured in zip(found.axes, found.measure(wanted), strict=True):
-        curve = calibrated(axis, measured)
-        row: Row = {"structure": f"blocks.{axis.block}.{axis.kind}"}
-        row["size"] = axis.sizes[0]
-        for share in _SHARES:
-            size = (1 - share) * axis.sizes[0]
-            option = next((i for i, s in enumerate(axis.sizes) if s <= size), None)
-            row[_less(share)] = None if option is None else float(curve.losses[option])
-        rows.append(row)
+        losses = calibrated(axis, measured).losses
+        curve = {size: float(loss) for size, loss in zip(axis.sizes, losses, strict=True)}
+        rows.append({"structure": axis.name, "size": axis.sizes[0], **_shares(curve, word)})
     stream = measured_losses(found, model, config)
-    full = max(stream)
     if len(stream) > 1:
-        row = {"structure": "embedding", "size": full}
-        for share in _SHARES:
-            width = max((w for w in stream if w <= (1 - share) * full), default=None)
-            row[_less(share)] = None if width is None else stream[width]
-        rows.append(row)
-    return Table.of("sensitivities", rows, charted=("kl_less_50%",))
+        rows.append({"structure": "embedding", "size": max(stream), **_shares(stream, word)})
+    return Table.of("sensitivities", rows, charted=(f"{word}_less_50%",))
 
 
-def _less(share: float) -> str:
-    return f"kl_less_{100 * share:g}%"
+def _shares(losses: Mapping[int, float], word: str) -> Row:
+    """From what sizes cost, falling from the whole, what it costs when shares of it go."""
+    row: Row = {}
+    for share in _SHARES:
+        most = (1 - share) * max(losses)
+        size = max((size for size in losses if size <= most), default=None)
+        row[f"{word}_less_{100 * share:g}%"] = None if size is None else losses[size]
+    return row
 
 
 def meters(
     model: VitModel, config: PruneConfig, table: LatencyTable
-) -> Callable[[int], costs.Meter]:
+) -> Callable[[Width], costs.Meter]:
     """How a model like `model` with a stream of given width is to be measured."""
-    unit, full = config.budget.only[0], embedding_width(model.module)
 
     @lru_cache(None)
-    def at(width: int) -> costs.Meter:
-        return costs.meter(model if width == full else sized(model, width), unit, table)
+    def at(width: Width) -> costs.Meter:
+        made = model if width is None else sized(model, width)
+        return costs.meter(made, config.budget.only[0], table)
 
     return at
 
 
 def described(model: VitModel, module: nn.Module) -> VitModel:
     """`module` with the description that belongs to it."""
-    sizes = tuple(sizes_of(block) for block in blocks(module))
+    sizes = tuple(sizes_of(block) for block in anatomy_of(module).blocks)
     changes: dict[str, Any] = {"blocks": sizes}
-    if (width := embedding_width(module)) != embedding_width(model.module):
-        changes["embedding"] = width
+    if "embedding" not in model.anatomy.refusals:
+        width = embedding_width(module)
+        if width != embedding_width(model.module):
+            changes["embedding"] = width
     architecture = model.architecture.model_copy(update=changes)
     return replace(model, module=module, architecture=architecture)
 
@@ -237,19 +240,20 @@ def _marked(fit: Context, held: Context) -> Iterator[tuple[Tensor, bool]]:
             yield pixels, context is held
 
 
-def _rows(axes: list[Axis], chosen: Chosen) -> list[Row]:
-    """Each structure: its size before and after, and what halving it alone would cost."""
+def _rows(axes: list[Axis], chosen: Chosen, if_halved: str) -> list[Row]:
+    """Each structure: its size before and after, and what halving it alone would cost, a column of
+    the name `if_halved`."""
     rows: list[Row] = []
     for axis in axes:
-        size = axis.sizes[chosen[axis.block].get(axis.kind, 0)]
+        size = axis.sizes[chosen[axis.site].get(axis.kind, 0)]
         halved = next((i for i, s in enumerate(axis.sizes) if 2 * s <= axis.sizes[0]), None)
         rows.append(
             {
-                "structure": f"blocks.{axis.block}.{axis.kind}",
+                "structure": axis.name,
                 "before": axis.sizes[0],
                 "after": size,
                 "kept": size / axis.sizes[0],
-                "kl_if_halved": None if halved is None else float(axis.losses[halved]),
+                if_halved: None if halved is None else float(axis.losses[halved]),
             }
         )
     return rows

@@ -3,146 +3,83 @@
 Memory does not grow with the number of images.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.methods.compensation import with_constant
-from vitcompress.methods.saliency import fisher_readout
 from vitcompress.methods.subspace import NormedHeads
-from vitcompress.model.layers import Attention, Block
-from vitcompress.model.sizes import blocks
+from vitcompress.model.anatomy import Anatomy, Site
+from vitcompress.model.layers import Attention
+from vitcompress.stages.observe import Loss, Sample, Watch, observe, unlabelled
 from vitcompress.stages.prune import selected
-
-Branch = tuple[int, str]
-"""The number of a block and `attn` or `mlp`."""
-
-_Key = TypeVar("_Key", bound=Hashable)
 
 _HALF = 0.5  # of the weight of tokens follows their importance, the rest is uniform
 
 
-def last_layer(block: Block, part: str) -> nn.Linear:
-    """The Linear that ends a branch: `proj` of the attention, `fc2` of the MLP."""
-    owner = cast(Any, block.attn if part == "attn" else block.mlp)
-    return cast(nn.Linear, owner.proj if part == "attn" else owner.fc2)
-
-
-def branches(module: nn.Module) -> list[Branch]:
-    """All branches that `module` has, in the order of computation."""
-    return [
-        (number, part)
-        for number, block in enumerate(blocks(module))
-        for part in ("attn", "mlp")
-        if getattr(block, part) is not None
-    ]
-
-
 @dataclass
 class Importance:
-    """What the output of a branch is worth, from gradients of the loss (the Fisher information).
+    """What an output is worth, from gradients of the loss (the Fisher information).
 
     `metric` [d, d], float64: Σ over tokens of g gᵀ, a mean over images: ½ Δyᵀ M Δy, averaged over
     tokens, is the loss expected of output errors Δy. `prefix`: the share of class and register
-    tokens in its trace.
+    tokens, of which there are `prefix_tokens`, in its trace.
     """
 
     metric: Tensor
     prefix: float
+    prefix_tokens: int
 
-    def token_weights(self, tokens: int, prefix_tokens: int) -> Tensor:
+    def token_weights(self, tokens: int) -> Tensor:
         """How much each of `tokens` tokens counts, a mean of 1: half importance, half uniform.
 
         In late blocks nearly all importance lies on the class token, of which there is one an
         image: too few to fit a layer on alone.
         """
-        weights = torch.full((tokens,), 1 - _HALF)
-        if 0 < prefix_tokens < tokens:
-            weights[:prefix_tokens] += _HALF * self.prefix * tokens / prefix_tokens
-            weights[prefix_tokens:] += _HALF * (1 - self.prefix) * tokens / (tokens - prefix_tokens)
+        weights, prefix = torch.full((tokens,), 1 - _HALF), self.prefix_tokens
+        if 0 < prefix < tokens:
+            weights[:prefix] += _HALF * self.prefix * tokens / prefix
+            weights[prefix:] += _HALF * (1 - self.prefix) * tokens / (tokens - prefix)
         else:
             weights += _HALF
         return weights
 
 
-@contextmanager
-def hooked(handles: Iterable[Any]) -> Iterator[None]:
-    """Remove hooks at the end."""
-    held = list(handles)
-    try:
-        yield
-    finally:
-        for handle in held:
-            handle.remove()
-
-
-Sample = tuple[Tensor, Tensor | None]
-"""A batch of pixels, and the labels to take gradients for; without, the model's own softmax."""
-
-
-def backward_passes(module: nn.Module, batches: Iterable[Sample], seed: int) -> Iterator[int]:
-    """One backward pass a batch; yields the number of images.
-
-    Where no labels are given, the mean of squared gradients is the Fisher information, from random
-    directions in the model's own softmax (`saliency.fisher_readout`). With true labels it is the
-    empirical one, of the cross-entropy.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for pixels, labels in batches:
-        with torch.enable_grad():
-            logits = module(pixels.detach().requires_grad_())
-            if labels is None:
-                loss = (logits * fisher_readout(logits, generator)).sum()
-            else:
-                loss = F.cross_entropy(logits, labels.to(logits.device), reduction="sum")
-            loss.backward()
-        yield len(pixels)
-
-
-def last_layers(module: nn.Module) -> dict[Branch, nn.Linear]:
-    """The layers that end the branches of `module`."""
-    found = blocks(module)
-    return {branch: last_layer(found[branch[0]], branch[1]) for branch in branches(module)}
-
-
 def importances(
     module: nn.Module,
-    layers: Mapping[_Key, nn.Module],
+    layers: Iterable[str],
     batches: Iterable[Sample],
+    loss: Loss,
     prefix_tokens: int,
-    seed: int,
-) -> dict[_Key, Importance]:
-    """The importance of the outputs of `layers` of `module`, by their keys.
+) -> dict[str, Importance]:
+    """The importance of the outputs of the `layers` of `module`, by name.
 
     Outputs are [images, tokens, d], or [images, d] of one token an image.
     """
-    metrics = dict.fromkeys(layers, torch.zeros((), dtype=torch.float64))
-    shares = {key: torch.zeros(2, dtype=torch.float64) for key in layers}
+    names = list(layers)
+    metrics = dict.fromkeys(names, torch.zeros((), dtype=torch.float64))
+    shares = {name: torch.zeros(2, dtype=torch.float64) for name in names}
 
-    def watch(key: _Key) -> Any:
-        def see(gradient: Tensor) -> None:
-            gradient = gradient if gradient.ndim == 3 else gradient[:, None]
-            energy = gradient.square().sum((0, 2)).double().cpu()
-            shares[key] += torch.stack([energy[:prefix_tokens].sum(), energy.sum()])
-            flat = gradient.flatten(0, 1)
-            metrics[key] = metrics[key] + (flat.T @ flat).double().cpu()
+    def see(name: str, _: Tensor, __: Tensor, gradient: Tensor | None) -> None:
+        if gradient is None:
+            return
+        gradient = gradient if gradient.ndim == 3 else gradient[:, None]
+        energy = gradient.square().sum((0, 2)).double().cpu()
+        shares[name] += torch.stack([energy[:prefix_tokens].sum(), energy.sum()])
+        flat = gradient.flatten(0, 1)
+        metrics[name] = metrics[name] + (flat.T @ flat).double().cpu()
 
-        def after(_: nn.Module, __: Any, output: Tensor) -> None:
-            output.register_hook(see)
-
-        return layers[key].register_forward_hook(after)
-
-    with hooked(watch(key) for key in layers):
-        images = sum(backward_passes(module, batches, seed))
+    watches = [Watch(name, partial(see, name), "output") for name in names]
+    images = observe(module, watches, batches, loss)
     tiny = torch.finfo(torch.float32).tiny
     return {
-        key: Importance(metrics[key] / images, float(share[0] / share[1].clamp_min(tiny)))
-        for key, share in shares.items()
+        name: Importance(
+            metrics[name] / images, float(share[0] / share[1].clamp_min(tiny)), prefix_tokens
+        )
+        for name, share in shares.items()
     }
 
 
@@ -166,74 +103,59 @@ class QueryKey:
 
 @dataclass
 class Moments:
-    """`inputs`: Gram matrices [n + 1, n + 1] of what the last layer of each branch gets, with a
-    constant 1 at the end, tokens weighted. `query_key`: of each block with attention."""
+    """`inputs`: by site, Gram matrices [n + 1, n + 1] of what its last layer gets, with a constant
+    1 at the end, tokens weighted. `query_key`: of each attention."""
 
-    inputs: dict[Branch, Tensor]
-    query_key: dict[int, QueryKey]
+    inputs: dict[str, Tensor]
+    query_key: dict[str, QueryKey]
 
 
 def moments(
-    module: nn.Module,
-    batches: Iterable[Tensor],
-    importance: dict[Branch, Importance],
-    prefix_tokens: int,
+    anatomy: Anatomy, batches: Iterable[Tensor], importance: dict[str, Importance]
 ) -> Moments:
-    """Moments of the inputs of all branches' last layers, and of queries and keys."""
-    zero = torch.zeros((), dtype=torch.float64)
-    inputs = dict.fromkeys(importance, zero)
-    query_key: dict[int, QueryKey] = {}
+    """Moments of what the last layers of all sites get, and of queries and keys.
 
-    def weights(branch: Branch, x: Tensor) -> Tensor:
-        return importance[branch].token_weights(x.shape[1], prefix_tokens).to(x.device)
+    `importance`: of the outputs of these layers, by site.
+    """
+    inputs = dict.fromkeys(importance, torch.zeros((), dtype=torch.float64))
+    query_key: dict[str, QueryKey] = {}
 
-    def see_input(branch: Branch) -> Callable[..., None]:
-        def before(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = with_constant(args[0])
-            weighted = x * weights(branch, x)[:, None]
-            gram = weighted.flatten(0, 1).T @ x.flatten(0, 1)
-            inputs[branch] = inputs[branch] + gram.double().cpu()
+    def see_input(name: str, x: Tensor, _: Tensor, __: Tensor | None) -> None:
+        x = with_constant(x)
+        weighted = x * importance[name].token_weights(x.shape[1]).to(x.device)[:, None]
+        gram = weighted.flatten(0, 1).T @ x.flatten(0, 1)
+        inputs[name] = inputs[name] + gram.double().cpu()
 
-        return before
+    def see_heads(site: Site, _: Tensor, y: Tensor, __: Tensor | None) -> None:
+        one = _query_key(site.operator, y, importance[site.name])
+        seen = query_key.get(site.name)
+        query_key[site.name] = one if seen is None else seen.plus(one)
 
-    def see_heads(number: int, attention: Attention) -> Callable[..., None]:
-        def after(_: nn.Module, __: Any, output: Tensor) -> None:
-            one = _query_key(attention, output, weights((number, "attn"), output))
-            query_key[number] = query_key[number].plus(one) if number in query_key else one
-
-        return after
-
-    handles = [
-        last_layer(blocks(module)[number], part).register_forward_pre_hook(
-            see_input((number, part))
-        )
-        for number, part in importance
-    ]
-    for number, block in enumerate(blocks(module)):
-        if block.attn is not None:
-            handles.append(block.attn.qkv.register_forward_hook(see_heads(number, block.attn)))
-    with hooked(handles):
-        for pixels in batches:
-            module(pixels)
+    watches = []
+    for site in anatomy.sites:
+        watches.append(Watch(site.last_name, partial(see_input, site.name)))
+        if site.kind == "attention":
+            watches.append(Watch(site.first_name, partial(see_heads, site)))
+    observe(anatomy.module, watches, unlabelled(batches))
     return Moments(inputs, query_key)
 
 
-def _query_key(attention: Attention, qkv: Tensor, weights: Tensor) -> QueryKey:
-    """Moments that weigh queries by `weights` [N] and keys by the attention they get.
+def _query_key(attention: Attention, qkv: Tensor, importance: Importance) -> QueryKey:
+    """Moments that weigh queries by their token's weight and keys by the attention they get.
 
     An error of a logit matters as far as its key is attended to, and only against the mean over
-    keys: keys are centred, within their image and head, by their weighted mean.
+    keys: keys are centred, within their image (or window) and head, by their weighted mean.
     """
-
-    def by_head(*parts: Tensor) -> list[Tensor]:
-        return [t.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for t in parts]
-
     q, k, _ = qkv.split(attention.widths, -1)
-    before = by_head(q, k)
-    q, k = by_head(*attention.prepared(q, k))
-    q = q * weights.sqrt()[:, None]
-    shares = (q @ k.transpose(-1, -2) * attention.scale / weights.sqrt()[:, None]).softmax(-1)
-    received = (weights / weights.sum() @ shares)[..., None]
+    before = [attention.by_head(t) for t in (q, k)]
+    q, k = (attention.by_head(t) for t in attention.prepared(q, k))
+    weights = _weights(attention, qkv, importance)
+    q = q * weights.sqrt()
+    logits = q @ k.transpose(-1, -2) * attention.scale
+    logits = logits / weights.sqrt().clamp_min(torch.finfo(q.dtype).tiny)  # 0: a filled window's
+    bias = attention.bias_by_head(len(qkv))
+    shares = (logits if bias is None else logits + bias).softmax(-1)
+    received = ((weights / weights.sum(-2, keepdim=True)).mT @ shares).mT
     k = (k - (received * k).sum(-2, keepdim=True)) * received.sqrt()
 
     def gram(t: Tensor) -> Tensor:
@@ -243,3 +165,12 @@ def _query_key(attention: Attention, qkv: Tensor, weights: Tensor) -> QueryKey:
     if selected.is_normed(attention) and selected.selectable(attention):
         found = selected.moments(attention, before[0], before[1], weights, received)
     return QueryKey(gram(q), gram(k), found)
+
+
+def _weights(attention: Attention, qkv: Tensor, importance: Importance) -> Tensor:
+    """The weights of tokens as `Attention.by_head` lays them out, [1 or B · windows, 1, N, 1]."""
+    if attention.windows is None:
+        return importance.token_weights(qkv.shape[1]).to(qkv.device)[None, None, :, None]
+    tokens = importance.token_weights(len(attention.windows.inverse)).to(qkv.device)
+    parted = attention.windows.parted(tokens[None, :, None])
+    return attention.windows.apart(parted.expand(len(qkv), -1, -1))[:, None]

@@ -1,49 +1,34 @@
-"""The structures that can be narrowed, the bases they are seen in, and what each unit is worth."""
+"""The structures that can be narrowed, the bases they are seen in, and what removing them costs."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitcompress.methods import saliency
 from vitcompress.methods.compensation import Fit, covariance
-from vitcompress.methods.elimination import eliminate
 from vitcompress.methods.subspace import NormedHeads, query_key_basis, value_basis
-from vitcompress.model.layers import Attention, Block
-from vitcompress.model.sizes import attention_weights, blocks, fill, gates, sizes_of
+from vitcompress.model import anatomy
+from vitcompress.model.anatomy import Anatomy, Site
+from vitcompress.model.layers import Attention
+from vitcompress.model.sizes import attention_weights, fill, size_of
 from vitcompress.stages.prune.config import Kind, PruneConfig
-from vitcompress.stages.prune.selected import (
-    is_normed,
-    is_selected,
-    selectable,
-    tied_worth,
-)
-from vitcompress.stages.prune.statistics import (
-    Branch,
-    Importance,
-    Moments,
-    QueryKey,
-    Sample,
-    backward_passes,
-    hooked,
-    last_layer,
-)
+from vitcompress.stages.prune.selected import is_normed, is_selected, selectable
+from vitcompress.stages.prune.statistics import Importance, Moments, QueryKey
+from vitcompress.stages.prune.worth import Key, Saliency
 
 
 @dataclass
 class Axis:
-    """One structure of one block, and what to keep of it costs.
+    """One structure of a site, by its name, and what to keep of it costs.
 
     `order` [groups, units]: units in the order of removal; a group is a head where units lie in
     heads. `sizes`: what may stay of each group, falling from all. `losses` [sizes], rising from 0.
     `normed`: what norms of queries and keys are fitted by, where their dimensions are selected.
     """
 
-    block: int
+    site: str
     kind: Kind
     order: Tensor
     sizes: list[int]
@@ -51,87 +36,95 @@ class Axis:
     normed: NormedHeads | None = None
 
     @property
-    def branch(self) -> Branch:
-        return self.block, "mlp" if self.kind in ("hidden", "mlp") else "attn"
+    def name(self) -> str:
+        """What people read: blocks.3.hidden for the hidden units of blocks.3.mlp."""
+        return f"{self.site.rpartition('.')[0]}.{self.kind}"
+
+    @property
+    def middle(self) -> int:
+        """The option that removes about half of what may go."""
+        return min((len(self.sizes) + 1) // 2, len(self.sizes) - 1)
 
     def kept(self, option: int) -> Tensor:
         """The units of each group that stay, [groups, size], in rising order."""
         return self.order[:, self.order.shape[1] - self.sizes[option] :].sort(1).values
 
 
-def supported(block: Block, kind: Kind) -> bool:
-    """Whether `kind` can be narrowed in `block`.
+def site_kind(kind: Kind) -> anatomy.Kind:
+    """The kind of the sites that a structure lies in."""
+    return "mlp" if kind in ("hidden", "mlp") else "attention"
+
+
+def supported(site: Site, kind: Kind) -> bool:
+    """Whether `kind` can be narrowed in `site`.
 
     Norms or gates of mixed values see all dimensions at once; norms of queries and keys can be
     narrowed if they are of a known kind; a refit needs a bias.
     """
-    attention = cast(Attention | None, block.attn)
-    part = "mlp" if kind in ("hidden", "mlp") else "attn"
-    if getattr(block, part) is None or last_layer(block, part).bias is None:
+    if site.kind != site_kind(kind) or site.last.bias is None:
         return False
     if kind == "hidden":
-        return isinstance(cast(Any, block.mlp).norm, nn.Identity)
-    if attention is None or part == "mlp":
+        return isinstance(site.operator.norm, nn.Identity)
+    if site.kind == "mlp":
         return True
+    attention: Attention = site.operator
     plain = not is_normed(attention) or selectable(attention)
     mixed = isinstance(attention.norm, nn.Identity) and attention.gate is None
     return {"query_key": plain, "value": mixed, "heads": mixed}.get(kind, True)
 
 
-def sizes_to_try(block: Block, kind: Kind, multiple: int, floor: float) -> list[int]:
-    """Sizes of one structure from all to `floor` of it: multiples of `multiple`, but for the first.
+def sizes_to_try(site: Site, kind: Kind, config: PruneConfig) -> list[int]:
+    """Sizes of one structure from all to the floor of it: multiples, but for the first.
 
     Heads go one by one; a whole attention or MLP is there (1) or not (0).
     """
     if kind in ("attention", "mlp"):
         return [1, 0]
-    sizes = sizes_of(block)
-    size = int(cast(int, sizes.hidden if kind == "hidden" else getattr(sizes.attention, kind)))
-    step = 1 if kind == "heads" else multiple
-    if kind == "query_key" and block.attn.rotation is not None:
+    whole = size_of(site)
+    size = whole if isinstance(whole, int) else int(getattr(whole, kind))
+    step = config.step(kind, size)
+    if kind == "query_key" and site.operator.rotation is not None:
         step += step % 2  # whole pairs
-    least = max(step, int(np.ceil(floor * size / step - 1e-9)) * step)
+    least = max(step, int(np.ceil(config.floor * size / step - 1e-9)) * step)
     return [size, *range((size - 1) // step * step, least - 1, -step)]
 
 
-def unmeasured(number: int, kind: Kind, block: Block, config: PruneConfig) -> Axis:
+def unmeasured(site: Site, kind: Kind, config: PruneConfig) -> Axis:
     """The axis of a structure of which nothing but its sizes is known."""
-    sizes = sizes_to_try(block, kind, config.multiple, config.floor)
-    return Axis(number, kind, torch.zeros(1, 1, dtype=torch.long), sizes, np.zeros(len(sizes)))
+    sizes = sizes_to_try(site, kind, config)
+    nothing = torch.zeros(1, 1, dtype=torch.long)
+    return Axis(site.name, kind, nothing, sizes, np.zeros(len(sizes)))
 
 
-def absorb_layer_scale(module: nn.Module) -> None:
-    """Multiply the LayerScale of every branch into its last layer, leaving ones (in place)."""
-    for block in blocks(module):
-        for part, scale in (("attn", block.ls1), ("mlp", block.ls2)):
-            gamma = getattr(scale, "gamma", None)
-            if gamma is not None and getattr(block, part) is not None:
-                layer = last_layer(block, part)
-                layer.weight.mul_(gamma[:, None])
-                layer.bias.mul_(gamma)
-                gamma.fill_(1)
+def absorb_layer_scale(sites: Iterable[Site]) -> None:
+    """Multiply the LayerScale of every site into its last layer, leaving ones (in place)."""
+    for site in sites:
+        gamma = getattr(site.scale, "gamma", None)
+        if gamma is not None:
+            site.last.weight.mul_(gamma[:, None])
+            site.last.bias.mul_(gamma)
+            gamma.fill_(1)
 
 
 def rotate(
-    module: nn.Module,
+    anatomy: Anatomy,
     kinds: Iterable[Kind],
     moments: Moments,
-    importance: Mapping[Branch, Importance],
+    importance: Mapping[str, Importance],
 ) -> None:
     """Turn heads to bases whose dimensions matter less and less, and the moments with them.
 
     In place; the model computes the same as before.
     """
-    for number, block in enumerate(blocks(module)):
-        attention = cast(Attention | None, block.attn)
-        if attention is None:
+    for site in anatomy.sites:
+        if site.kind != "attention":
             continue
-        if "query_key" in kinds and supported(block, "query_key") and not is_selected(attention):
-            moments.query_key[number] = _rotate_query_key(attention, moments.query_key[number])
-        if "value" in kinds and supported(block, "value"):
-            branch = number, "attn"
-            moments.inputs[branch] = _rotate_value(
-                attention, moments.inputs[branch], importance[branch].metric
+        name, attention = site.name, site.operator
+        if "query_key" in kinds and supported(site, "query_key") and not is_selected(attention):
+            moments.query_key[name] = _rotate_query_key(attention, moments.query_key[name])
+        if "value" in kinds and supported(site, "value"):
+            moments.inputs[name] = _rotate_value(
+                attention, moments.inputs[name], importance[name].metric
             )
 
 
@@ -166,166 +159,39 @@ def _rotate_value(attention: Attention, gram: Tensor, metric: Tensor) -> Tensor:
     return turned
 
 
-Worth = dict[tuple[int, Kind], Tensor]
-"""What each unit is worth, [groups, units], by block and structure."""
-
-
-def worths(
-    module: nn.Module,
-    config: PruneConfig,
-    moments: Moments,
-    importance: Mapping[Branch, Importance],
-    batches: Iterable[Sample],
-    seed: int,
-) -> Worth:
-    """What each dimension in heads and each hidden unit is worth by `config.saliency`.
-
-    A head is worth the sum of its values' dimensions. Gradients are taken over `batches`.
-    """
-    if config.saliency in ("hessian", "taylor"):
-        score = saliency.hessian if config.saliency == "hessian" else saliency.taylor
-        flat = {key: score(sums) for key, sums in _gradient_sums(module, batches, seed).items()}
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        flat = {}
-        for number, block in enumerate(blocks(module)):
-            for kind, tied in _tied_weights(block).items():
-                if config.saliency == "random":
-                    flat[number, kind] = saliency.random(len(tied[0]), generator)
-                elif config.saliency == "magnitude":
-                    flat[number, kind] = saliency.magnitude(*tied).cpu()
-                else:
-                    flat[number, kind] = _energy(number, block, kind, moments, importance)
-    found: Worth = {}
-    for (number, kind), units in flat.items():
-        attention = blocks(module)[number].attn
-        groups = 1 if kind == "hidden" or attention is None else attention.num_heads
-        units = units.view(groups, -1)
-        if kind == "query_key" and attention is not None:
-            units = tied_worth(attention, units)
-        found[number, kind] = units
-        if kind == "value":
-            found[number, "heads"] = found[number, kind].sum(1)[None]
-    return found
-
-
-def _tied_weights(block: Block) -> dict[Kind, list[Tensor]]:
-    """The weights of each unit, as matrices with a row a unit."""
-    found: dict[Kind, list[Tensor]] = {}
-    if block.attn is not None:
-        q, k, v = attention_weights(block.attn)[0]
-        found["query_key"], found["value"] = [q, k], [v, block.attn.proj.weight.T]
-    if block.mlp is not None:
-        mlp = cast(Any, block.mlp)
-        found["hidden"] = [*mlp.fc1.weight.chunk(1 + gates(block)), mlp.fc2.weight.T]
-    return found
-
-
-def _energy(
-    number: int,
-    block: Block,
-    kind: Kind,
-    moments: Moments,
-    importance: Mapping[Branch, Importance],
-) -> Tensor:
-    """What each unit adds to the logits of the attention, or to the output of the branch."""
-    if kind == "query_key":
-        pairs = zip(moments.query_key[number].query, moments.query_key[number].key, strict=True)
-        return torch.cat([saliency.logit_energy(*pair) for pair in pairs])
-    branch = number, "attn" if kind == "value" else "mlp"
-    weight, metric = last_layer(block, branch[1]).weight.cpu(), importance[branch].metric
-    return saliency.output_energy(covariance(moments.inputs[branch]), weight, metric)
-
-
-def _gradient_sums(
-    module: nn.Module, batches: Iterable[Sample], seed: int
-) -> dict[tuple[int, Kind], Tensor]:
-    """Per image, Σ gradient × parameter over what is tied to each unit, [images, units]."""
-    sums: dict[tuple[int, Kind], list[Tensor]] = {}
-
-    def add(key: tuple[int, Kind], value: Tensor, gradient: Tensor) -> None:
-        held = sums.setdefault(key, [])
-        held.append(saliency.tied(value, gradient).cpu())
-
-    def see(number: int, kind: Kind, value: Tensor) -> None:
-        # The hook must not hold what holds the hook: that would keep the whole pass in memory.
-        value.register_hook(partial(add, (number, kind), value.detach()))
-
-    def see_parts(number: int, widths: Sequence[int], kinds: Sequence[Kind]) -> Callable[..., None]:
-        def after(_: nn.Module, __: Any, output: Tensor) -> None:
-            values = output.detach()
-
-            def seen(gradient: Tensor) -> None:
-                parts = (t.split(list(widths), -1) for t in (values, gradient))
-                for kind, *pair in zip(kinds, *parts, strict=True):
-                    add((number, kind), *pair)
-
-            output.register_hook(seen)
-
-        return after
-
-    handles = []
-    for number, block in enumerate(blocks(module)):
-        if block.attn is not None:
-            seen = see_parts(number, block.attn.widths, ("query_key", "query_key", "value"))
-            handles.append(block.attn.qkv.register_forward_hook(seen))
-            handles.append(
-                block.attn.proj.register_forward_pre_hook(
-                    lambda _, args, number=number: see(number, "value", args[0])
-                )
-            )
-        if block.mlp is not None:
-            mlp = cast(Any, block.mlp)
-            count = 1 + gates(block)
-            seen = see_parts(number, [mlp.fc2.in_features] * count, ["hidden"] * count)
-            handles.append(mlp.fc1.register_forward_hook(seen))
-            handles.append(
-                mlp.fc2.register_forward_pre_hook(
-                    lambda _, args, number=number: see(number, "hidden", args[0])
-                )
-            )
-    totals: dict[tuple[int, Kind], list[Tensor]] = {}
-    with hooked(handles):
-        for _ in backward_passes(module, batches, seed):
-            for key, tied in sums.items():  # those of one batch: all parameters of a unit
-                totals.setdefault(key, []).append(torch.stack(tied).sum(0))
-            sums.clear()
-    return {key: torch.cat(parts) for key, parts in totals.items()}
-
-
 def axes(
-    module: nn.Module,
-    branch: Branch,
+    site: Site,
     kinds: Iterable[Kind],
     config: PruneConfig,
+    found: Saliency,
     fit: Fit,
     metric: Tensor,
-    worth: Worth,
+    worth: Mapping[Key, Tensor],
 ) -> list[Axis]:
-    """The curves of the structures `kinds` of one branch, not yet in nats."""
-    number, part = branch
-    block = blocks(module)[number]
-    found = []
+    """The curves of the structures `kinds` of one site, not yet in distances."""
+    made = []
     for kind in kinds:
-        plain = unmeasured(number, kind, block, config)
-        if plain.branch != branch or not supported(block, kind):
+        if not supported(site, kind):
             continue
+        plain = unmeasured(site, kind, config)
         if kind in ("attention", "mlp"):
-            found.append(replace(plain, losses=np.array([0.0, 1.0])))
+            made.append(replace(plain, losses=np.array([0.0, 1.0])))
             continue
-        units = worth[number, kind]
+        units = worth[site.name, kind]
         size = units.shape[1]
-        if kind == "hidden" and config.saliency == "obs" and config.compensate:
-            weight = last_layer(block, part).weight.cpu()
+        if kind == "hidden" and found.eliminate is not None and config.compensate:
+            step = config.step(kind, size)
             covered = covariance(fit.gram)
-            order, steps = eliminate(covered, weight, metric, config.multiple, fit.damping)
+            order, steps = found.eliminate(
+                covered, site.last.weight.cpu(), metric, step, fit.damping
+            )
             order = order[None]
-            removed = np.minimum(np.arange(len(steps) + 1) * config.multiple, size)
+            removed = np.minimum(np.arange(len(steps) + 1) * step, size)
         else:
             order = units.argsort(dim=1, stable=True)
             steps = units.gather(1, order).sum(0).cumsum(0)
             removed = np.arange(size + 1)
         known = np.concatenate([[0.0], steps.numpy()])
         losses = np.interp(size - np.array(plain.sizes), removed, known)
-        found.append(replace(plain, order=order, losses=losses))
-    return found
+        made.append(replace(plain, order=order, losses=losses))
+    return made

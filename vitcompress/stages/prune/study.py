@@ -3,8 +3,8 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil, floor
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,40 +14,44 @@ from vitcompress.console import track
 from vitcompress.errors import InputError
 from vitcompress.methods.compensation import Fit
 from vitcompress.methods.knapsack import Option, choose
+from vitcompress.model.anatomy import Anatomy, Site
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.embedding import obstacle, readers
+from vitcompress.model.embedding import readers
+from vitcompress.model.families import anatomy_of
 from vitcompress.model.layers import Block
-from vitcompress.model.sizes import blocks, sizes_of
+from vitcompress.model.sizes import size_of
 from vitcompress.stages.context import Context
+from vitcompress.stages.observe import Loss, Sample, readout_loss
+from vitcompress.stages.probe import Probe
 from vitcompress.stages.prune import costs, narrowing, statistics, structures
 from vitcompress.stages.prune.config import Kind, PruneConfig
 from vitcompress.stages.prune.embedding import Embedding, embedding
 from vitcompress.stages.prune.narrowing import Choice
-from vitcompress.stages.prune.probe import Probe
-from vitcompress.stages.prune.statistics import Branch, Importance, Sample
+from vitcompress.stages.prune.statistics import Importance, Moments
 from vitcompress.stages.prune.structures import Axis
+from vitcompress.stages.prune.worth import Evidence, saliency_of, worths
 
 _GRADIENT_IMAGES = 128
 _HELD_BACK = 64
 _DAMPINGS = (1e-3, 1e-2, 1e-1)
 
 
-Chosen = dict[int, dict[Kind, int]]
-"""The option of each structure that is narrowed, by block and structure."""
+Chosen = dict[str, dict[Kind, int]]
+"""The option of each structure that is narrowed, by site and structure."""
 
 
 @dataclass
 class Study:
     """A model prepared for pruning, the axes along which it can be, and images to judge by.
 
-    `module` computes what the model computes, on all tokens in all blocks, heads turned to their
-    principal dimensions. `fit` and `held`: the calibration images to fit to, and those held back.
+    `anatomy` is of a copy that computes what the model computes, on all tokens in all blocks, heads
+    turned to their principal dimensions. `fit` and `held`: the calibration images to fit to, and
+    those held back.
     """
 
-    module: nn.Module
-    prefix_tokens: int
-    importance: dict[Branch, Importance]
-    fits: dict[Branch, Fit]
+    anatomy: Anatomy
+    importance: dict[str, Importance]
+    fits: dict[str, Fit]
     axes: list[Axis]
     fit: Context
     held: Context
@@ -55,42 +59,39 @@ class Study:
     compensate: bool
     embedding: Embedding | None
 
-    def axes_of(self, number: int) -> list[Axis]:
-        return [axis for axis in self.axes if axis.block == number]
+    @property
+    def module(self) -> nn.Module:
+        return self.anatomy.module
 
-    def narrowed(self, choices: Mapping[int, Choice]) -> dict[int, Block]:
-        """The blocks after a choice for each, by number; blocks that stay whole are left out."""
-        return self._made(choices, self.compensate)
+    def narrowed(self, chosen: Mapping[str, Choice]) -> dict[str, Block]:
+        """The blocks after a choice for each site, by name; those that stay whole are left out."""
+        return self._made(chosen, self.compensate)
 
-    def cut(self, choices: Mapping[int, Choice]) -> dict[int, Block]:
+    def cut(self, chosen: Mapping[str, Choice]) -> dict[str, Block]:
         """`narrowed` without any refit."""
-        return self._made(choices, compensate=False)
+        return self._made(chosen, compensate=False)
 
-    def _made(self, choices: Mapping[int, Choice], compensate: bool) -> dict[int, Block]:
-        made = {}
-        for number, choice in choices.items():
+    def _made(self, chosen: Mapping[str, Choice], compensate: bool) -> dict[str, Block]:
+        names, made = self.anatomy.block_names, dict[str, Block]()
+        for site in self.anatomy.sites:
+            choice = chosen.get(site.name, {})
             if any(choice.values()):
-                block = blocks(self.module)[number]
-                fits = {
-                    part: self.fits[number, part]
-                    for part in ("attn", "mlp")
-                    if getattr(block, part) is not None
-                }
-                given = fits if compensate else None
-                made[number] = narrowing.narrowed(block, self.axes_of(number), choice, given)
+                name = names[site.number]
+                block = made.setdefault(name, copy.deepcopy(site.block))
+                own = [axis for axis in self.axes if axis.site == site.name]
+                fit = self.fits[site.name] if compensate else None
+                narrowing.narrow(site, block, own, choice, fit)
         return made
 
-    def kl(self, choices: Mapping[int, Choice]) -> float:
-        """KL(dense ‖ narrowed) on the images held back, in nats."""
-        return self.probe.kl(self.narrowed(choices))
-
     def measure(self, wanted: Sequence[Sequence[int]]) -> list[dict[int, float]]:
-        """The KL of each axis narrowed alone, by option, for the options `wanted` of each."""
+        """How far the output is from that of the dense model, on the images held back, with each
+        axis narrowed alone, by option, for the options `wanted` of each."""
         found: list[dict[int, float]] = [{0: 0.0} for _ in self.axes]
         pairs = [(i, option) for i, each in enumerate(wanted) for option in each if option]
         for index, option in track(pairs, "measuring structures", len(pairs)):
             axis = self.axes[index]
-            found[index][option] = self.kl({axis.block: {axis.kind: option}})
+            changed = self.narrowed({axis.site: {axis.kind: option}})
+            found[index][option] = self.probe.cost(changed)
         return found
 
 
@@ -105,99 +106,112 @@ def study(model: VitModel, config: PruneConfig, context: Context) -> Study:
             f"stages.{config.name}.targets: the calibration images have no labels; put them in "
             "one folder a class, or take targets: sampled"
         )
-    module = copy.deepcopy(model.module).to(context.device)
-    for block in blocks(module):
+    anatomy = anatomy_of(copy.deepcopy(model.module).to(context.device))
+    for block in anatomy.blocks:
         block.tokens = None
-    structures.absorb_layer_scale(module)
-    prefix_tokens = int(cast(Any, module).num_prefix_tokens)
+    anatomy = anatomy_of(anatomy.module)  # which computes more tokens now
+    structures.absorb_layer_scale(anatomy.sites)
     fit, held = _split(context, config)
 
-    def sample(title: str) -> Iterator[Sample]:
+    def samples(title: str) -> Iterator[Sample]:
         for batch in fit.labelled_batches(title, _GRADIENT_IMAGES):
             labels = batch.labels if config.targets == "labels" else None
             yield batch.pixels.to(context.device), labels
 
-    importance = statistics.importances(
-        module,
-        statistics.last_layers(module),
-        sample("weighing outputs"),
-        prefix_tokens,
-        context.seed,
-    )
-    moments = statistics.moments(module, on_device(fit, "calibrating"), importance, prefix_tokens)
+    def loss() -> Loss:
+        return readout_loss(model.task, torch.Generator().manual_seed(context.seed))
+
+    def importances(layers: Sequence[str], title: str) -> dict[str, Importance]:
+        prefix = anatomy.prefix_tokens
+        return statistics.importances(anatomy.module, layers, samples(title), loss(), prefix)
+
+    last = importances([site.last_name for site in anatomy.sites], "weighing outputs")
+    importance = {site.name: last[site.last_name] for site in anatomy.sites}
+    moments = statistics.moments(anatomy, on_device(fit, "calibrating"), importance)
     if config.rotate:
-        structures.rotate(module, kinds, moments, importance)
-    worth = structures.worths(
-        module, config, moments, importance, sample("ranking units"), context.seed
-    )
+        structures.rotate(anatomy, kinds, moments, importance)
+    random = torch.Generator().manual_seed(context.seed)
+    titled = partial(samples, "ranking units")
+    evidence = Evidence(anatomy, moments, importance, titled, loss, random)
     judges = moments  # one damping needs no judging
     if config.compensate:
-        judges = statistics.moments(module, on_device(held, "judging"), importance, prefix_tokens)
-    fits: dict[Branch, Fit] = {}
+        judges = statistics.moments(anatomy, on_device(held, "judging"), importance)
+    fits, axes = _fitted(config, kinds, evidence, judges)
+    stream = None
+    if "embedding" in config.structures:
+        names = [reader.name for reader in readers(anatomy.module)]
+        worth_of_norms = importances(names, "weighing the stream")
+        batches = on_device(fit, "turning the stream")
+        stream = embedding(anatomy.module, batches, worth_of_norms)
+    probe = Probe(anatomy, on_device(held, "reading images"), model.task.distance)
+    return Study(anatomy, importance, fits, axes, fit, held, probe, config.compensate, stream)
+
+
+def _fitted(
+    config: PruneConfig, kinds: Sequence[Kind], evidence: Evidence, judges: Moments
+) -> tuple[dict[str, Fit], list[Axis]]:
+    """What the last layer of each site is refitted by, and the axes of all sites.
+
+    Of several dampings each site gets the one that serves the inputs of `judges` best.
+    """
+    saliency = saliency_of(config.saliency)
+    worth, moments = worths(saliency, evidence), evidence.moments
+    fits: dict[str, Fit] = {}
     axes: list[Axis] = []
-    found = statistics.branches(module)
-    for branch in track(found, "choosing units", len(found)):
-        metric, judge = importance[branch].metric, judges.inputs[branch]
+    sites = evidence.anatomy.sites
+    for site in track(sites, "choosing units", len(sites)):
+        metric, judge = evidence.importance[site.name].metric, judges.inputs[site.name]
         tried: list[tuple[float, Fit, list[Axis]]] = []
         for damping in _DAMPINGS if config.compensate else _DAMPINGS[:1]:
-            given = Fit(moments.inputs[branch], damping)
-            own = structures.axes(module, branch, kinds, config, given, metric, worth)
-            error = narrowing.error(blocks(module)[branch[0]], own, given, metric, judge)
+            given = Fit(moments.inputs[site.name], damping)
+            own = structures.axes(site, kinds, config, saliency, given, metric, worth)
+            error = narrowing.error(site, own, given, metric, judge)
             tried.append((error, given, own))
-        _, fits[branch], own = min(tried, key=lambda each: each[0])
+        _, fits[site.name], own = min(tried, key=lambda each: each[0])
         axes += own
     for axis in axes:
         if axis.kind == "query_key":
-            axis.normed = moments.query_key[axis.block].normed
-    stream = None
-    if "embedding" in config.structures:
-        norms = {reader.name: reader.norm for reader in readers(module)}
-        worth_of_norms = statistics.importances(
-            module, norms, sample("weighing the stream"), prefix_tokens, context.seed
-        )
-        batches = on_device(fit, "turning the stream")
-        stream = embedding(module, batches, worth_of_norms, prefix_tokens)
-    probe = Probe(module, torch.cat(list(on_device(held, "reading images"))))
-    return Study(
-        module,
-        prefix_tokens,
-        importance,
-        fits,
-        axes,
-        fit,
-        held,
-        probe,
-        config.compensate,
-        stream,
-    )
+            axis.normed = moments.query_key[axis.site].normed
+    return fits, axes
 
 
 def checked(model: VitModel, config: PruneConfig) -> list[Kind]:
     """The structures of blocks that `config` wants to narrow.
 
-    Raises `InputError` where `model` has no blocks that can be narrowed, or lacks a structure.
+    Raises `InputError` where `model` has no blocks that can be narrowed, or lacks a structure, and
+    where labels are to count that its task does not know.
     """
-    key, name = f"stages.{config.name}", model.architecture.timm
-    if not blocks(model.module):
-        raise InputError(
-            f"{key}: {name} has no plain float blocks to narrow; take the stage out of the recipe, "
-            "or put it before quantize"
-        )
-    if model.architecture.merging is not None:
+    key, architecture, anatomy = f"stages.{config.name}", model.architecture, model.anatomy
+    name = architecture.timm
+    if architecture.quantized or architecture.half or architecture.coded:
+        raise InputError(f"{key}: put it before quantize, which leaves no float blocks to narrow")
+    if architecture.sparse:
+        raise InputError(f"{key}: put it before sparsify, whose zeros its refits would fill")
+    if architecture.merging is not None:
         raise InputError(f"{key}: put it before merge, whose schedule must fit the narrower blocks")
-    kinds = [kind for kind in dict.fromkeys(config.structures) if kind != "embedding"]
-    if len(kinds) < len(set(config.structures)) and (reason := obstacle(model.module)) is not None:
+    anatomy.check("prune", key, name)
+    if config.targets == "labels" and model.task.labels != "classes":
+        raise InputError(
+            f"{key}.targets: labels are classes, and the task of the model is {model.task.name}; "
+            "take targets: sampled"
+        )
+    reason = anatomy.refusals.get("embedding")
+    if "embedding" in config.structures and reason is not None:
         raise InputError(
             f"{key}.structures: embedding cannot be narrowed in {name}: {reason}; take it out"
         )
-    for kind in kinds:
-        if not any(structures.supported(block, kind) for block in blocks(model.module)):
+    found: list[Kind] = []
+    for kind in dict.fromkeys(config.structures):
+        if kind == "embedding":
+            continue
+        if not any(structures.supported(site, kind) for site in anatomy.sites):
             raise InputError(f"{key}.structures: {kind} cannot be narrowed in {name}; take it out")
-    return kinds
+        found.append(kind)
+    return found
 
 
 def calibrated(axis: Axis, measured: Mapping[int, float]) -> Axis:
-    """`axis` with its curve scaled to pass through what was `measured`, KL by option.
+    """`axis` with its curve scaled to pass through what was `measured`, distances by option.
 
     Between measured options the scale changes linearly; beyond them it stays. Never falling.
     """
@@ -209,27 +223,34 @@ def calibrated(axis: Axis, measured: Mapping[int, float]) -> Axis:
     return replace(axis, losses=np.maximum.accumulate(curve))
 
 
-def spend(model: VitModel, config: PruneConfig, axes: Sequence[Axis], meter: costs.Meter) -> Chosen:
-    """What to remove of each block so that the budget is met at the least summed loss.
+def by_site(axes: Sequence[Axis]) -> dict[str, list[Axis]]:
+    """The axes of each site that has any, by its name."""
+    found: dict[str, list[Axis]] = {}
+    for axis in axes:
+        found.setdefault(axis.site, []).append(axis)
+    return found
+
+
+def spend(
+    sites: Sequence[Site], config: PruneConfig, axes: Sequence[Axis], meter: costs.Meter
+) -> Chosen:
+    """What to remove of each site so that the budget is met at the least summed loss.
 
     Raises `InputError` where the budget cannot be met.
     """
     unit, share = config.budget.only
-    parts: dict[Branch, list[Axis]] = {}
-    for axis in axes:
-        parts.setdefault(axis.branch, []).append(axis)
+    parts, full = by_site(axes), {site.name: size_of(site) for site in sites}
     fixed, choices, items = meter.fixed, [], []
-    full = [sizes_of(block) for block in blocks(model.module)]
-    for branch in statistics.branches(model.module):
-        if branch not in parts:
-            fixed += meter.branch(branch, full[branch[0]])
-    for branch, own in parts.items():
+    for name, size in full.items():
+        if name not in parts:
+            fixed += meter.site(name, size)
+    for name, own in parts.items():
         choices.append(narrowing.choices(own))
-        after = [narrowing.sizes_after(full[branch[0]], own, choice) for choice in choices[-1]]
+        after = [narrowing.sizes_after(full[name], own, choice) for choice in choices[-1]]
         items.append(
             [
-                Option(ceil(meter.branch(branch, sizes)), narrowing.loss(own, choice))
-                for choice, sizes in zip(choices[-1], after, strict=True)
+                Option(ceil(meter.site(name, size)), narrowing.loss(own, choice))
+                for choice, size in zip(choices[-1], after, strict=True)
             ]
         )
     room = floor(share * meter.whole - fixed)
@@ -243,10 +264,9 @@ def spend(model: VitModel, config: PruneConfig, axes: Sequence[Axis], meter: cos
             f"and floor {np.ceil(1e4 * least) / 1e4:g} of the dense model is the least: ask for no "
             "less, lower floor, or name more structures"
         )
-    result: Chosen = {}
-    for branch, options, chosen in zip(parts, choices, found, strict=True):
-        result.setdefault(branch[0], {}).update(options[chosen])
-    return result
+    return {
+        name: options[chosen] for name, options, chosen in zip(parts, choices, found, strict=True)
+    }
 
 
 def even(axes: Sequence[Axis]) -> list[Axis]:

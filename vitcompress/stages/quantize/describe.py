@@ -7,6 +7,7 @@ from typing import cast
 
 from torch import nn
 
+from vitcompress.errors import InputError
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import QuantizedLayer, VitModel, stored_tensors
 from vitcompress.model.compact import packed
@@ -93,13 +94,23 @@ def _stored_small(
     model: VitModel, module: nn.Module, config: QuantizeConfig
 ) -> tuple[list[str], list[str]]:
     """The names of the parameters of `module` that are stored in float16, and in 8-bit codes; what
-    another quantize stage of `model` decided stays."""
+    another quantize stage of `model` decided stays.
+
+    Of the matrices that `rest` is for, those that float16 or codes do not hold stay float32. Raises
+    `InputError` for a layer that is pinned to float16 and does not fit.
+    """
     left = dict(module.named_parameters())
     half = [name for name in model.architecture.half if name in left]
     coded = [name for name in model.architecture.coded if name in left]
     decided = {*half, *coded}
     pinned = {f"{name}.weight": kind for name, kind in choices(model, config)[1].items()}
-    half += [n for n, kind in pinned.items() if kind == "float16" and n not in decided]
+    for name in (n for n, kind in pinned.items() if kind == "float16" and n not in decided):
+        if not quantizer.keeps_in_half(left[name]):
+            raise InputError(
+                f"stages.{config.name}.pin: {name} is beyond what float16 holds (65504, or nearly "
+                "0); pin its layer to float32"
+            )
+        half.append(name)
     decided |= set(pinned)
     if config.rest != "float32":
         sparse = {f"{name}.weight" for name in model.architecture.sparse}

@@ -7,7 +7,6 @@ from typing import cast
 from torch import Tensor, nn
 
 from vitcompress.console import track
-from vitcompress.errors import InputError
 from vitcompress.methods.patterns import Pattern
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
@@ -38,13 +37,9 @@ class Prepared:
 def prepare(model: VitModel, config: SparsifyConfig, context: Context) -> Prepared:
     """Calibrate, and put hidden units in order.
 
-    Raises `InputError` for a model that is quantized, and what `choices` raises.
+    Raises `InputError` as `choices` does.
     """
     allowed = choices(model, config)
-    if model.anatomy.quantized():
-        raise InputError(
-            f"stages.{config.name}: the model is quantized already; put the stage before quantize"
-        )
     found = statistics(model, list(allowed), context, "importance")
     module = copy.deepcopy(model.module)
     floats = {name: cast(nn.Linear, module.get_submodule(name)) for name in allowed}

@@ -17,8 +17,8 @@ DENSE = (Pattern(), 1.0)
 def choices(model: VitModel, config: SparsifyConfig) -> dict[str, list[tuple[Pattern, float]]]:
     """The patterns and densities that each selected layer may have, ascending.
 
-    Raises `InputError` for patterns that match no layer or do not fit its shape, and for a density
-    that is missing or has no effect.
+    Raises `InputError` for a model that is quantized, for patterns that match no layer or do not
+    fit its shape, and for a density that is missing or has no effect.
     """
     key, anatomy = f"stages.{config.name}", model.anatomy
     chosen = anatomy.select(config.layers, f"{key}.layers")
@@ -26,6 +26,8 @@ def choices(model: VitModel, config: SparsifyConfig) -> dict[str, list[tuple[Pat
         raise InputError(
             f"{key}.layers: {', '.join(config.layers)} select no linear layer of this model"
         )
+    if anatomy.quantized():
+        raise InputError(f"{key}: the model is quantized already; put the stage before quantize")
     skipped = set(anatomy.select(config.skip, f"{key}.skip"))
     texts = dict.fromkeys((name for name in chosen if name not in skipped), config.pattern)
     if not texts:

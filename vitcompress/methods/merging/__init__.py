@@ -1,0 +1,1 @@
+"""Ways to merge tokens, one file each, found by its name; what they share is `methods.tokens`."""

@@ -1,0 +1,56 @@
+"""Similarity, attention and size weigh together."""
+
+import torch
+
+from vitcompress.methods.selection import descending, inverse, rows
+from vitcompress.methods.tokens import (
+    LEAST,
+    VALUES,
+    Choice,
+    Method,
+    Tokens,
+    attended,
+    bipartite,
+    in_place,
+)
+
+
+def choose(tokens: Tokens, keep: int) -> Choice:
+    """Matching by similarity, attention and size, both ways (Lee et al., CVPR 2024).
+
+    A pair's attraction is the product of (cos + 1)/2, (1/(a_i a_j))^(1/20), (1/(s_i s_j))^(1/40).
+    Half of the tokens to remove go from one side of the bipartition to the other and half back. The
+    mean is weighted by attention: that which is paid now, not that of the next block.
+    """
+    repel = (tokens.importance + LEAST).log() / 20 + tokens.sizes.log() / 40
+    attraction = (bipartite(tokens.points) + 1).clamp_min(1e-6).log()
+    attraction = attraction - repel[:, 1::2] - repel[:, ::2].transpose(1, 2)
+    removed = tokens.points.shape[1] - keep
+    there, back = removed - removed // 2, removed // 2
+    best, target = attraction.max(-1)
+    order = descending(best[..., None])
+    gone_odd, kept_odd = order[:, :there], in_place(order[:, there:])
+    returned, home = rows(attraction, kept_odd).max(1)
+    order = descending(returned[..., None])
+    gone_even, kept_even = order[:, :back], in_place(order[:, back:])
+    # An odd token whose even partner goes on to an odd one goes there with it.
+    slots = kept_odd.shape[1] + torch.arange(kept_even.shape[1], device=order.device)[:, None]
+    homes = rows(home[..., None], gone_even)
+    place = torch.cat([homes, slots.expand(order.shape[0], -1, -1)], 1)
+    now = rows(place, inverse(torch.cat([gone_even, kept_even], 1)))
+    moved = rows(now, rows(target[..., None], gone_odd))
+    return Choice(
+        kept=torch.cat([2 * kept_odd + 1, 2 * kept_even], 1),
+        gone=torch.cat([2 * gone_odd + 1, 2 * gone_even], 1),
+        target=torch.cat([moved, homes], 1)[..., 0],
+        weight=attended(tokens),
+    )
+
+
+METHOD = Method(
+    reading=VALUES,
+    choose=choose,
+    compared=lambda count, keep: count // 2 * (count - count // 2),
+    fewest=lambda count: count - 2 * (count // 2) + 2,
+    weighs=True,
+)

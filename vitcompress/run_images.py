@@ -1,0 +1,134 @@
+"""The images of a run: which to calibrate on and which to judge on, with the labels of its task."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from vitcompress.data.images import ImageSet, open_images
+from vitcompress.errors import InputError
+from vitcompress.model.architecture import VitModel
+from vitcompress.recipe import Recipe
+from vitcompress.stages.prune.config import PruneConfig
+from vitcompress.tasks import Task
+
+
+@dataclass(frozen=True)
+class RunImages:
+    """The images of a run: to calibrate on, and to judge on (labelled or not)."""
+
+    calibration: ImageSet | None
+    evaluation: ImageSet
+
+    def fingerprints(self) -> dict[str, str]:
+        sets = {"calibration": self.calibration, "evaluation": self.evaluation}
+        return {name: images.fingerprint() for name, images in sets.items() if images is not None}
+
+    def warnings(self) -> list[str]:
+        sets = [images for images in (self.calibration, self.evaluation) if images is not None]
+        found = (
+            f"{i.source}: {name} skipped: {why}" for i in sets for name, why in i.skipped.items()
+        )
+        return list(dict.fromkeys(found))  # both may be parts of one set
+
+
+def open_run_images(recipe: Recipe, model: VitModel, limit: int | None, seed: int) -> RunImages:
+    """The images that `recipe` names, as `model` can use them, at most `limit` of each set.
+
+    Raises `InputError` where there are none to calibrate or to judge on, and for labels that the
+    task cannot use.
+    """
+    data = recipe.data
+    images = min(data.images, limit or data.images)
+    calibration = evaluation = None
+    classes = Path(data.classes) if data.classes else None
+    if data.evaluation is not None:
+        evaluation = evaluation_images(
+            data.evaluation, classes, model.task, model.num_classes, limit
+        )
+    if data.calibration is not None:
+        labelled = any(isinstance(s, PruneConfig) and s.targets == "labels" for s in recipe.stages)
+        look = partial(open_images, data.calibration, classes=classes, labelled=labelled)
+        calibration = look(limit=images, seed=seed)
+        check_labels(calibration, model.task, model.num_classes)
+        if evaluation is None:
+            everything = look()
+            calibration, evaluation = held_back(everything, images, calibration)
+    if calibration is not None:  # whole batches of one class would mislead the stages
+        order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(seed))
+        calibration = calibration.subset(order.tolist())
+    if calibration is None and recipe.stages:
+        raise InputError("no calibration images: give --calibration DIR, or data.calibration")
+    if evaluation is None:
+        raise InputError("no images: give --evaluation DIR or --calibration DIR")
+    return RunImages(calibration, evaluation)
+
+
+def evaluation_images(
+    source: str, classes: Path | None, task: Task, outputs: int, limit: int | None
+) -> ImageSet:
+    """The images of `source` with the labels that `task` can use, of a model with `outputs`.
+
+    Raises `InputError` as `open_images` and `check_labels`. Only a classification has to have
+    labels; other tasks have them where all images have one.
+    """
+    labelled = {"classes": True, "none": False}.get(task.labels)
+    images = open_images(source, classes=classes, labelled=labelled, limit=limit)
+    check_labels(images, task, outputs)
+    return images
+
+
+def check_labels(images: ImageSet, task: Task, outputs: int) -> None:
+    """Raise `InputError` where the labels of `images` are none that `task` can use."""
+    if images.labels is None:
+        return
+    width = len(images.labels[0]) if isinstance(images.labels[0], tuple) else None
+    if task.labels == "matrix":
+        if width != outputs:
+            has = "one class an image" if width is None else f"labels for {width} outputs"
+            raise InputError(
+                f"{images.source}: has {has}, and {task.name} takes a .npz with labels 0 or 1, "
+                f"[n, {outputs}], or images without labels or class folders"
+            )
+        return
+    if width is not None:
+        raise InputError(
+            f"{images.source}: has a label for each of {width} outputs, and {task.name} takes one "
+            "class an image; set task: multi_label, or give labels [n]"
+        )
+    classes = {"classes": outputs, "two classes": 2}.get(task.labels)
+    if classes is None:
+        return
+    if images.num_classes is not None and images.num_classes != classes:
+        raise InputError(
+            f"{images.source}: its labels name {images.num_classes} classes and the model has "
+            f"{classes}; give --classes FILE, one folder name a line in the order of the model"
+        )
+    largest = max(label for label in images.labels if isinstance(label, int))
+    if largest >= classes:
+        raise InputError(
+            f"{images.source}: has the label {largest} and the model {classes} classes; "
+            "give the images the model was trained for"
+        )
+
+
+def held_back(full: ImageSet, wanted: int, chosen: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """Split `full` into images to calibrate on and images to judge agreement on, never the same.
+
+    `chosen`: the sample of `wanted` images to calibrate on. Where it leaves fewer than 32 others,
+    every fifth of the chosen is held back instead.
+    """
+    names = set(chosen.names)
+    others = [i for i, name in enumerate(full.names) if name not in names]
+    if len(others) >= 32:
+        step = max(1, len(others) // wanted)
+        return chosen, full.subset(others[::step][:wanted])
+    back = list(range(4, len(chosen), 5))
+    kept = [i for i in range(len(chosen)) if i % 5 != 4]
+    if not back:
+        raise InputError(
+            f"{full.source}: {len(full)} images are too few to calibrate on and to hold some back; "
+            "give more, or give evaluation images"
+        )
+    return chosen.subset(kept), chosen.subset(back)

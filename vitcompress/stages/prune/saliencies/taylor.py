@@ -1,0 +1,15 @@
+"""The first-order change of the loss when a unit goes."""
+
+from torch import Tensor
+
+from vitcompress.methods import saliency
+from vitcompress.model.anatomy import Site
+from vitcompress.stages.prune.config import Kind
+from vitcompress.stages.prune.worth import Evidence, Saliency
+
+
+def worth(evidence: Evidence, site: Site, kind: Kind) -> Tensor:
+    return saliency.taylor(evidence.gradient_sums[site.name, kind])
+
+
+SALIENCY = Saliency(worth)
