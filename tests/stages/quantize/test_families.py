@@ -156,8 +156,9 @@ def test_an_input_that_never_changes(
     norm.weight.zero_()
     norm.bias.fill_(value)
     dense = vit.module(pixels)
-    for bits in (8, 3, {"average": 5}):
-        config = QuantizeConfig.model_validate({"bits": bits, "rounding": "gptq"})
+    for bits, sequential in ((8, False), (4, True), ({"average": 5}, False)):
+        given = {"bits": bits, "rounding": "gptq", "sequential": sequential}
+        config = QuantizeConfig.model_validate(given)
         result = quantize(vit, config, context)
         assert (result.model.module(pixels) - dense).norm() < 0.5 * dense.norm()
         assert all(0 <= (row["output_error"] or 0) < 1 for row in result.table("layers").rows)
