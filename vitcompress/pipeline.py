@@ -181,6 +181,7 @@ def _context(recipe: Recipe, model: VitModel, data: RunImages, options: Options)
         cache=Cache(output.cache_folder(), options.resume),
         max_unreadable=recipe.data.max_unreadable,
         evaluation=data.evaluation,
+        target=recipe.export.target,
     )
 
 
