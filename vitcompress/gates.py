@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from vitcompress import tasks
 from vitcompress.errors import InputError
 from vitcompress.recipe import Gates
 from vitcompress.report.model import GateResult, Metrics
@@ -14,25 +15,27 @@ _NOISE = 1e-6
 _OF_ANY_TASK = {"bytes", "macs", "params", "latency", "speedup"}
 
 
-def of_task(gates: Gates, task: Task) -> Gates:
-    """The limits on figures that `task` has.
+def applying(gates: Gates, task: Task) -> Gates:
+    """The limits that count for a model of `task`.
 
-    A recipe for models of several tasks limits a figure of each. Raises `InputError` where a limit
-    is set for a figure that `task` does not have, and none for one that it has.
+    A recipe for any task may limit how far the output may be from the dense model's in the figures
+    of several: where the task has one of them, the others do not count. Raises `InputError` for a
+    limit on any other figure that `task` does not have.
     """
-    named = [(kind, metric) for kind, limits in gates for metric, v in limits if v is not None]
-    foreign = [n for n in named if n[1] not in {*_OF_ANY_TASK, *task.figures}]
-    if foreign and not any(metric in task.figures for _, metric in named):
-        kind, metric = foreign[0]
-        raise InputError(
-            f"gates.{kind}.{metric}: the task {task.name} has no {metric}; its figures are "
-            f"{', '.join(task.figures)}"
-        )
-    left = {
-        kind: limits.model_copy(update={m: None for k, m in foreign if k == kind})
-        for kind, limits in gates
-    }
-    return gates.model_copy(update=left)
+    limits = [(kind, m) for kind, each in gates for m, limit in each if limit is not None]
+    foreign = [each for each in limits if each[1] not in _OF_ANY_TASK | set(task.figures)]
+    alike = any(metric in task.against_dense for _, metric in limits)
+    others = tasks.figures_against_dense() if alike else frozenset()
+    for kind, metric in foreign:
+        if metric not in others:
+            raise InputError(
+                f"gates.{kind}.{metric}: the task {task.name} has no {metric}; its figures are "
+                f"{', '.join(task.figures)}"
+            )
+    left_out = {kind: dict.fromkeys(m for k, m in foreign if k == kind) for kind, _ in gates}
+    return gates.model_copy(
+        update={kind: each.model_copy(update=left_out[kind]) for kind, each in gates}
+    )
 
 
 def evaluate(gates: Gates, baseline: Metrics, final: Metrics) -> list[GateResult]:

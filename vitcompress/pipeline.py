@@ -76,7 +76,7 @@ def load(recipe: Recipe) -> VitModel:
         recipe.model.num_classes,
         recipe.data.preprocess_overrides(),
     ).with_task(recipe.task)
-    gates.of_task(recipe.gates, model.task)
+    gates.applying(recipe.gates, model.task)
     return model
 
 
@@ -181,6 +181,7 @@ def _context(recipe: Recipe, model: VitModel, data: RunImages, options: Options)
         cache=Cache(output.cache_folder(), options.resume),
         max_unreadable=recipe.data.max_unreadable,
         evaluation=data.evaluation,
+        target=recipe.export.target,
     )
 
 
@@ -226,14 +227,15 @@ class _Run:
             artifacts, final, baseline = self._finish(model, baseline_file)
         if stages:
             stages[-1] = stages[-1].model_copy(update={"metrics": final})
-        limits = gates.of_task(self.recipe.gates, self.dense.task)
         return Report(
             model=_model_facts(self.recipe, self.dense, model),
             baseline=baseline,
             stages=stages,
             final=final,
             artifacts=artifacts,
-            gates=gates.evaluate(limits, baseline, final),
+            gates=gates.evaluate(
+                gates.applying(self.recipe.gates, self.dense.task), baseline, final
+            ),
             environment=output.environment(self.options.threads),
             warnings=[*self.data.warnings(), *_few(len(self.judged_dense.outputs)), *warnings],
         )
