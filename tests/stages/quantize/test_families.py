@@ -47,7 +47,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(params=FAMILIES)
+# In every run a model with a head and one without, sites of plain blocks and of windows.
+_ALWAYS = ("plain", "swin, headless")
+
+
+def _param(name: str) -> Any:
+    return pytest.param(name, marks=() if name in _ALWAYS else pytest.mark.slow)
+
+
+@pytest.fixture(params=map(_param, FAMILIES))
 def model(request: pytest.FixtureRequest, make_vit: MakeVit) -> VitModel:
     name, options = FAMILIES[request.param]
     return make_vit(name, **options)
@@ -61,7 +69,12 @@ def serves(model: VitModel, pixels: Tensor, home: Path) -> None:
     assert torch.equal(load_folder(home).module(pixels), model.module(pixels))
 
 
-def test_8_bits(model: VitModel, context: Context, pixels: Tensor, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_8_bits(
+    family: str, make_vit: MakeVit, context: Context, pixels: Tensor, tmp_path: Path
+) -> None:
+    name, options = FAMILIES[family]
+    model = make_vit(name, **options)
     config = QuantizeConfig(layers=("blocks", "head"), rest="float16", rounding="nearest")
     dense = model.module(pixels)
     names = list(plan(model, config).model.architecture.quantized)
