@@ -1,5 +1,6 @@
 from rich.console import Console, RenderableType
 
+from vitcompress.details import Table
 from vitcompress.report import terminal
 from vitcompress.report.model import Report
 
@@ -49,3 +50,11 @@ def test_markup_in_a_warning_is_only_text(report: Report) -> None:
     assert "! [red]x[/nothing]" in _shown(
         report.model_copy(update={"warnings": ["[red]x[/nothing]"]})
     )
+
+
+def test_heads_of_columns_are_never_cut_short() -> None:
+    row = {"layer": "a.name.that.is.long", **{f"importance_{i}": 0.5 for i in range(8)}}
+    console = Console(width=60, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(terminal.table("quant", Table.of("sensitivities", [row])), crop=False)
+    assert capture.get().count("importance") == 8

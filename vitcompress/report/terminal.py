@@ -77,7 +77,7 @@ def table(title: str, found: Table) -> RenderableType:
         shown.add_column(
             format.label(name),
             justify="right" if shown.columns else "left",
-            min_width=max(map(len, texts)),
+            min_width=max(map(len, [*texts, *format.label(name).split()])),
         )
     for row in zip(*cells.values(), strict=True):
         shown.add_row(*row)
