@@ -199,8 +199,11 @@ def test_one_image_without_numbers_fails_on_either_side(
         answers = SimpleNamespace(run=lambda _, theirs=theirs: theirs.numpy())
         runtime = SimpleNamespace(session=lambda *_, answers=answers: answers)
         monkeypatch.setattr(targets, "load", lambda _, runtime=runtime: runtime)
-        fixed = SimpleNamespace(module=lambda _, ours=ours: ours, architecture=model.architecture)
-        monkeypatch.setattr(parity, "quantized_linears", lambda _: {})
+        fixed = SimpleNamespace(
+            module=lambda _, ours=ours: ours,
+            architecture=model.architecture,
+            anatomy=SimpleNamespace(quantized=dict),
+        )
         with pytest.raises(ParityError, match="infinite or no number for 1 of 8 images"):
             check(Path("m.onnx"), fixed, images, 1)  # type: ignore[arg-type]
 

@@ -27,7 +27,7 @@ from vitcompress.export.passes.outline import DOMAIN
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.layers import QuantizedLinear
-from vitcompress.model.structure import float_twin, quantized_linears
+from vitcompress.model.structure import float_twin
 
 _FLOAT_TOLERANCE = 1e-4
 _TIED = 1 / 8  # of the images, where tokens merge
@@ -50,7 +50,7 @@ def check(
     not finite on either side.
     """
     runtime = targets.load(target)
-    layers = quantized_linears(model.module)
+    layers = model.anatomy.quantized()
     facts: dict[str, Any] = {"images": len(pixels)}
     if layers:
         facts["fused_layers"] = fused_layers(path, layers, runtime)

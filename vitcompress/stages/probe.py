@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.model.anatomy import Anatomy, State
@@ -23,18 +22,6 @@ _IMAGES, _BATCH = 32, 8  # to compare layers on; of small batches, so that races
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Of an output and that of the dense model, of the same images: how far they are apart, [n]."""
-
-
-def kl(output: Tensor, dense: Tensor) -> Tensor:
-    """KL(dense ‖ output) of each image, in nats, from logits [n, classes]."""
-    output, dense = output.log_softmax(-1), dense.log_softmax(-1)
-    found = F.kl_div(output, dense, reduction="none", log_target=True).sum(-1)
-    return found.clamp_min(0)
-
-
-def root_kl(output: Tensor, dense: Tensor) -> Tensor:
-    """√KL(dense ‖ output) of each image, in nats^½."""
-    return kl(output, dense).sqrt()
 
 
 class Change(NamedTuple):

@@ -21,7 +21,6 @@ from vitcompress.model.architecture import (
 )
 from vitcompress.model.families import anatomy_of
 from vitcompress.model.layers import QuantizedLinear
-from vitcompress.model.structure import linears
 from vitcompress.stages.calibrate import LayerStatistics, collect, statistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import QuantizeConfig
@@ -241,10 +240,10 @@ def test_the_model_given_is_not_changed(
     options: dict[str, Any], make_vit: MakeVit, context: Context
 ) -> None:
     vit = outlying(make_vit)
-    before, names = vit.fingerprint(), list(linears(vit.module))
+    before, names = vit.fingerprint(), list(vit.anatomy.linears())
     run(vit, context, **options)
     assert vit.fingerprint() == before
-    assert list(linears(vit.module)) == names
+    assert list(vit.anatomy.linears()) == names
 
 
 @pytest.mark.parametrize("activations", MODES)

@@ -13,7 +13,6 @@ from vitcompress.errors import InputError
 from vitcompress.export.folder import load_folder, save_folder, stored_bytes
 from vitcompress.methods import compact, quantizer, sparsity
 from vitcompress.model.architecture import VitModel, stored_tensors
-from vitcompress.model.structure import linears
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize import stage as quantizing
 from vitcompress.stages.quantize.config import QuantizeConfig
@@ -32,7 +31,7 @@ def run(vit: VitModel, context: Context, **options: Any) -> StageResult:
 
 
 def weights(model: VitModel) -> dict[str, Tensor]:
-    return {name: linear.weight for name, linear in linears(model.module).items()}
+    return {name: linear.weight for name, linear in model.anatomy.linears().items()}
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "1:4", "4:8"])
