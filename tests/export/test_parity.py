@@ -18,7 +18,7 @@ from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import QuantizedLayer, VitModel
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge.config import MergeConfig
 from vitcompress.stages.merge.stage import plan

@@ -11,7 +11,7 @@ from vitcompress.methods.merging import diffrate, ppt
 from vitcompress.methods.readers import ReaderStatistics, normalised
 from vitcompress.methods.selection import unit
 from vitcompress.methods.tokens import Choice, Tokens, attention_paid, combine, method_of, places
-from vitcompress.model.layers import attend
+from vitcompress.model.modules.attention import attend
 from vitcompress.terms import MERGING
 
 N, KEEP = 17, 11

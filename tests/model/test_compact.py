@@ -15,7 +15,7 @@ from vitcompress.export.onnx import INPUT, export_onnx
 from vitcompress.export.parity import check
 from vitcompress.methods import packing, patterns, quantizer, sparsity
 from vitcompress.model.architecture import VitModel, stored_tensors
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.targets.onnxruntime import load_session
 
 PATTERNS = {

@@ -25,9 +25,11 @@ from vitcompress.model.architecture import (
     stored_tensors,
 )
 from vitcompress.model.families import adopt
-from vitcompress.model.layers import Attention, Block, GatedMlp
-from vitcompress.model.rotary import RotaryVit, frequencies
-from vitcompress.model.rotation import Rotation
+from vitcompress.model.families.rotary import RotaryVit, frequencies
+from vitcompress.model.modules.attention import Attention
+from vitcompress.model.modules.block import Block
+from vitcompress.model.modules.mlp import GatedMlp
+from vitcompress.model.modules.rotation import Rotation
 from vitcompress.targets.onnxruntime import load_session
 
 MakeModule = Callable[..., nn.Module]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel, set_tail
 from vitcompress.model.families import adopt, anatomy_of
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.model.patterns import match
 from vitcompress.model.structure import placed
 

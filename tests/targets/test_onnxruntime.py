@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitcompress import targets
 from vitcompress.errors import InputError
-from vitcompress.model.layers import attention
+from vitcompress.model.modules.attention import attention
 from vitcompress.targets import onnxruntime
 
 HEADS, WIDTH = 2, 8

@@ -26,7 +26,7 @@ from vitcompress.export.onnx import EXTERNAL_BYTES
 from vitcompress.export.passes.outline import DOMAIN
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.model.structure import float_twin
 
 _FLOAT_TOLERANCE = 1e-4

@@ -187,7 +187,7 @@ def _attention(width: int, tokens: SiteTokens, sizes: AttentionSizes) -> onnx.Gr
 
 
 def _windowed(width: int, tokens: SiteTokens, sizes: AttentionSizes) -> onnx.GraphProto:
-    """Windows as heads, as `model.windows` computes them."""
+    """Windows as heads, as `model.modules.windows` computes them."""
     graph, size = _Graph(width), tokens.keys
     count = tokens.first // size
     heads = count * sizes.heads

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from vitcompress.errors import InputError
 from vitcompress.model.folds import Fold, norm_fold, value_fold
-from vitcompress.model.layers import Block, QuantizedLinear
+from vitcompress.model.modules.block import Block
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.model.patterns import match
 
 Kind = Literal["attention", "mlp"]

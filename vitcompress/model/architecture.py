@@ -18,8 +18,8 @@ from vitcompress.model import checkpoint, compact, naming
 from vitcompress.model.anatomy import Anatomy, Change
 from vitcompress.model.embedding import resize_embedding
 from vitcompress.model.families import adopt, anatomy_of
-from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.merging import Merging, MergingBlocks
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.model.options import Options
 from vitcompress.model.sizes import BlockSizes, narrowable, resize
 from vitcompress.terms import Activations

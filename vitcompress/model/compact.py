@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.methods import compact, packing, patterns
-from vitcompress.model.layers import QuantizedLinear, quantized_linear
+from vitcompress.model.modules.quantized import QuantizedLinear, quantized_linear
 
 Layers = Mapping[str, str]
 """By name, the patterns of zeros that layers have, in the words of `methods.patterns.parse`."""

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
-from vitcompress.model.layers import Attention
+from vitcompress.model.modules.attention import Attention
 from vitcompress.model.sizes import blocks, resize_norm
 
 

@@ -14,7 +14,7 @@ from vitcompress.methods import tokens
 from vitcompress.methods.selection import rows
 from vitcompress.methods.tokens import Choice, View, method_of
 from vitcompress.model.anatomy import State
-from vitcompress.model.layers import Block
+from vitcompress.model.modules.block import Block
 from vitcompress.terms import MergeMethod
 
 RANK = 31

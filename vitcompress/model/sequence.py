@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from vitcompress.model import embedding
 from vitcompress.model.anatomy import Anatomy, Change, State, Step, all_steps
-from vitcompress.model.layers import Block, GatedMlp, Mlp
 from vitcompress.model.merging import MergingBlocks
+from vitcompress.model.modules.block import Block
+from vitcompress.model.modules.mlp import GatedMlp, Mlp
+from vitcompress.model.modules.sources import part
 from vitcompress.model.sizes import blocks
-from vitcompress.model.sources import part
 
 _NUMBERS = ("num_classes", "num_features", "embed_dim", "num_prefix_tokens", "global_pool")
 _TOKENS = ("cls_token", "reg_token", "pos_embed", "attn_pool")

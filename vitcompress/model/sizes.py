@@ -7,8 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from vitcompress.model.anatomy import Kind, Site
-from vitcompress.model.layers import Attention, Block, GatedMlp, Mlp
-from vitcompress.model.windows import UnitNorm
+from vitcompress.model.modules.attention import Attention
+from vitcompress.model.modules.block import Block
+from vitcompress.model.modules.mlp import GatedMlp, Mlp
+from vitcompress.model.modules.windows import UnitNorm
 
 _Size = Annotated[int, Field(ge=1)]
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from vitcompress.model.anatomy import Anatomy, Kind, Site, State
-from vitcompress.model.layers import Block
+from vitcompress.model.modules.block import Block
 from vitcompress.model.sequence import layer_input
 from vitcompress.stages.states import StateFile
 

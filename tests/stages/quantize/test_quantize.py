@@ -20,7 +20,7 @@ from vitcompress.model.architecture import (
     stored_tensors,
 )
 from vitcompress.model.families import anatomy_of
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.calibrate import LayerStatistics, collect, statistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import QuantizeConfig

@@ -16,8 +16,8 @@ from vitcompress.model.architecture import (
     set_tail,
     stored_tensors,
 )
-from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.merging import Merging
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize import prepare
 from vitcompress.stages.quantize.config import QuantizeConfig

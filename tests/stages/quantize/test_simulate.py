@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel, stored_tensors
-from vitcompress.model.layers import Attention
+from vitcompress.model.modules.attention import Attention
 from vitcompress.stages.calibrate import statistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge.config import MergeConfig

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.model.anatomy import Anatomy, Change, State, Step, all_steps
-from vitcompress.model.layers import Attention, Block
+from vitcompress.model.modules.attention import Attention
+from vitcompress.model.modules.block import Block
+from vitcompress.model.modules.windows import PatchMerging, RelativePositions, UnitNorm, windows
 from vitcompress.model.sequence import adopt_mlps
-from vitcompress.model.windows import PatchMerging, RelativePositions, UnitNorm, windows
 
 _REFUSALS: dict[Change, str] = {
     "tail": "its head reads all tokens",

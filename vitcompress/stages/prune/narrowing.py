@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vitcompress.methods.compensation import Fit, joined, projected
 from vitcompress.model.anatomy import Site
-from vitcompress.model.layers import Attention, Block
+from vitcompress.model.modules.attention import Attention
+from vitcompress.model.modules.block import Block
 from vitcompress.model.sizes import (
     SiteSizes,
     attention_weights,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitcompress.methods.compensation import with_constant
 from vitcompress.methods.subspace import Affine, NormedHeads, selected_norm
-from vitcompress.model.layers import Attention
+from vitcompress.model.modules.attention import Attention
 
 
 def is_normed(attention: Attention) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitcompress.methods.compensation import with_constant
 from vitcompress.methods.subspace import NormedHeads
 from vitcompress.model.anatomy import Anatomy, Site
-from vitcompress.model.layers import Attention
+from vitcompress.model.modules.attention import Attention
 from vitcompress.stages.observe import Loss, Sample, Watch, observe, unlabelled
 from vitcompress.stages.prune import selected
 

@@ -11,7 +11,7 @@ from vitcompress.methods.compensation import Fit, covariance
 from vitcompress.methods.subspace import NormedHeads, query_key_basis, value_basis
 from vitcompress.model import anatomy
 from vitcompress.model.anatomy import Anatomy, Site
-from vitcompress.model.layers import Attention
+from vitcompress.model.modules.attention import Attention
 from vitcompress.model.sizes import attention_weights, fill, size_of
 from vitcompress.stages.prune.config import Kind, PruneConfig
 from vitcompress.stages.prune.selected import is_normed, is_selected, selectable

@@ -18,7 +18,7 @@ from vitcompress.model.anatomy import Anatomy, Site
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.embedding import readers
 from vitcompress.model.families import anatomy_of
-from vitcompress.model.layers import Block
+from vitcompress.model.modules.block import Block
 from vitcompress.model.sizes import size_of
 from vitcompress.stages.context import Context
 from vitcompress.stages.observe import Loss, Sample, readout_loss

@@ -11,7 +11,7 @@ from vitcompress.errors import InputError
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import QuantizedLayer, VitModel, stored_tensors
 from vitcompress.model.compact import packed
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.quantize.config import QuantizeConfig
 from vitcompress.stages.quantize.selection import choices
 

@@ -12,7 +12,7 @@ from vitcompress.methods.folding import Fold
 from vitcompress.methods.histogram import quantiles
 from vitcompress.methods.rounding import output_error
 from vitcompress.model.anatomy import Anatomy
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.calibrate import LayerStatistics
 from vitcompress.stages.quantize.config import Style
 from vitcompress.stages.quantize.rounding import Lattice, Metric, rounding_of

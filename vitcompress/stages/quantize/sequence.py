@@ -20,7 +20,7 @@ from vitcompress.methods.sparsity import reconstructed
 from vitcompress.model.anatomy import Site
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import Style

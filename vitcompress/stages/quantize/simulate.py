@@ -19,7 +19,7 @@ from vitcompress.methods.grids import Quantizer, fitted
 from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
-from vitcompress.model.layers import Attention
+from vitcompress.model.modules.attention import Attention
 from vitcompress.stages.calibrate import LayerStatistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import QuantizeConfig, Simulation

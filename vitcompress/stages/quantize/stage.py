@@ -13,7 +13,7 @@ from torch import nn
 from vitcompress.console import track
 from vitcompress.details import Fact, Row, Table
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.bits import allocated, chosen_bits
 from vitcompress.stages.quantize.config import BitBudget, QuantizeConfig

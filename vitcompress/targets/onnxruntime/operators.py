@@ -15,14 +15,15 @@ from vitcompress.methods import selection  # noqa: F401  (registers operators)
 from vitcompress.methods.compact import counts
 from vitcompress.methods.packing import parts
 from vitcompress.methods.quantizer import MULTIPLIER_BITS
-from vitcompress.model import compact, layers  # noqa: F401  (register operators)
+from vitcompress.model import compact  # noqa: F401  (registers its operator)
+from vitcompress.model.modules import attention, quantized  # noqa: F401  (register operators)
 from vitcompress.targets import OperatorTable
 
 _END = 2**31 - 1  # of a Slice: as far as there is something
 
 
 def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any = None) -> Any:
-    """`model.layers.attend`, its `bias` float32 [B or 1, heads or 1, M or 1, N].
+    """`model.modules.attention.attend`, its `bias` float32 [B or 1, heads or 1, M or 1, N].
 
     onnxruntime 1.32 spreads a bias over images and heads itself, be it constant or computed:
     [1, 1, M, N], [1, heads, M, N], [B, 1, M, N] and [B, heads, M, N] are taken as they are. What it
