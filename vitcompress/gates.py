@@ -14,7 +14,7 @@ _NOISE = 1e-6
 _OF_ANY_TASK = {"bytes", "macs", "params", "latency", "speedup"}
 
 
-def check(gates: Gates, task: Task) -> None:
+def check_gates(gates: Gates, task: Task) -> None:
     """Raise `InputError` where a limit is set for a figure that `task` does not have."""
     known = {*_OF_ANY_TASK, *task.figures}
     for kind, limits in gates:
@@ -26,7 +26,7 @@ def check(gates: Gates, task: Task) -> None:
                 )
 
 
-def evaluate(gates: Gates, baseline: Metrics, final: Metrics) -> list[GateResult]:
+def gate_results(gates: Gates, baseline: Metrics, final: Metrics) -> list[GateResult]:
     """One result for each limit that is set, named such as `max_drop.top1`, in the recipe's order.
 
     A limit that is met exactly holds. One whose figure was not measured does not.

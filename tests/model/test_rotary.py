@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
-from vitcompress.export.parity import check
+from vitcompress.export.parity import check_parity
 from vitcompress.methods import selection
 from vitcompress.model.architecture import (
     Architecture,
@@ -129,7 +129,7 @@ def test_the_export_turns_by_one_operator(
 ) -> None:
     model = make_vit(**KINDS[kind])
     export_onnx(model, tmp_path / "model.onnx", {})
-    assert check(tmp_path / "model.onnx", model, pixels, 1)["passed"]
+    assert check_parity(tmp_path / "model.onnx", model, pixels, 1)["passed"]
     graph = onnx.load(tmp_path / "model.onnx").graph
     found = Counter(node.op_type for node in graph.node)
     assert found["RotaryEmbedding"] == 4

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitcompress.export.onnx import export_onnx
-from vitcompress.export.parity import check
+from vitcompress.export.parity import check_parity
 from vitcompress.measure.cost import dense_macs, macs
 from vitcompress.model.architecture import VitModel
 from vitcompress.stages.context import Context
@@ -49,7 +49,7 @@ def test_stages_follow_each_other(
     assert macs(model) < 0.75 * dense_macs(dense)
     assert not [name for name in model.architecture.coded if "rotation" in name]
     export_onnx(model, tmp_path / "model.onnx", {})
-    facts = check(tmp_path / "model.onnx", model, pixels, 1)
+    facts = check_parity(tmp_path / "model.onnx", model, pixels, 1)
     assert facts["passed"]
     assert torch.equal(in_fresh_process(model, pixels), model.module(pixels))
 

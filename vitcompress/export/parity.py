@@ -35,7 +35,7 @@ _TIED = 1 / 8  # of the images, where tokens merge
 _TIES = 1e-3
 
 
-def check(
+def check_parity(
     path: Path,
     model: VitModel,
     pixels: Tensor,
@@ -49,7 +49,7 @@ def check(
     Raises `ParityError` naming the layer, or the figure and its limit, and for an output that is
     not finite on either side.
     """
-    runtime = targets.load(target)
+    runtime = targets.load_target(target)
     layers = model.anatomy.quantized()
     facts: dict[str, Any] = {"images": len(pixels)}
     if layers:

@@ -32,7 +32,7 @@ def check_name(name: str, source: str) -> None:
         raise InputError(f"{source}: timm has no model {name!r}{hint}; {_REMEDY}")
 
 
-def build(name: str, options: Mapping[str, Any], source: str) -> nn.Module:
+def build_timm(name: str, options: Mapping[str, Any], source: str) -> nn.Module:
     """Return the untrained timm model `name`.
 
     Raises `InputError` for options that its constructor refuses, and as `check_name`.
@@ -52,9 +52,9 @@ def build(name: str, options: Mapping[str, Any], source: str) -> nn.Module:
 
 
 def skeleton(name: str, options: Mapping[str, Any], source: str) -> nn.Module:
-    """Return `build`'s model without memory for its tensors: shapes only."""
+    """Return `build_timm`'s model without memory for its tensors: shapes only."""
     with torch.device("meta"):
-        return build(name, options, source)
+        return build_timm(name, options, source)
 
 
 def found_options(
@@ -65,7 +65,7 @@ def found_options(
     These are its class count, its input channels and, where it differs from the default of
     `name`, its image size. Options that are given stay as they are.
 
-    Raises `InputError` when the position embedding is not that of a square image, and as `build`.
+    Raises `InputError` when the position embedding is not that of a square image, and as `build_timm`.
     """
     model = skeleton(name, options, source)
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
@@ -134,7 +134,7 @@ def _shape(tensor: Tensor) -> str:
     return f"{kind}{list(tensor.shape)}"
 
 
-def candidates(state: Mapping[str, Tensor]) -> list[str]:
+def matching_names(state: Mapping[str, Tensor]) -> list[str]:
     """Return the plain ViT and DeiT models of timm that fit `state`, in alphabetical order.
 
     Every tensor must be there with its shape; class count, input channels and image size are free,

@@ -11,7 +11,7 @@ from torch import Tensor
 from vitcompress.errors import InputError
 from vitcompress.export.folder import load_folder, save_folder
 from vitcompress.export.onnx import export_onnx
-from vitcompress.export.parity import check
+from vitcompress.export.parity import check_parity
 from vitcompress.model.architecture import VitModel
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import QuantizeConfig
@@ -56,7 +56,7 @@ def model(request: pytest.FixtureRequest, make_vit: MakeVit) -> VitModel:
 def serves(model: VitModel, pixels: Tensor, home: Path) -> None:
     """Whether the files of a model are right."""
     export_onnx(model, home / "model.onnx", {})
-    assert check(home / "model.onnx", model, pixels, 1)["passed"]
+    assert check_parity(home / "model.onnx", model, pixels, 1)["passed"]
     save_folder(model, home)
     assert torch.equal(load_folder(home).module(pixels), model.module(pixels))
 

@@ -15,7 +15,7 @@ from vitcompress.model.architecture import (
     Architecture,
     VitModel,
     build,
-    load,
+    load_tensors,
     set_tail,
     stored_tensors,
 )
@@ -24,7 +24,7 @@ from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.calibrate import LayerStatistics, collect, statistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import QuantizeConfig
-from vitcompress.stages.quantize.layer import Choice, choose
+from vitcompress.stages.quantize.layer import InputRange, best_input_range
 from vitcompress.stages.quantize.selection import selected
 from vitcompress.stages.quantize.stage import quantize
 from vitcompress.stages.stage import StageResult
@@ -154,8 +154,10 @@ def calibrated(vit: VitModel, context: Context) -> dict[str, LayerStatistics]:
     return collect(vit, BLOCKS, batches, len(context.images), seed=0)
 
 
-def chosen(module: nn.Module, name: str, found: LayerStatistics, config: QuantizeConfig) -> Choice:
-    return choose(anatomy_of(module), name, found, config.style, 8, config.fold)
+def chosen(
+    module: nn.Module, name: str, found: LayerStatistics, config: QuantizeConfig
+) -> InputRange:
+    return best_input_range(anatomy_of(module), name, found, config.style, 8, config.fold)
 
 
 @pytest.mark.parametrize("activations", MODES)
@@ -294,7 +296,7 @@ def test_weights_that_stay_float_can_be_stored_in_bytes(
     kept = "blocks.0.mlp.fc1.weight"
     assert torch.equal(stored[kept], vit.module.state_dict()[kept])
     again = build(Architecture.model_validate_json(model.architecture.model_dump_json()))
-    load(again, model.architecture, stored)
+    load_tensors(again, model.architecture, stored)
     assert torch.equal(again(pixels), model.module(pixels))
 
 

@@ -19,7 +19,7 @@ from vitcompress.stages.quantize.config import QuantizeConfig
 from vitcompress.stages.quantize.stage import quantize
 from vitcompress.stages.sparsify.config import SparsifyConfig
 from vitcompress.stages.sparsify.layer import distortion
-from vitcompress.stages.sparsify.stage import plan, prepare, sensitivity, sparsify
+from vitcompress.stages.sparsify.stage import plan, prepare_sparsify, sensitivity, sparsify
 from vitcompress.stages.stage import StageResult
 
 MLPS = [f"blocks.{i}.mlp.{kind}" for i in range(2) for kind in ("fc1", "fc2")]
@@ -104,7 +104,7 @@ def test_a_refit_never_raises_the_error_of_a_layer(
 ) -> None:
     density = None if pattern == "2:4" else 0.5
     options = {"pattern": pattern, "criterion": criterion, "density": density, "permute": False}
-    known = prepare(vit, SparsifyConfig(**options), context)
+    known = prepare_sparsify(vit, SparsifyConfig(**options), context)
     errors = {}
     for reconstruct in (True, False):
         model = run(vit, context, reconstruct=reconstruct, allocation="uniform", **options).model
@@ -128,7 +128,7 @@ def test_refitted_logits_are_nearer(vit: VitModel, context: Context) -> None:
 def test_the_order_of_hidden_units_is_of_no_account(
     vit: VitModel, context: Context, pixels: Tensor
 ) -> None:
-    known = prepare(vit, SparsifyConfig(), context)
+    known = prepare_sparsify(vit, SparsifyConfig(), context)
     moved = known.module.get_submodule("blocks.0.mlp.fc2").weight
     assert not torch.equal(moved, vit.module.get_submodule("blocks.0.mlp.fc2").weight)
     torch.testing.assert_close(known.module(pixels), vit.module(pixels), atol=1e-5, rtol=1e-4)

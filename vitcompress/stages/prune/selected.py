@@ -47,7 +47,7 @@ def selectable(attention: Attention) -> bool:
     )
 
 
-def moments(
+def query_key_moments(
     attention: Attention, q: Tensor, k: Tensor, weights: Tensor, received: Tensor
 ) -> NormedHeads:
     """Moments of queries and keys [B, heads, N, d] as their norms make them, before weights and

@@ -16,13 +16,19 @@ from vitcompress.stages.calibrate import LayerStatistics, Weights, statistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.probe import Probe, mean, probe_of
 from vitcompress.stages.quantize.config import BitBudget, QuantizeConfig, Style
-from vitcompress.stages.quantize.layer import Choice, choose, ladder, ranged, rounded
-from vitcompress.stages.quantize.selection import choices
+from vitcompress.stages.quantize.layer import (
+    InputRange,
+    best_input_range,
+    ladder,
+    ranged,
+    rounded_layer,
+)
+from vitcompress.stages.quantize.selection import allowed_widths
 from vitcompress.tasks import Task
 
 
 @dataclass(frozen=True)
-class Prepared:
+class QuantizeSetup:
     """A folded copy of a model, what is known of the layers to quantize, and what they may be.
 
     `floats`: these layers, as they lie in the model. `allowed`: their widths, ascending. `choices`:
@@ -34,7 +40,7 @@ class Prepared:
     style: Style
     floats: dict[str, nn.Linear]
     found: dict[str, LayerStatistics]
-    choices: dict[str, Choice]
+    choices: dict[str, InputRange]
     allowed: dict[str, tuple[int, ...]]
     probe: Probe
 
@@ -44,7 +50,9 @@ class Prepared:
 
     def rounded(self, name: str, bits: int) -> QuantizedLinear:
         """One layer with weights of `bits` bits."""
-        return rounded(self.floats[name], self.choices[name], self.found[name], self.style, bits)
+        return rounded_layer(
+            self.floats[name], self.choices[name], self.found[name], self.style, bits
+        )
 
     def ranged(
         self,
@@ -102,22 +110,24 @@ class Prepared:
             return self.probe.distances(change, rival)
 
 
-def prepare(model: VitModel, config: QuantizeConfig, context: Context) -> Prepared:
+def prepare_quantize(model: VitModel, config: QuantizeConfig, context: Context) -> QuantizeSetup:
     """Calibrate, fold, and choose the ranges of the inputs.
 
     Raises `InputError` for a pattern that matches no layer.
     """
-    allowed = choices(model, config)[0]
+    allowed = allowed_widths(model, config)[0]
     found = statistics(model, list(allowed), context, _weights(model.anatomy, allowed))
     anatomy = anatomy_of(copy.deepcopy(model.module))
     # Foldings first: that of one layer may change the weights of another.
     chosen = {
-        name: choose(anatomy, name, found[name], config.style, _typical(config, each), config.fold)
+        name: best_input_range(
+            anatomy, name, found[name], config.style, _typical(config, each), config.fold
+        )
         for name, each in track(allowed.items(), "choosing ranges", len(allowed))
     }
     floats = {name: cast(nn.Linear, anatomy.module.get_submodule(name)) for name in allowed}
     probe = probe_of(anatomy, model.task, context)
-    return Prepared(anatomy, model.task, config.style, floats, found, chosen, allowed, probe)
+    return QuantizeSetup(anatomy, model.task, config.style, floats, found, chosen, allowed, probe)
 
 
 def _weights(anatomy: Anatomy, allowed: Mapping[str, tuple[int, ...]]) -> Weights:

@@ -24,8 +24,8 @@ from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import Style
-from vitcompress.stages.quantize.layer import Choice, coded, damped, with_range
-from vitcompress.stages.quantize.prepare import Prepared
+from vitcompress.stages.quantize.layer import InputRange, coded, damped, with_range
+from vitcompress.stages.quantize.prepare import QuantizeSetup
 from vitcompress.stages.sequence import Given, side_by_side
 
 _DAMPING = 0.1  # of the ridge; more, the fewer tokens there are for each input
@@ -43,7 +43,7 @@ def sequence(model: VitModel) -> list[str]:
 
 
 def round_in_sequence(
-    known: Prepared,
+    known: QuantizeSetup,
     bits: Mapping[str, int],
     others: Mapping[str, QuantizedLinear],
     context: Context,
@@ -68,7 +68,7 @@ def round_in_sequence(
                 if name == site.last_name:
                     seen = place.fitting("last", back=_adds(site))
                 found = _moments(seen, choice, known.style)
-                done[name] = fitted(linear, choice, found, known.style, bits[name])
+                done[name] = refitted_layer(linear, choice, found, known.style, bits[name])
                 changed.set_submodule(name, placed(done[name], context.device))
     return done
 
@@ -78,8 +78,8 @@ def _adds(site: Site) -> bool:
     return isinstance(site.scale, nn.Identity) and not site.block.norm_after
 
 
-def fitted(
-    linear: nn.Linear, choice: Choice, found: Moments, style: Style, bits: int
+def refitted_layer(
+    linear: nn.Linear, choice: InputRange, found: Moments, style: Style, bits: int
 ) -> QuantizedLinear:
     """`linear` refitted and rounded, its mean error in the bias.
 
@@ -99,7 +99,7 @@ def fitted(
     return with_range(layer, choice)
 
 
-def _moments(batches: Iterable[Given], choice: Choice, style: Style) -> Moments:
+def _moments(batches: Iterable[Given], choice: InputRange, style: Style) -> Moments:
     """Moments of what a layer gets in the quantized model, as the integer kernel sees it where its
     range is fixed, and of what it should give there."""
     fixed = choice.static_range(style.activations)

@@ -12,7 +12,7 @@ from onnxscript import ir
 from onnxscript import opset23 as op
 
 from vitcompress.methods import selection  # noqa: F401  (registers operators)
-from vitcompress.methods.compact import counts
+from vitcompress.methods.compact import cell_counts
 from vitcompress.methods.packing import parts
 from vitcompress.methods.quantizer import MULTIPLIER_BITS
 from vitcompress.model import compact  # noqa: F401  (registers its operator)
@@ -171,8 +171,8 @@ def _integer_matmul(
 def _expanded(
     values: Any, mask: Any, kept: int, bits: int, rows: int, columns: int, cell: Sequence[int]
 ) -> Any:
-    """`model.compact.expanded`: each cell takes its place in the row of those left, or a zero."""
-    (high, wide), (down, across) = cell, counts(rows, columns, (cell[0], cell[1]))
+    """`model.compact.expanded_cells`: each cell takes its place in the row of those left, or a zero."""
+    (high, wide), (down, across) = cell, cell_counts(rows, columns, (cell[0], cell[1]))
     present = op.Cast(_unpacked_bits(mask, 1, down), to=ir.DataType.INT32)
     flat = op.Reshape(present, _ints(-1))
     place = op.Mul(op.CumSum(flat, op.Constant(value_int=0)), flat)  # 0 for a cell that is zero
