@@ -209,7 +209,8 @@ def reconstructed(
     """The weights within `mask` that minimise ½ tr(W H Wᵀ) − tr(W Tᵀ), from `weight`.
 
     Conjugate gradients for all rows at once, preconditioned by the diagonal of H; each row has
-    steps of its own. Stops early where nothing is left to gain. Arguments as of `refined_groups`; `mask`
+    steps of its own. Stops early where nothing is left to gain. Arguments as of
+    `refined_groups`; `mask`
     bool [out, in]. Returns float64 [out, in].
     """
     found = weight.double() * mask

@@ -16,7 +16,7 @@ from vitcompress.methods import compact, packing, patterns
 from vitcompress.model.modules.quantized import QuantizedLinear, quantized_linear
 
 Layers = Mapping[str, str]
-"""By name, the patterns of zeros that layers have, in the words of `methods.patterns.parse_pattern`."""
+"""By name, the patterns of zeros of layers, as `methods.patterns.parse_pattern` reads them."""
 
 _MIDDLE = 128  # code 0 among unsigned 8-bit codes
 

@@ -99,7 +99,7 @@ def _heads(vit: Any) -> list[Any]:
 
 
 def resize_embedding(module: nn.Module, width: int) -> None:
-    """Give `module`, which has no `embedding_obstacle`, an empty stream of `width` channels (in place).
+    """Give `module`, without an `embedding_obstacle`, an empty stream of `width` channels (in place).
 
     LayerNorms and LayerScales become those that change nothing.
     """

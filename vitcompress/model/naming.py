@@ -65,7 +65,8 @@ def found_options(
     These are its class count, its input channels and, where it differs from the default of
     `name`, its image size. Options that are given stay as they are.
 
-    Raises `InputError` when the position embedding is not that of a square image, and as `build_timm`.
+    Raises `InputError` when the position embedding is not that of a square image, and as
+    `build_timm`.
     """
     model = skeleton(name, options, source)
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
