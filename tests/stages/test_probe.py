@@ -135,26 +135,6 @@ def test_the_model_is_left_as_it_was(vit: VitModel, batches: list[Tensor]) -> No
     assert all(not m._forward_pre_hooks and not m._forward_hooks for m in module.modules())
 
 
-def test_layers_one_after_the_other(make_vit: MakeVit, batches: list[Tensor]) -> None:
-    vit, rounds = make_vit(), make_vit()
-    probe = Probe(anatomy_of(vit.module), batches, distance)
-    dense = [rounds.module(batch) for batch in batches]
-    for name in ("blocks.0.attn.proj", "blocks.1", "blocks.0.mlp.fc1"):
-        new = moved(vit.module.get_submodule(name))
-        found = probe.accept_layers({name: new})
-        rounds.module.set_submodule(name, copy.deepcopy(new))
-        pairs = zip(batches, dense, strict=True)
-        assert torch.equal(found, torch.cat([distance(rounds.module(b), d) for b, d in pairs]))
-        last = {"blocks.1.mlp.fc2": moved(vit.module.blocks[1].mlp.fc2)}
-        with probe.replaced(last) as change:
-            behind = cast(Tensor, probe.distances(change))
-        assert change.first == 1
-        twin = copy.deepcopy(rounds.module)
-        twin.set_submodule("blocks.1.mlp.fc2", copy.deepcopy(last["blocks.1.mlp.fc2"]))
-        pairs = zip(batches, dense, strict=True)
-        assert torch.equal(behind, torch.cat([distance(twin(b), d) for b, d in pairs]))
-
-
 def test_schedules_of_merging(make_vit: MakeVit, batches: list[Tensor]) -> None:
     vit = make_vit(depth=3)
     module: Any = vit.module

@@ -210,8 +210,7 @@ def reconstructed(
 
     Conjugate gradients for all rows at once, preconditioned by the diagonal of H; each row has
     steps of its own. Stops early where nothing is left to gain. Arguments as of
-    `refined_groups`; `mask`
-    bool [out, in]. Returns float64 [out, in].
+    `refined_groups`; `mask` bool [out, in]. Returns float64 [out, in].
     """
     found = weight.double() * mask
     left = (target.double() - found @ hessian) * mask

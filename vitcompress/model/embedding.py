@@ -99,7 +99,8 @@ def _heads(vit: Any) -> list[Any]:
 
 
 def resize_embedding(module: nn.Module, width: int) -> None:
-    """Give `module`, without an `embedding_obstacle`, an empty stream of `width` channels (in place).
+    """Give `module`, without an `embedding_obstacle`, an empty stream of `width` channels
+    (in place).
 
     LayerNorms and LayerScales become those that change nothing.
     """

@@ -135,17 +135,13 @@ def _shape(tensor: Tensor) -> str:
     return f"{kind}{list(tensor.shape)}"
 
 
-def matching_names(state: Mapping[str, Tensor]) -> list[str]:
-    """Return the plain ViT and DeiT models of timm that fit `state`, in alphabetical order.
+def matching_models(state: Mapping[str, Tensor]) -> dict[str, nn.Module]:
+    """Return the plain ViT and DeiT models of timm that fit `state`, by name, sorted by it.
 
     Every tensor must be there with its shape; class count, input channels and image size are free,
     but where timm has a model for several image sizes, those of the checkpoint's size go before.
+    The networks hold shapes only.
     """
-    return list(_fitting(state))
-
-
-def _fitting(state: Mapping[str, Tensor]) -> dict[str, nn.Module]:
-    """Return the candidates with their networks, which hold shapes only."""
     import timm
 
     outline, fitting, resized = _outline(state), {}, set()
@@ -206,7 +202,7 @@ def infer_name(state: Mapping[str, Tensor], source: str) -> str:
     named = _names_in(Path(source).name)
     if len(named) == 1:
         return named[0]
-    fitting = _fitting(state)
+    fitting = matching_models(state)
     if len(agreed := [name for name in named if name.partition(".")[0] in fitting]) == 1:
         return agreed[0]
     if not fitting:

@@ -89,14 +89,6 @@ class Probe:
         found = [self.distance(self._output(change, i, keep=True), dense) for i, dense in pairs]
         return torch.cat(found)
 
-    def accept_layers(self, changed: Mapping[str, nn.Module]) -> Tensor:
-        """Put the modules `changed` into the incumbent for good; the distance of each image."""
-        first = first_changed(self.anatomy, changed)
-        module = self.anatomy.module
-        for name, new in changed.items():
-            module.set_submodule(name, placed(new, self.dense[0].device))
-        return self.accept(Change(anatomy_of(module), first))
-
     @contextmanager
     def replaced(self, changed: Mapping[str, nn.Module]) -> Iterator[Change]:
         """The incumbent with other modules, by name, inside; afterwards it is as it was."""

@@ -27,7 +27,7 @@ def weight_errors(known: QuantizeSetup) -> BitCosts:
     return {
         name: {
             b: weight_error(
-                known.floats[name], known.choices[name], known.found[name], known.style, b
+                known.floats[name], known.ranges[name], known.found[name], known.style, b
             )
             for b in each
         }

@@ -53,7 +53,7 @@ def best_input_range(
         return plain
     folds = folding.reparametrisations(found.low, found.high)
     folded = (_best_range(each, weight, found, style, bits) for each in folds)
-    best = min((plain, *folded), key=lambda choice: choice.error)
+    best = min((plain, *folded), key=lambda input_range: input_range.error)
     if best is not plain:
         apply(best.fold.shift, best.fold.scale)
     return best
@@ -65,14 +65,14 @@ def _best_range(
     """The activation range with the least output error under `fold`, weights rounded to nearest."""
     rows, weight, target = trial(fold, weight, found, style, bits)
 
-    def choice(low: Tensor, high: Tensor, share: float) -> InputRange:
+    def input_range(low: Tensor, high: Tensor, share: float) -> InputRange:
         x = quantizer.rounded_input(rows, quantizer.activation_parameters(low, high))
         return InputRange(fold, low, high, share, _error(x @ weight.T, target))
 
     ranges = _ranges(fold, found)
     if style.activations == "dynamic":
         ranges = ranges[:1]
-    return min((choice(*r) for r in ranges), key=lambda c: c.error)
+    return min((input_range(*r) for r in ranges), key=lambda c: c.error)
 
 
 def trial(
@@ -139,11 +139,11 @@ def damped(moments: Tensor, tokens: float) -> Metric:
 
 
 def rounded_layer(
-    layer: nn.Linear, choice: InputRange, found: LayerStatistics, style: Style, bits: int
+    layer: nn.Linear, input_range: InputRange, found: LayerStatistics, style: Style, bits: int
 ) -> QuantizedLinear:
     """The quantized twin of `layer`, whose weights are already folded."""
-    quantized = coded(layer.weight, metric(choice.fold, found, bits), style, bits)
-    return ranged(quantized, layer, choice, found)
+    quantized = coded(layer.weight, metric(input_range.fold, found, bits), style, bits)
+    return ranged(quantized, layer, input_range, found)
 
 
 def coded(weight: Tensor, metric: Metric, style: Style, bits: int) -> QuantizedLinear:
@@ -163,11 +163,14 @@ def coded(weight: Tensor, metric: Metric, style: Style, bits: int) -> QuantizedL
 
 
 def weight_error(
-    layer: nn.Linear, choice: InputRange, found: LayerStatistics, style: Style, bits: int
+    layer: nn.Linear, input_range: InputRange, found: LayerStatistics, style: Style, bits: int
 ) -> float:
     """The mean squared error of the output that weights of `bits` bits leave, as a share of its
     variance: rounded as asked for, but for the last refinement."""
-    measure, variance = metric(choice.fold, found, bits), input_covariance(choice.fold, found)
+    measure, variance = (
+        metric(input_range.fold, found, bits),
+        input_covariance(input_range.fold, found),
+    )
     lattice = Lattice.of(layer.weight, measure.gram.diagonal(), bits, style.grouped(bits))
     codes = rounding_of(style.rounding).codes(layer.weight, lattice, measure)
     left = output_error(layer.weight, lattice.step, codes, variance).sum()
@@ -178,20 +181,20 @@ def weight_error(
 def ranged(
     quantized: QuantizedLinear,
     layer: nn.Linear,
-    choice: InputRange,
+    input_range: InputRange,
     found: LayerStatistics,
     terms: Literal[1, 2] = 1,
     fine_tokens: int | None = None,
 ) -> QuantizedLinear:
-    """`quantized` with the range of `choice`, and the bias that makes its mean error zero.
+    """`quantized` with the range of `input_range`, and the bias that makes its mean error zero.
 
     Plainly over the sample: its first tokens, which the head reads, count for more than one each.
     Where only some tokens have a second term, the mean is that of the others.
     """
-    twin = with_range(copy.deepcopy(quantized), choice)
+    twin = with_range(copy.deepcopy(quantized), input_range)
     twin.terms, twin.fine_tokens = terms, fine_tokens
-    rows = choice.fold.apply(found.rows)
-    fixed = choice.static_range(quantized.activations)
+    rows = input_range.fold.apply(found.rows)
+    fixed = input_range.static_range(quantized.activations)
     seen = quantizer.rounded_input(rows, fixed, 1 if fine_tokens else terms)
     # Layers are linear: the mean of the outputs is the output of the mean.
     missing = layer(rows.mean(0, dtype=torch.float64).float())
@@ -201,16 +204,16 @@ def ranged(
     return twin
 
 
-def with_range(quantized: QuantizedLinear, choice: InputRange) -> QuantizedLinear:
-    """`quantized`, with the range of `choice` where ranges are static (in place)."""
-    if (fixed := choice.static_range(quantized.activations)) is not None:
+def with_range(quantized: QuantizedLinear, input_range: InputRange) -> QuantizedLinear:
+    """`quantized`, with the range of `input_range` where ranges are static (in place)."""
+    if (fixed := input_range.static_range(quantized.activations)) is not None:
         quantized.activation_scale = fixed[0]
         quantized.activation_zero_point = fixed[1].to(torch.uint8)
     return quantized
 
 
 def layer_error(
-    quantized: QuantizedLinear, layer: nn.Linear, choice: InputRange, found: LayerStatistics
+    quantized: QuantizedLinear, layer: nn.Linear, input_range: InputRange, found: LayerStatistics
 ) -> float | None:
     """The mean squared error of the output on the sample, as a share of its variance.
 
@@ -218,17 +221,17 @@ def layer_error(
     """
     if quantized.fine_tokens is not None:
         return None
-    rows = choice.fold.apply(found.rows)
+    rows = input_range.fold.apply(found.rows)
     return _error(quantized(rows), layer(rows))
 
 
-def roomy(choice: InputRange, found: LayerStatistics) -> InputRange:
+def roomy(input_range: InputRange, found: LayerStatistics) -> InputRange:
     """Half as much again as was ever seen: with two terms there are steps to spare."""
-    low, high, share = _ranges(choice.fold, found)[0]
-    return replace(choice, low=1.5 * low, high=1.5 * high, share=share)
+    low, high, share = _ranges(input_range.fold, found)[0]
+    return replace(input_range, low=1.5 * low, high=1.5 * high, share=share)
 
 
-def ladder(choice: InputRange, found: LayerStatistics) -> list[InputRange]:
-    """`choice` with all ranges that are tried, widest first."""
-    ranges = _ranges(choice.fold, found)
-    return [replace(choice, low=low, high=high, share=s) for low, high, s in ranges]
+def ladder(input_range: InputRange, found: LayerStatistics) -> list[InputRange]:
+    """`input_range` with all ranges that are tried, widest first."""
+    ranges = _ranges(input_range.fold, found)
+    return [replace(input_range, low=low, high=high, share=s) for low, high, s in ranges]

@@ -31,7 +31,7 @@ from vitcompress.tasks import Task
 class QuantizeSetup:
     """A folded copy of a model, what is known of the layers to quantize, and what they may be.
 
-    `floats`: these layers, as they lie in the model. `allowed`: their widths, ascending. `choices`:
+    `floats`: these layers, as they lie in the model. `allowed`: their widths, ascending. `ranges`:
     what their inputs become, so far. `probe`: measures what replacing some costs.
     """
 
@@ -40,7 +40,7 @@ class QuantizeSetup:
     style: Style
     floats: dict[str, nn.Linear]
     found: dict[str, LayerStatistics]
-    choices: dict[str, InputRange]
+    ranges: dict[str, InputRange]
     allowed: dict[str, tuple[int, ...]]
     probe: Probe
 
@@ -51,7 +51,7 @@ class QuantizeSetup:
     def rounded(self, name: str, bits: int) -> QuantizedLinear:
         """One layer with weights of `bits` bits."""
         return rounded_layer(
-            self.floats[name], self.choices[name], self.found[name], self.style, bits
+            self.floats[name], self.ranges[name], self.found[name], self.style, bits
         )
 
     def ranged(
@@ -62,12 +62,12 @@ class QuantizeSetup:
         fine_tokens: int | None = None,
     ) -> QuantizedLinear:
         """A rounded layer with the input that is chosen by now."""
-        choice, found = self.choices[name], self.found[name]
-        return ranged(layer, self.floats[name], choice, found, terms, fine_tokens)
+        input_range, found = self.ranges[name], self.found[name]
+        return ranged(layer, self.floats[name], input_range, found, terms, fine_tokens)
 
     def float_twin(self, name: str, quantized: QuantizedLinear) -> nn.Linear:
         """The weights of `quantized` for float inputs, the mean error in the bias."""
-        layer, found, fold = self.floats[name], self.found[name], self.choices[name].fold
+        layer, found, fold = self.floats[name], self.found[name], self.ranges[name].fold
         twin = quantized.dequantized()
         mean = fold.apply((found.total / found.weight).float())
         twin.bias.copy_((layer.weight - twin.weight) @ mean)
@@ -80,10 +80,10 @@ class QuantizeSetup:
         which is chosen from then on; and what it costs.
 
         A few tokens with huge activations may carry little of a layer's error and most of the
-        model's: what to clip has the last word from the model's output. From the choice the search
-        steps to wider ranges while that helps, else to narrower ones.
+        model's: what to clip has the last word from the model's output. From the chosen range
+        the search steps to wider ones while that helps, else to narrower ones.
         """
-        chosen, found = self.choices[name], self.found[name]
+        chosen, found = self.ranges[name], self.found[name]
         best = self.rounded(name, bits)
         least = self._distances(name, best)
         assert least is not None  # there is no rival yet
@@ -98,8 +98,8 @@ class QuantizeSetup:
                 if price is None or mean(price) >= mean(least):
                     break
                 best, least = tried, price
-                self.choices[name] = rungs[rung]
-            if self.choices[name] is not chosen:
+                self.ranges[name] = rungs[rung]
+            if self.ranges[name] is not chosen:
                 break
         return best, mean(least)
 

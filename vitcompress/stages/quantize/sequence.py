@@ -63,12 +63,12 @@ def round_in_sequence(
         site = place.site
         for name in (site.first_name, site.last_name):
             if name in bits:
-                choice, linear = known.choices[name], known.floats[name]
+                input_range, linear = known.ranges[name], known.floats[name]
                 seen = place.fitting("first")
                 if name == site.last_name:
                     seen = place.fitting("last", back=_adds(site))
-                found = _moments(seen, choice, known.style)
-                done[name] = refitted_layer(linear, choice, found, known.style, bits[name])
+                found = _moments(seen, input_range, known.style)
+                done[name] = refitted_layer(linear, input_range, found, known.style, bits[name])
                 changed.set_submodule(name, placed(done[name], context.device))
     return done
 
@@ -79,7 +79,7 @@ def _adds(site: Site) -> bool:
 
 
 def refitted_layer(
-    linear: nn.Linear, choice: InputRange, found: Moments, style: Style, bits: int
+    linear: nn.Linear, input_range: InputRange, found: Moments, style: Style, bits: int
 ) -> QuantizedLinear:
     """`linear` refitted and rounded, its mean error in the bias.
 
@@ -96,13 +96,13 @@ def refitted_layer(
     wanted = reconstructed(weight, hessian, cross + level * weight, weight != 0).to(weight.dtype)
     layer = coded(wanted, damped(spread, tokens), style, bits)
     layer.bias = (outputs - layer.dequantized().weight.double() @ inputs).float()
-    return with_range(layer, choice)
+    return with_range(layer, input_range)
 
 
-def _moments(batches: Iterable[Given], choice: InputRange, style: Style) -> Moments:
+def _moments(batches: Iterable[Given], input_range: InputRange, style: Style) -> Moments:
     """Moments of what a layer gets in the quantized model, as the integer kernel sees it where its
     range is fixed, and of what it should give there."""
-    fixed = choice.static_range(style.activations)
+    fixed = input_range.static_range(style.activations)
     total: Moments | None = None
     for inputs, targets, _ in batches:
         x, y = inputs, targets.flatten(0, -2)

@@ -145,10 +145,12 @@ def simulation(
         name: _narrowed(anatomy, name, found[name], config, study, bits[name])
         for name in track(bits, "simulating inputs", len(bits))
     }
-    for name, (choice, narrow) in track(inputs.items(), "simulating layers", len(inputs)):
+    for name, (input_range, narrow) in track(inputs.items(), "simulating layers", len(inputs)):
         layer = cast(nn.Linear, module.get_submodule(name))
-        twin = rounded_layer(layer, choice, found[name], config.style, bits[name]).dequantized()
-        rows = choice.fold.apply(found[name].rows)
+        twin = rounded_layer(
+            layer, input_range, found[name], config.style, bits[name]
+        ).dequantized()
+        rows = input_range.fold.apply(found[name].rows)
         twin.bias.add_((layer(rows) - twin(narrow(rows))).mean(0))
         module.set_submodule(name, SimulatedLinear(twin, narrow))
     fit(module, context)
@@ -188,7 +190,7 @@ def _narrowed(
         narrow = fitted(kind, rows, study.bits, error)
         return InputRange(fold, rows.amin(), rows.amax(), 1.0, error(narrow(rows))), narrow
 
-    choice, narrow = min(map(tried, folds), key=lambda each: each[0].error)
-    if choice.fold.strength and apply is not None:
-        apply(choice.fold.shift, choice.fold.scale)
-    return choice, narrow
+    input_range, narrow = min(map(tried, folds), key=lambda each: each[0].error)
+    if input_range.fold.strength and apply is not None:
+        apply(input_range.fold.shift, input_range.fold.scale)
+    return input_range, narrow

@@ -92,7 +92,7 @@ def _rounded(
             weights[name] = known.cost({name: known.float_twin(name, layers[name])})
         costs[name] = max(cost - weights[name], 0.0)
     for name in _finest(costs, known, config.fine):
-        known.choices[name] = roomy(known.choices[name], known.found[name])
+        known.ranges[name] = roomy(known.ranges[name], known.found[name])
         layers[name] = known.ranged(name, layers[name], terms=2)
     # A second term of the few tokens that the head reads costs next to nothing.
     tokens = known.anatomy.prefix_tokens if config.fine else 0
@@ -127,7 +127,9 @@ def _facts(
         "rounding": config.rounding,
         "rounded_in_sequence": rounded.in_sequence,
         "quantized_layers": len(layers),
-        "folded_layers": sum(choice.fold.strength > 0 for choice in known.choices.values()),
+        "folded_layers": sum(
+            input_range.fold.strength > 0 for input_range in known.ranges.values()
+        ),
         "two_term_layers": sum(layer.terms == 2 for layer in layers),
         "of_first_tokens_only": sum(layer.fine_tokens is not None for layer in layers),
     }
@@ -144,17 +146,17 @@ def _told(
     sparse = model.architecture.sparse
     told: list[Row] = []
     for (name, layer), row in zip(rounded.layers.items(), rows, strict=True):
-        linear, choice = known.floats[name], known.choices[name]
+        linear, input_range = known.floats[name], known.ranges[name]
         told.append(
             {
                 **row,
                 "weight_bytes": code_bytes(linear, layer.bits, config, sparse.get(name)),
-                "fold": choice.fold.strength,
-                "clipped_share": 1 - choice.share,
+                "fold": input_range.fold.strength,
+                "clipped_share": 1 - input_range.share,
                 "terms": layer.terms,
                 "fine_tokens": layer.fine_tokens,
                 "input_kl": rounded.costs.get(name),
-                "output_error": layer_error(layer, linear, choice, known.found[name]),
+                "output_error": layer_error(layer, linear, input_range, known.found[name]),
             }
         )
     return told

@@ -171,7 +171,7 @@ def _integer_matmul(
 def _expanded(
     values: Any, mask: Any, kept: int, bits: int, rows: int, columns: int, cell: Sequence[int]
 ) -> Any:
-    """`model.compact.expanded_cells`: each cell takes its place in the row of those left, or is 0."""
+    """`model.compact.expanded_cells`: each cell takes its place in its row, or a zero."""
     (high, wide), (down, across) = cell, cell_counts(rows, columns, (cell[0], cell[1]))
     present = op.Cast(_unpacked_bits(mask, 1, down), to=ir.DataType.INT32)
     flat = op.Reshape(present, _ints(-1))
