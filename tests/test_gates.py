@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
-from vitcompress.gates import gate_results
-from vitcompress.recipe import Gates
+from vitcompress import tasks
+from vitcompress.errors import InputError
+from vitcompress.gates import applying, gate_results
+from vitcompress.recipe import Gates, load_recipe, packaged_recipes
 from vitcompress.report.model import GateResult, Metrics
 
 BASELINE = Metrics(top1=80.2, top5=95.0, map=63.0, knn=70.5, params=100, macs=1000, bytes=400)
@@ -122,3 +124,39 @@ def test_there_is_one_result_a_limit_and_none_without() -> None:
     )
     names = [result.name for result in gate_results(gates, BASELINE, FINAL)]
     assert names == ["max_drop.top1", "max_drop.top5", "min.agreement", "max_ratio.bytes"]
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs"),
+    [
+        ("classification", 9),
+        ("embedding", 0),
+        ("multi_label", 9),
+        ("one_logit", 1),
+        ("regression", 2),
+    ],
+)
+def test_packaged_recipes_hold_any_task_to_the_dense_model(task: str, outputs: int) -> None:
+    known = tasks.chosen(task, outputs)
+    for name, path in packaged_recipes().items():
+        if name == "quickstart":  # of a model of its own
+            continue
+        gates = load_recipe(path).gates
+        left = {m for _, limits in applying(gates, known) for m, limit in limits if limit}
+        assert left <= {*known.figures, "bytes", "macs", "latency"}
+        if gates.min.agreement is not None:
+            assert left & set(known.against_dense), name
+
+
+def test_labels_and_lone_figures_are_never_passed_over() -> None:
+    embedding = tasks.chosen("embedding", 0)
+    for wrong in (
+        {"min": {"agreement": 90}},
+        {"min": {"agreement": 90}, "max_ratio": {"bytes": 1}},
+        {"min": {"cosine": 0.9}, "max_drop": {"top1": 1}},
+        {"min": {"cosine": 0.9, "top1": 80}},
+    ):
+        with pytest.raises(InputError, match="the task embedding has no"):
+            applying(Gates.model_validate(wrong), embedding)
+    both = Gates.model_validate({"min": {"cosine": 0.9, "agreement": 90, "speedup": 1}})
+    assert applying(both, embedding) == Gates.model_validate({"min": {"cosine": 0.9, "speedup": 1}})

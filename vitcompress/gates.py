@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from vitcompress import tasks
 from vitcompress.errors import InputError
 from vitcompress.recipe import Gates
 from vitcompress.report.model import GateResult, Metrics
@@ -14,16 +15,27 @@ _NOISE = 1e-6
 _OF_ANY_TASK = {"bytes", "macs", "params", "latency", "speedup"}
 
 
-def check_gates(gates: Gates, task: Task) -> None:
-    """Raise `InputError` where a limit is set for a figure that `task` does not have."""
-    known = {*_OF_ANY_TASK, *task.figures}
-    for kind, limits in gates:
-        for metric, limit in limits:
-            if limit is not None and metric not in known:
-                raise InputError(
-                    f"gates.{kind}.{metric}: the task {task.name} has no {metric}; its figures are "
-                    f"{', '.join(task.figures)}"
-                )
+def applying(gates: Gates, task: Task) -> Gates:
+    """The limits that count for a model of `task`.
+
+    A recipe for any task may limit how far the output may be from the dense model's in the figures
+    of several: where the task has one of them, the others do not count. Raises `InputError` for a
+    limit on any other figure that `task` does not have.
+    """
+    limits = [(kind, m) for kind, each in gates for m, limit in each if limit is not None]
+    foreign = [each for each in limits if each[1] not in _OF_ANY_TASK | set(task.figures)]
+    alike = any(metric in task.against_dense for _, metric in limits)
+    others = tasks.figures_against_dense() if alike else frozenset()
+    for kind, metric in foreign:
+        if metric not in others:
+            raise InputError(
+                f"gates.{kind}.{metric}: the task {task.name} has no {metric}; its figures are "
+                f"{', '.join(task.figures)}"
+            )
+    left_out = {kind: dict.fromkeys(m for k, m in foreign if k == kind) for kind, _ in gates}
+    return gates.model_copy(
+        update={kind: each.model_copy(update=left_out[kind]) for kind, each in gates}
+    )
 
 
 def gate_results(gates: Gates, baseline: Metrics, final: Metrics) -> list[GateResult]:

@@ -76,7 +76,7 @@ def load_dense(recipe: Recipe) -> VitModel:
         recipe.model.num_classes,
         recipe.data.preprocess_overrides(),
     ).with_task(recipe.task)
-    gates.check_gates(recipe.gates, model.task)
+    gates.applying(recipe.gates, model.task)
     return model
 
 
@@ -181,6 +181,7 @@ def _context(recipe: Recipe, model: VitModel, data: RunImages, options: Options)
         cache=Cache(output.cache_folder(), options.resume),
         max_unreadable=recipe.data.max_unreadable,
         evaluation=data.evaluation,
+        target=recipe.export.target,
     )
 
 
@@ -232,7 +233,9 @@ class _Run:
             stages=stages,
             final=final,
             artifacts=artifacts,
-            gates=gates.gate_results(self.recipe.gates, baseline, final),
+            gates=gates.gate_results(
+                gates.applying(self.recipe.gates, self.dense.task), baseline, final
+            ),
             environment=output.environment(self.options.threads),
             warnings=[*self.data.warnings(), *_few(len(self.judged_dense.outputs)), *warnings],
         )

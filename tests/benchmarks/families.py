@@ -11,7 +11,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ from safetensors.torch import save_file
 
 from vitcompress.console import console
 from vitcompress.errors import InputError
-from vitcompress.pipeline import Options, plan, run
+from vitcompress.model.architecture import VitModel
+from vitcompress.pipeline import Options, load, run
 from vitcompress.recipe import Recipe
+from vitcompress.stages.registry import stage_of
+from vitcompress.stages.stage import StageResult
 
 _VIT = {
     "img_size": 32,
@@ -88,7 +91,7 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 YES = "yes"
 
-Outcome = Callable[[Recipe, Path], None]
+Outcome = Callable[[Recipe, VitModel], StageResult]
 
 
 def checkpoint(name: str, options: dict[str, Any], folder: Path) -> Path:
@@ -112,46 +115,41 @@ def images(folder: Path) -> Path:
     return file
 
 
-def recipe_of(model: str, stage: str, folder: Path) -> Recipe:
-    """The recipe of one cell, its checkpoint written to `folder`."""
-    name, options = MODELS[model]
-    file = folder / f"{name}-{len(options)}.safetensors"
-    home = folder / model.replace(" ", "-").replace(",", "").replace("(", "").replace(")", "")
-    home.mkdir(exist_ok=True)
-    file = home / f"{name}.safetensors"
-    if not file.exists():
-        checkpoint(name, options, home)
-    return Recipe.model_validate(
-        {
-            "model": {"checkpoint": str(file), "name": name, "options": options},
-            "data": {"calibration": str(images(folder)), "images": 32, "input_size": 32},
-            "stages": [STAGES[stage]],
-        }
-    )
+def recipe_of(file: Path, name: str, options: dict[str, Any], stage: str) -> Recipe:
+    data = {"calibration": str(images(file.parent)), "images": 32, "input_size": 32}
+    model = {"checkpoint": str(file), "name": name, "options": options}
+    return Recipe.model_validate({"model": model, "data": data, "stages": [STAGES[stage]]})
 
 
-def planned(recipe: Recipe, folder: Path) -> None:
-    plan(recipe)
+def planned(recipe: Recipe, model: VitModel) -> StageResult:
+    (config,) = recipe.stages
+    return stage_of(config).plan(model, config)
 
 
-def carried_out(recipe: Recipe, folder: Path) -> None:
+def carried_out(recipe: Recipe, model: VitModel) -> StageResult:
     """Run, export and check `recipe`, and read the output in a new process."""
-    out = folder / "out"
-    report = run(recipe, out, Options())
-    assert report.artifacts[0].parity["passed"]
-    code = "import sys, vitcompress; vitcompress.load(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", code, str(out)], check=True)
+    result = planned(recipe, model)
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place) / "out"
+        report = run(recipe, out, Options())
+        assert report.artifacts[0].parity["passed"]
+        code = "import sys, vitcompress; vitcompress.load(sys.argv[1])"
+        subprocess.run([sys.executable, "-c", code, str(out)], check=True)
+    return result
 
 
-def cell(model: str, stage: str, outcome: Outcome, folder: Path) -> str:
-    """`YES`, or the line that refuses it."""
-    recipe = recipe_of(model, stage, folder)
-    try:
-        skipped = plan(recipe)[-1].details.facts.get("skipped")
-        outcome(recipe, folder)
-    except InputError as error:
-        return str(error).partition(": ")[2]
-    return YES if skipped is None else f"skipped: {skipped}"
+def cells(model: str, outcome: Outcome, folder: Path) -> Iterator[str]:
+    """For each stage `YES`, or the line that refuses it."""
+    name, options = MODELS[model]
+    file = checkpoint(name, options, folder)
+    loaded = load(recipe_of(file, name, options, "tail"))
+    for stage in STAGES:
+        try:
+            skipped = outcome(recipe_of(file, name, options, stage), loaded).facts.get("skipped")
+        except InputError as error:
+            yield str(error).partition(": ")[2]
+        else:
+            yield YES if skipped is None else f"skipped: {skipped}"
 
 
 def table(outcome: Outcome, folder: Path) -> str:
@@ -160,8 +158,7 @@ def table(outcome: Outcome, folder: Path) -> str:
     rows = [["", *STAGES], ["---"] * (1 + len(STAGES))]
     for model in MODELS:
         row = [model]
-        for stage in STAGES:
-            found = cell(model, stage, outcome, folder)
+        for found in cells(model, outcome, folder):
             if found != YES and found not in lines:
                 lines.append(found)
             row.append(found if found == YES else f"no ({lines.index(found) + 1})")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.data.images import ImageSet
+from vitcompress.data.preprocess import Preprocess
 from vitcompress.methods import saliency
-from vitcompress.model.architecture import VitModel
+from vitcompress.model.architecture import Architecture, VitModel
 from vitcompress.stages import calibrate
 from vitcompress.stages.calibrate import LayerStatistics, Weights, collect, statistics
 from vitcompress.stages.context import Context
@@ -87,6 +88,13 @@ def test_the_batch_size_does_not_matter(size: int, vit: VitModel, many_pixels: T
         assert same_rows(one.rows, other.rows)
 
 
+def model_of(module: nn.Module) -> VitModel:
+    look = Preprocess(
+        input_size=(1, 1), mean=(0,) * 3, std=(1,) * 3, crop_pct=1, interpolation="bicubic"
+    )
+    return VitModel(module, Architecture(timm="none"), look)
+
+
 class Tokens(nn.Module):
     """A model over tokens that know their image and their place."""
 
@@ -103,7 +111,7 @@ class Tokens(nn.Module):
 def test_memory_is_bounded_and_every_image_has_its_first_token(images: int, tokens: int) -> None:
     numbers = torch.cartesian_prod(torch.arange(images), torch.arange(tokens)).float()
     x = numbers.view(images, tokens, 2)
-    rows = collect(Tokens(), ["layer"], x.split(16), images, seed=0)["layer"].rows
+    rows = collect(model_of(Tokens()), ["layer"], x.split(16), images, seed=0)["layer"].rows
     assert 1024 < len(rows) <= 2048
     firsts = rows[rows[:, 1] == 0]
     assert set(firsts[:, 0].tolist()) == set(range(images))
@@ -112,7 +120,7 @@ def test_memory_is_bounded_and_every_image_has_its_first_token(images: int, toke
 
 def test_more_images_than_rows_still_fit() -> None:
     x = torch.randn(2500, 2, 2, generator=torch.Generator().manual_seed(0))
-    found = collect(Tokens(), ["layer"], x.split(500), 2500, seed=0)["layer"]
+    found = collect(model_of(Tokens()), ["layer"], x.split(500), 2500, seed=0)["layer"]
     assert found.rows.shape == (2048, 2)
     assert found.weight == 5000
 
@@ -133,7 +141,7 @@ def test_more_images_never_tell_less(images: int, vit: VitModel) -> None:
 def test_rows_of_many_images_come_from_everywhere(images: int) -> None:
     numbers = torch.cartesian_prod(torch.arange(images), torch.arange(9)).float()
     x = numbers.view(images, 9, 2)
-    rows = collect(Tokens(), ["layer"], x.split(16), images, seed=0)["layer"].rows
+    rows = collect(model_of(Tokens()), ["layer"], x.split(16), images, seed=0)["layer"].rows
     assert len(rows.unique(dim=0)) == len(rows) == 2048
     each = torch.histc(rows[:, 0], 8, 0, images)
     assert each.min() > 0.9 * 256
@@ -157,9 +165,9 @@ class Windows(nn.Module):
 @pytest.mark.parametrize("images", [50, 1500])
 def test_rows_of_windows_come_from_all_images(images: int) -> None:
     numbers = torch.cartesian_prod(torch.arange(images), torch.arange(128)).float()
-    rows = collect(Windows(), ["layer"], numbers.view(images, 128, 2).split(16), images, seed=0)[
-        "layer"
-    ].rows
+    rows = collect(
+        model_of(Windows()), ["layer"], numbers.view(images, 128, 2).split(16), images, seed=0
+    )["layer"].rows
     assert 1900 < len(rows) <= 2048
     assert len(rows[:, 0].unique()) > 0.6 * images
     assert (rows[:, 1] == 0).sum() < 0.05 * len(rows)  # no token leads here
@@ -168,7 +176,8 @@ def test_rows_of_windows_come_from_all_images(images: int) -> None:
 def test_the_seed_chooses_the_rows() -> None:
     x = torch.randn(30, 500, 2, generator=torch.Generator().manual_seed(0))
     one, again, other = (
-        collect(Tokens(), ["layer"], x.split(16), 30, seed=seed)["layer"] for seed in (1, 1, 2)
+        collect(model_of(Tokens()), ["layer"], x.split(16), 30, seed=seed)["layer"]
+        for seed in (1, 1, 2)
     )
     assert same(one, again)
     assert not torch.equal(one.rows, other.rows)

@@ -9,6 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+VARYING = 1e-5
+"""The least share of a mean square that is variance and not rounding."""
+
 
 class Moments(NamedTuple):
     """Weighted sums over tokens, float64: Σ w x xᵀ [n, n], Σ w x yᵀ [n, out] and Σ w yᵀy []."""
@@ -48,6 +51,12 @@ def covariance(gram: Tensor) -> Tensor:
     """The covariance [n − 1, n − 1] of the inputs but the constant, from their Gram matrix."""
     mean = gram[:-1, -1] / gram[-1, -1]
     return gram[:-1, :-1] / gram[-1, -1] - torch.outer(mean, mean)
+
+
+def varying(covariance: Tensor, whole: Tensor) -> Tensor:
+    """`covariance` of inputs whose mean of x xᵀ is `whole`, both [n, n]; `whole` for inputs that
+    never change, whose covariance is rounding errors."""
+    return covariance if covariance.trace() > VARYING * whole.trace() else whole
 
 
 def refit(moments: Moments, prior: Tensor, damping: float) -> Tensor:

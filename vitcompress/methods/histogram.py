@@ -26,7 +26,8 @@ class Histogram:
     def update(self, x: Tensor) -> None:
         """Count the values of `x`, finite floats [rows, channels]."""
         self._widen(x.abs().amax(0))
-        place = ((x / self.limit + 1) * (_BINS / 2)).long().clamp_(0, _BINS - 1)
+        scaled = (x / self.limit).add_(1).mul_(_BINS / 2)
+        place = scaled.long().clamp_(0, _BINS - 1)
         place += torch.arange(x.shape[1]) * _BINS
         self.counts += torch.bincount(place.flatten(), minlength=self.counts.numel()).view(
             -1, _BINS

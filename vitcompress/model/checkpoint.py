@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vitcompress.console import say
 from vitcompress.errors import InputError
 from vitcompress.model.naming import (
     build_timm,
@@ -50,6 +51,8 @@ _PREFIXES = ("module.", "model.", "net.", "network.", "backbone.")
 _TRAINING_ONLY = re.compile(
     r"(criterion|\w*loss\w*|ema(_\w+)?|\w+_ema|teacher\w*|\w*metrics?|\w*acc(uracy)?)\.|n_averaged$"
 )
+# Tensors with a value for each position, which another image size has other positions of.
+_POSITIONS = re.compile(r"(.*\.)?(pos_embed|relative_position_bias_table)$")
 # Tensors that timm computes anew, or does not use: masks, tables and the token of masked training.
 _DERIVED = re.compile(r"(.*\.)?(mask_token|attn_mask|relative_position_index)$")
 
@@ -207,8 +210,10 @@ def load_model(
 
     The model is in eval mode. Class count, input channels and image size follow the checkpoint;
     `options` are further arguments of timm's constructor, beside those that timm wrote into the
-    config.json of a folder. `source` is the file or folder that `state` came from: errors speak of
-    it, and without `name`, it is inferred from there.
+    config.json of a folder. An `img_size` among them that is not that of the checkpoint has the
+    embedding of positions resampled, as timm does it, which is said. `source` is the file or
+    folder that `state` came from: errors speak of it, and without `name`, it is inferred from
+    there.
 
     Raises `InputError` when the name cannot be inferred or is unknown to timm, when `num_classes`
     contradicts the checkpoint, when a tensor is missing, unexpected or of another shape, when one
@@ -232,21 +237,28 @@ def load_model(
     if classes is None:
         del found["num_classes"]
     model = build_timm(name, found, source)
-    tensors = _fit(state, model)
+    tensors = _fit(state, model, resampled="img_size" in (options or {}))
     if problems := differences(tensors, model):
         raise InputError(
             f"{source}: does not fit timm {name}: {'; '.join(problems)}: give the model it was"
             " trained as (model.name, and model.options for other constructor arguments)"
         )
     model.load_state_dict(tensors)
+    for key in filter(_POSITIONS.match, state):
+        if key in tensors and tensors[key].numel() != state[key].numel():
+            shapes = f"{list(state[key].shape)} to {list(tensors[key].shape)}"
+            say(f"{key} resampled from {shapes}, for images of {found['img_size']} pixels")
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise InputError(f"{source}: {key} holds NaN or infinity; give an intact checkpoint")
     return model.eval(), ModelSpec(timm=name, options=found)
 
 
-def _fit(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Return `state` in the layout of `model` where timm can convert it, else nearly as it is."""
+def _fit(state: Mapping[str, Tensor], model: nn.Module, resampled: bool) -> dict[str, Tensor]:
+    """Return `state` in the layout of `model` where timm can convert it, else nearly as it is.
+
+    `resampled`: whether values of positions may be resampled, as for another image size.
+    """
     own = model.state_dict()
     plain = {key: state[key] for key in state if key in own or not _DERIVED.match(key)}
     if not differences(plain, model):
@@ -257,15 +269,23 @@ def _fit(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     if "adapt_layer_scale" in inspect.signature(convert).parameters:
         convert = functools.partial(convert, adapt_layer_scale=True)  # as timm does for DeiT III
     try:
-        converted: dict[str, Tensor] = convert(dict(plain), model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of timm, about how it interpolates
+            converted: dict[str, Tensor] = convert(dict(plain), model)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return plain
-    # Renaming and reshaping is welcome; resampling and leaving tensors out would go unnoticed.
-    return converted if _size(converted) == _size(plain) else plain
+    # Renaming and reshaping is welcome; resampling that nobody asked for, and leaving tensors out,
+    # would go unnoticed.
+    same = _size(converted, resampled) == _size(plain, resampled)
+    return converted if same else plain
 
 
-def _size(state: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() for tensor in state.values())
+def _size(state: Mapping[str, Tensor], positions_aside: bool) -> int:
+    return sum(
+        tensor.numel()
+        for key, tensor in state.items()
+        if not (positions_aside and _POSITIONS.match(key))
+    )
 
 
 def pretrained_model(name: str) -> tuple[nn.Module, ModelSpec]:

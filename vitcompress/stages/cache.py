@@ -18,6 +18,7 @@ from filelock import FileLock
 from safetensors import torch as safetensors
 from torch import Tensor
 
+from vitcompress import targets
 from vitcompress.console import console
 from vitcompress.measure.branches import LatencyTable, machine
 
@@ -169,12 +170,15 @@ LATENCIES: ResultKind[dict[str, Any]] = values("latency", 1)
 
 
 @contextlib.contextmanager
-def latencies(cache: Cache) -> Iterator[LatencyTable]:
-    """A table of latencies of this machine to read and fill; what is new in it is kept."""
-    table = LatencyTable(cache.get(LATENCIES, machine()) or {})
+def latencies(cache: Cache, target: str = targets.DEFAULT) -> Iterator[LatencyTable]:
+    """A table of latencies of this machine to read and fill; what is new in it is kept.
+
+    `target`: the runtime that they are of.
+    """
+    table = LatencyTable(cache.get(LATENCIES, machine(target)) or {}, target)
     known = set(table.grids)
     try:
         yield table
     finally:
         if new := {name: grid for name, grid in table.grids.items() if name not in known}:
-            cache.add(LATENCIES, machine(), new)
+            cache.add(LATENCIES, machine(target), new)

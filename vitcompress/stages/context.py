@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from vitcompress import console
+from vitcompress import console, targets
 from vitcompress.data.images import Batch, ImageSet, batches
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
@@ -26,7 +26,8 @@ class Context:
     """Images, seed, device, progress and cache of one run, whatever the model and its task.
 
     `max_unreadable`: the share of images that may be unreadable before the run stops.
-    `evaluation`: images to be shown; a stage measures nothing on them.
+    `evaluation`: images to be shown; a stage measures nothing on them. `target`: the runtime that
+    latencies are of.
     """
 
     calibration: ImageSet | None
@@ -36,6 +37,7 @@ class Context:
     cache: Cache
     max_unreadable: float = 0.01
     evaluation: ImageSet | None = None
+    target: str = targets.DEFAULT
 
     @property
     def images(self) -> ImageSet:
@@ -79,4 +81,4 @@ class Context:
 
     def latencies(self) -> AbstractContextManager[LatencyTable]:
         """A table of latencies of this machine to read and fill; what is new in it is kept."""
-        return latencies(self.cache)
+        return latencies(self.cache, self.target)

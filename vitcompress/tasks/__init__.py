@@ -107,5 +107,10 @@ def chosen(name: str | None, outputs: int) -> Task:
     return task
 
 
+def figures_against_dense() -> frozenset[str]:
+    """The names of the figures against the dense model, of all tasks."""
+    return frozenset(f for name in registry.names(PACKAGE) for f in _task(name).against_dense)
+
+
 def _task(name: str) -> Task:
     return cast(Task, registry.load_module(PACKAGE, name).TASK)

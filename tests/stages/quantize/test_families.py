@@ -47,7 +47,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(params=FAMILIES)
+# In every run a model with a head and one without, sites of plain blocks and of windows.
+_ALWAYS = ("plain", "swin, headless")
+
+
+def _param(name: str) -> Any:
+    return pytest.param(name, marks=() if name in _ALWAYS else pytest.mark.slow)
+
+
+@pytest.fixture(params=map(_param, FAMILIES))
 def model(request: pytest.FixtureRequest, make_vit: MakeVit) -> VitModel:
     name, options = FAMILIES[request.param]
     return make_vit(name, **options)
@@ -61,7 +69,12 @@ def serves(model: VitModel, pixels: Tensor, home: Path) -> None:
     assert torch.equal(load_folder(home).module(pixels), model.module(pixels))
 
 
-def test_8_bits(model: VitModel, context: Context, pixels: Tensor, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_8_bits(
+    family: str, make_vit: MakeVit, context: Context, pixels: Tensor, tmp_path: Path
+) -> None:
+    name, options = FAMILIES[family]
+    model = make_vit(name, **options)
     config = QuantizeConfig(layers=("blocks", "head"), rest="float16", rounding="nearest")
     dense = model.module(pixels)
     names = list(plan(model, config).model.architecture.quantized)
@@ -156,8 +169,9 @@ def test_an_input_that_never_changes(
     norm.weight.zero_()
     norm.bias.fill_(value)
     dense = vit.module(pixels)
-    for bits in (8, 3, {"average": 5}):
-        config = QuantizeConfig.model_validate({"bits": bits, "rounding": "gptq"})
+    for bits, sequential in ((8, False), (4, True), ({"average": 5}, False)):
+        given = {"bits": bits, "rounding": "gptq", "sequential": sequential}
+        config = QuantizeConfig.model_validate(given)
         result = quantize(vit, config, context)
         assert (result.model.module(pixels) - dense).norm() < 0.5 * dense.norm()
         assert all(0 <= (row["output_error"] or 0) < 1 for row in result.table("layers").rows)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.methods import folding, quantizer
+from vitcompress.methods.compensation import VARYING, varying
 from vitcompress.methods.folding import Reparametrisation
 from vitcompress.methods.histogram import quantiles
 from vitcompress.methods.rounding import output_error
@@ -21,7 +22,6 @@ from vitcompress.terms import Activations
 # Shares of the values that a static range holds; the rest is clipped at either end.
 _SHARES = (1.0, *(1 - 10.0**-digits for digits in (6, 5.5, 5, 4.75, 4.5, 4.25, 4, 3.5, 3)))
 _JUDGED_ROWS = 512  # enough to tell candidates apart
-_VARYING = 1e-5  # the least share of a mean square that is variance and not rounding
 _DAMPING = 0.01  # of what errors of weights are measured by; more, the fewer tokens there are
 
 
@@ -64,10 +64,12 @@ def _best_range(
 ) -> InputRange:
     """The activation range with the least output error under `fold`, weights rounded to nearest."""
     rows, weight, target = trial(fold, weight, found, style, bits)
+    whole = _power(target)
 
     def input_range(low: Tensor, high: Tensor, share: float) -> InputRange:
         x = quantizer.rounded_input(rows, quantizer.activation_parameters(low, high))
-        return InputRange(fold, low, high, share, _error(x @ weight.T, target))
+        error = (x @ weight.T).sub_(target).square_().mean()
+        return InputRange(fold, low, high, share, float(error / whole))
 
     ranges = _ranges(fold, found)
     if style.activations == "dynamic":
@@ -97,14 +99,13 @@ def _ranges(fold: Reparametrisation, found: LayerStatistics) -> list[tuple[Tenso
     return [(low.amin(), high.amax(), 1.0), *zip(lows, highs, _SHARES[1:], strict=True)]
 
 
-def _error(output: Tensor, target: Tensor) -> float:
-    """The mean squared error of `output` relative to the variance of `target`, both [rows, out];
-    where that never changes, to its mean square."""
+def _power(target: Tensor) -> Tensor:
+    """What errors of `target` [rows, out] are a share of: its variance; where it never changes, its
+    mean square."""
     variance = (target - target.mean(0)).square().mean()
     square = target.square().mean()
-    whole = variance if variance > _VARYING * square else square
-    error = (output - target).square().mean()
-    return float(error / whole.clamp_min(torch.finfo(torch.float32).tiny))
+    whole = variance if variance > VARYING * square else square
+    return whole.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def gram(fold: Reparametrisation, found: LayerStatistics) -> Tensor:
@@ -122,8 +123,7 @@ def input_covariance(fold: Reparametrisation, found: LayerStatistics) -> Tensor:
     covariance = (found.gram / found.weight - torch.outer(mean, mean)) / torch.outer(
         fold.scale, fold.scale
     )
-    whole = gram(fold, found)
-    return covariance if covariance.trace() > _VARYING * whole.trace() else whole
+    return varying(covariance, gram(fold, found))
 
 
 def metric(fold: Reparametrisation, found: LayerStatistics, bits: int) -> Metric:
@@ -222,7 +222,8 @@ def layer_error(
     if quantized.fine_tokens is not None:
         return None
     rows = input_range.fold.apply(found.rows)
-    return _error(quantized(rows), layer(rows))
+    target = layer(rows)
+    return float((quantized(rows) - target).square().mean() / _power(target))
 
 
 def roomy(input_range: InputRange, found: LayerStatistics) -> InputRange:

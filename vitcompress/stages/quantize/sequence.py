@@ -15,7 +15,7 @@ from torch import nn
 
 from vitcompress.console import track
 from vitcompress.methods import quantizer
-from vitcompress.methods.compensation import Moments, covariance, with_constant
+from vitcompress.methods.compensation import Moments, covariance, varying, with_constant
 from vitcompress.methods.sparsity import reconstructed
 from vitcompress.model.anatomy import Site
 from vitcompress.model.architecture import VitModel
@@ -87,7 +87,7 @@ def refitted_layer(
     """
     tokens = float(found.gram[-1, -1])
     inputs, outputs = found.gram[-1, :-1] / tokens, found.cross[-1] / tokens
-    spread = covariance(found.gram)
+    spread = varying(covariance(found.gram), found.gram[:-1, :-1] / tokens)
     cross = found.cross[:-1].T / tokens - torch.outer(outputs, inputs)
     weight = linear.weight.cpu()
     level = (_DAMPING + weight.shape[1] / tokens) * spread.diagonal().mean().clamp_min(1e-30)

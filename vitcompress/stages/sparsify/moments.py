@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from vitcompress.methods.compensation import varying
 from vitcompress.stages.calibrate import LayerStatistics
 
 _DAMPING = 1e-3  # of the Gram matrix, as a share of its mean diagonal
@@ -35,12 +36,11 @@ class LayerMoments:
     def of(cls, found: LayerStatistics, has_bias: bool) -> "LayerMoments":
         """Without a bias to make it good, the mean counts like any other error."""
         mean = found.total / found.weight * has_bias
-        covariance = found.gram / found.weight - torch.outer(mean, mean)
+        gram = found.gram / found.weight
+        covariance = varying(gram - torch.outer(mean, mean), gram)
         # Few rows say little of their covariance: damp it by how many there are for each input.
         share = _DAMPING + 0.1 * len(covariance) / max(float(found.effective), 1.0)
-        squares = (found.gram / found.weight).diagonal().mean()
-        # And of an input that never changes, whose covariance is rounding errors.
-        level = (share * covariance.diagonal().mean()).clamp_min(1e-6 * squares + 1e-30)
+        level = share * covariance.diagonal().mean().clamp_min(1e-30)
         eye = torch.eye(len(covariance), dtype=torch.float64)
         return cls(mean, covariance, covariance + level * eye, found.output_weights)
 
