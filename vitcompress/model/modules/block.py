@@ -1,11 +1,14 @@
 """A block of attention and MLP."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from vitcompress.model.modules.attention import no_mask
 from vitcompress.model.modules.sources import scale
+
+_Norm = Callable[[Tensor], Tensor]
 
 
 class Block(nn.Module):
@@ -50,7 +53,7 @@ class Block(nn.Module):
         before, after = self._norms(self.norm2)
         return x + cast(Tensor, self.ls2(after(self.mlp(before(x)))))
 
-    def _norms(self, norm: Any) -> tuple[Any, Any]:
+    def _norms(self, norm: _Norm) -> tuple[_Norm, _Norm]:
         """What comes before an operator, and what after it."""
         return (_same, norm) if self.norm_after else (norm, _same)
 
