@@ -6,7 +6,7 @@ import pytest
 
 from vitcompress import tasks
 from vitcompress.errors import InputError
-from vitcompress.gates import applying, evaluate
+from vitcompress.gates import applying, gate_results
 from vitcompress.recipe import Gates, load_recipe, packaged_recipes
 from vitcompress.report.model import GateResult, Metrics
 
@@ -32,7 +32,7 @@ FINAL = Metrics(
 def gate(name: str, limit: float, baseline: Metrics = BASELINE, final: Metrics = FINAL) -> Any:
     kind, _, metric = name.partition(".")
     gates = Gates.model_validate({kind: {metric: limit}})
-    (result,) = evaluate(gates, baseline, final)
+    (result,) = gate_results(gates, baseline, final)
     return result
 
 
@@ -118,11 +118,11 @@ def test_a_limit_of_zero_is_a_limit() -> None:
 
 
 def test_there_is_one_result_a_limit_and_none_without() -> None:
-    assert evaluate(Gates(), BASELINE, FINAL) == []
+    assert gate_results(Gates(), BASELINE, FINAL) == []
     gates = Gates.model_validate(
         {"max_ratio": {"bytes": 0.5}, "min": {"agreement": 97}, "max_drop": {"top5": 1, "top1": 1}}
     )
-    names = [result.name for result in evaluate(gates, BASELINE, FINAL)]
+    names = [result.name for result in gate_results(gates, BASELINE, FINAL)]
     assert names == ["max_drop.top1", "max_drop.top5", "min.agreement", "max_ratio.bytes"]
 
 

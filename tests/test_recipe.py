@@ -15,8 +15,8 @@ from vitcompress.recipe import (
     json_schema,
     load_recipe,
     packaged_recipes,
+    recipe_summary,
     recipe_without_stages,
-    summary,
     to_yaml,
 )
 
@@ -440,5 +440,5 @@ def test_the_schema_knows_every_key_and_allows_no_others() -> None:
 
 def test_a_summary_is_the_whole_first_comment_without_the_command() -> None:
     text = "# Narrow blocks,\n# then few bits:\n#   vitcompress run r MODEL\nversion: 1\n"
-    assert summary(text) == "Narrow blocks, then few bits"
-    assert all(summary(path.read_text()) for path in SHIPPED)
+    assert recipe_summary(text) == "Narrow blocks, then few bits"
+    assert all(recipe_summary(path.read_text()) for path in SHIPPED)

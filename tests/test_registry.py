@@ -34,11 +34,11 @@ def test_names_come_from_files_without_an_import(package: str) -> None:
 
 def test_a_module_is_loaded_by_its_name(package: str, tmp_path: Path) -> None:
     (tmp_path / package / "__init__.py").write_text("")
-    assert registry.load(package, "fine").VALUE == 3
+    assert registry.load_module(package, "fine").VALUE == 3
     assert f"{package}.plane" not in sys.modules
     for name in ("chisel", "_shared", "fine.VALUE", "", "..gates"):
         with pytest.raises(InputError, match="is none of fine, plane, saws"):
-            registry.load(package, name)
+            registry.load_module(package, name)
 
 
 def test_a_field_reads_as_a_literal_of_the_names_would(package: str) -> None:

@@ -254,7 +254,7 @@ def sensitivity(
     if out is not None:
         page = out.suffix == ".html"
         title = _stem(resolved.model.checkpoint)
-        text = html.sensitivities(title, tables) if page else json.dumps(rows, indent=2) + "\n"
+        text = html.sensitivity_page(title, tables) if page else json.dumps(rows, indent=2) + "\n"
         out.write_text(text, encoding="utf-8")
         say(f"written to {out}")
     if as_json:
@@ -285,7 +285,7 @@ def inspect(
     quiet: Quiet = False,
 ) -> None:
     """Say what a checkpoint, an output folder or an ONNX file holds."""
-    paths.check(path, paths.CHECKPOINT)
+    paths.check_path(path, paths.CHECKPOINT)
     from vitcompress import inspection
 
     facts = inspection.facts(path, name)
@@ -311,8 +311,8 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure the accuracy of a MODEL on labelled images."""
-    paths.check(model, paths.CHECKPOINT)
-    paths.check(evaluation, paths.IMAGES)
+    paths.check_path(model, paths.CHECKPOINT)
+    paths.check_path(evaluation, paths.IMAGES)
     from vitcompress import inspection
 
     facts = inspection.evaluate(model, name, evaluation, classes, limit)
@@ -369,10 +369,11 @@ def schema() -> None:
 @reported
 def recipes(as_json: AsJson = False) -> None:
     """List the packaged recipes."""
-    from vitcompress.recipe import packaged_recipes, summary
+    from vitcompress.recipe import packaged_recipes, recipe_summary
 
     found = {
-        name: summary(path.read_text(encoding="utf-8")) for name, path in packaged_recipes().items()
+        name: recipe_summary(path.read_text(encoding="utf-8"))
+        for name, path in packaged_recipes().items()
     }
     if as_json:
         return print_json(found)

@@ -38,7 +38,7 @@ def applying(gates: Gates, task: Task) -> Gates:
     )
 
 
-def evaluate(gates: Gates, baseline: Metrics, final: Metrics) -> list[GateResult]:
+def gate_results(gates: Gates, baseline: Metrics, final: Metrics) -> list[GateResult]:
     """One result for each limit that is set, named such as `max_drop.top1`, in the recipe's order.
 
     A limit that is met exactly holds. One whose figure was not measured does not.

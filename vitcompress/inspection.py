@@ -59,7 +59,7 @@ def bench(paths: list[str], batch: int, seconds: float, threads: int) -> dict[st
     Raises `InputError` when a file cannot be run, or the files take pixels of different sizes.
     """
     files = {path: _onnx_of(path) for path in dict.fromkeys(paths)}
-    runtime = targets.load(targets.DEFAULT)
+    runtime = targets.load_target(targets.DEFAULT)
     sessions = {path: runtime.session(file, threads) for path, file in files.items()}
     shapes = {path: held.input_shape for path, held in sessions.items()}
     shape = shapes[paths[0]]
@@ -152,7 +152,7 @@ def _runner(model: str, name: str | None) -> tuple[Runner, Preprocess, Task, int
         described = facts.get("preprocessing")
         if described is None:
             raise InputError(f"{path}: says nothing of preprocessing; give the folder of a run")
-        held = targets.load(targets.DEFAULT).session(path, 0)
+        held = targets.load_target(targets.DEFAULT).session(path, 0)
         outputs = int(held.output_shape[1])
         return (
             lambda pixels: next(logits(held, [pixels])),

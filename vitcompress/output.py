@@ -95,7 +95,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def identity(recipe: recipes.Recipe, dense: VitModel) -> dict[str, str]:
+def provenance(recipe: recipes.Recipe, dense: VitModel) -> dict[str, str]:
     """What an exported file says of where it comes from."""
     text = recipe.model_copy(update={"model": type(recipe.model)(), "data": type(recipe.data)()})
     return {

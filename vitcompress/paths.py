@@ -18,7 +18,7 @@ def exists(path: str | Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110
 
 
-def check(path: str | None, absent: str) -> None:
+def check_path(path: str | None, absent: str) -> None:
     """Raise `InputError`, saying what is `absent`, where `path` is one and nothing is there."""
     if path is not None and not path.startswith(BUILT_IN) and not exists(path):
         raise InputError(f"{path}: {absent}")

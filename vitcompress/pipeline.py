@@ -19,7 +19,7 @@ from vitcompress.errors import InputError, ParityError
 from vitcompress.evaluation import Judged, judge, torch_runner
 from vitcompress.export import folder
 from vitcompress.export.onnx import export_onnx, facts_of
-from vitcompress.export.parity import check
+from vitcompress.export.parity import check_parity
 from vitcompress.measure import cost
 from vitcompress.measure.runtime import logits as onnx_logits
 from vitcompress.measure.runtime import time_in_turns
@@ -60,7 +60,7 @@ class Options:
     resume: bool = False
 
 
-def load(recipe: Recipe) -> VitModel:
+def load_dense(recipe: Recipe) -> VitModel:
     """The dense model a recipe names, with its task.
 
     Raises `InputError` where it cannot be had, where it cannot have the task that the recipe names,
@@ -95,7 +95,7 @@ def plan(recipe: Recipe) -> list[Planned]:
 
     Nothing is written and no image is read.
     """
-    model = load(recipe)
+    model = load_dense(recipe)
     dense = StageResult(model, {"timm": model.architecture.timm})
     return [
         Planned(name, cost.macs(left.model), folder.stored_bytes(left.model), _details(left))
@@ -129,7 +129,7 @@ def sensitivity(recipe: Recipe, options: Options) -> dict[str, Table]:
     Raises `InputError` where no stage has anything to tell.
     """
     torch.manual_seed(options.seed)
-    model = load(recipe)
+    model = load_dense(recipe)
     _say_model(model)
     context = _context(
         recipe, model, open_run_images(recipe, model, options.limit, options.seed), options
@@ -156,10 +156,10 @@ def run(recipe: Recipe, out: Path, options: Options) -> Report:
     Raises `InputError`, `RunError` and `ParityError`. A failed gate is no error: see
     `Report.passed`.
     """
-    runtime = targets.load(recipe.export.target)
+    runtime = targets.load_target(recipe.export.target)
     with writing(out) as target, TemporaryDirectory(prefix="vitcompress-") as scratch:
         torch.manual_seed(options.seed)
-        dense = load(recipe)
+        dense = load_dense(recipe)
         _say_model(dense)
         data = open_run_images(recipe, dense, options.limit, options.seed)
         for _ in _planned(recipe, dense):
@@ -233,7 +233,7 @@ class _Run:
             stages=stages,
             final=final,
             artifacts=artifacts,
-            gates=gates.evaluate(
+            gates=gates.gate_results(
                 gates.applying(self.recipe.gates, self.dense.task), baseline, final
             ),
             environment=output.environment(self.options.threads),
@@ -247,7 +247,7 @@ class _Run:
         export = self.recipe.export
         home = self.target if export.onnx else self.scratch
         file = home / output.ONNX
-        facts = facts_of(model, output.identity(self.recipe, self.dense))
+        facts = facts_of(model, output.provenance(self.recipe, self.dense))
         parity = self._export(model, file, facts)
         artifacts = []
         if export.onnx:
@@ -289,7 +289,7 @@ class _Run:
         """Write `file`, and check it; what is to be told of it, what each pass changed included."""
         target = self.recipe.export.target
         passes = export_onnx(model, file, facts, target)
-        parity = check(file, model, self.parity_pixels, 0, target)
+        parity = check_parity(file, model, self.parity_pixels, 0, target)
         return {**parity, "passes": passes}
 
     def _judge_onnx(self, path: Path) -> Judged:

@@ -23,11 +23,11 @@ from pydantic_core import PydanticCustomError
 from vitcompress import paths, targets
 from vitcompress.data.preprocess import CropMode, Interpolation
 from vitcompress.errors import InputError
-from vitcompress.model.options import Options
-from vitcompress.recipe_errors import describe
+from vitcompress.model.options import ModelOptions
+from vitcompress.recipe_errors import first_error
 from vitcompress.registry import OneOf
 from vitcompress.stages.registry import StageConfig
-from vitcompress.yamltext import Document, dump, override, parse, read_override, replaced
+from vitcompress.yamltext import Document, dump, override, parse_yaml, read_override, replaced
 
 
 def _no_boolean(value: object) -> object:
@@ -68,7 +68,7 @@ class ModelSection(_Section):
 
     checkpoint: _Text | None = None
     name: _Text | None = None
-    options: Options = Field(default_factory=dict)
+    options: ModelOptions = Field(default_factory=dict)
     num_classes: _Count | None = None
 
 
@@ -204,7 +204,7 @@ def load_recipe(
     Relative paths become absolute: those of the file start at its folder, those set over it at the
     working directory. Raises `InputError`, with the line and the key, for what is wrong.
     """
-    document = parse(_read(path), lambda line: f"{path}:{line}")
+    document = parse_yaml(_read(path), lambda line: f"{path}:{line}")
     if document.data is None:
         raise InputError(f"{path}: the recipe is empty; it needs at least stages")
     if not isinstance(document.data, dict):
@@ -233,17 +233,17 @@ def _validated(
     try:
         return Recipe.model_validate({k: v for k, v in data.items() if not _left_empty(k, v)})
     except ValidationError as error:
-        what = describe(error, Recipe, data, document, str(path), applied)
+        what = first_error(error, Recipe, data, document, str(path), applied)
         raise InputError(what) from None
 
 
 def check_inputs(recipe: Recipe, images: bool = True) -> None:
     """Raise `InputError` where the checkpoint, or an image source if asked for, is not there."""
-    paths.check(recipe.model.checkpoint, paths.CHECKPOINT)
+    paths.check_path(recipe.model.checkpoint, paths.CHECKPOINT)
     if images:
-        paths.check(recipe.data.calibration, paths.IMAGES)
-        paths.check(recipe.data.evaluation, paths.IMAGES)
-        paths.check(recipe.data.classes, paths.CLASSES)
+        paths.check_path(recipe.data.calibration, paths.IMAGES)
+        paths.check_path(recipe.data.evaluation, paths.IMAGES)
+        paths.check_path(recipe.data.classes, paths.CLASSES)
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -266,7 +266,7 @@ def packaged_recipes() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))} if folder else {}
 
 
-def summary(text: str) -> str:
+def recipe_summary(text: str) -> str:
     """What a recipe says of itself: its first comment, up to the command that runs it."""
     lines = itertools.takewhile(lambda line: re.match(r"# \S", line), text.splitlines())
     return " ".join(line.removeprefix("# ") for line in lines).rstrip(":")

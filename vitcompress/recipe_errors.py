@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from vitcompress.yamltext import Document, Override, Place, dotted, step
+from vitcompress.yamltext import Document, KeyPath, Override, dotted, step
 
 # By the type of pydantic's error; the fields are those of its context, and the input.
 _WORDS = {
@@ -46,10 +46,10 @@ class _Fault:
     """One error, with the place in the recipe that it is about."""
 
     error: ErrorDetails
-    place: Place
+    place: KeyPath
 
 
-def describe(
+def first_error(
     error: ValidationError,
     model: type[BaseModel],
     data: Any,
@@ -97,14 +97,14 @@ def _fault(error: ErrorDetails, data: Any) -> _Fault:
     return _Fault(error, (*place, *error.get("ctx", {}).get("at", ())))
 
 
-def _follows(fault: _Fault, places: Iterable[Place]) -> bool:
+def _follows(fault: _Fault, places: Iterable[KeyPath]) -> bool:
     """Whether a list counts as too short only because a value in it is wrong."""
     depth = len(fault.place)
     inside = (p for p in places if len(p) > depth and p[:depth] == fault.place)
     return fault.error["type"] == "too_short" and any(inside)
 
 
-def _origin(place: Place, document: Document, overrides: Sequence[Override]) -> Override | None:
+def _origin(place: KeyPath, document: Document, overrides: Sequence[Override]) -> Override | None:
     """The override that a fault at `place` comes from; None when it comes from the file."""
     in_file = document.line(place)[1]
     for override in reversed(overrides):
@@ -145,17 +145,17 @@ def _shown(value: object) -> str:
     return reprlib.repr(value) if isinstance(value, str) else str(value)
 
 
-def _keys(model: type[BaseModel], location: Place) -> list[str]:
+def _keys(model: type[BaseModel], location: KeyPath) -> list[str]:
     """The keys that are known around the last part of `location`."""
     return [key for m in _models_at(model, location[:-1]) for key in m.model_fields]
 
 
-def _tags(model: type[BaseModel], location: Place) -> list[str]:
+def _tags(model: type[BaseModel], location: KeyPath) -> list[str]:
     """The types of stages, or of other tagged models, that may stand at `location`."""
     return [tag for m in _models_at(model, location) if (tag := _tag(m)) is not None]
 
 
-def _models_at(model: type[BaseModel], location: Place) -> list[type[BaseModel]]:
+def _models_at(model: type[BaseModel], location: KeyPath) -> list[type[BaseModel]]:
     """The models that may stand at `location`, from the types of the fields on the way."""
     models = [model]
     for part in location:

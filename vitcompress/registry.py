@@ -24,7 +24,7 @@ def names(package: str) -> tuple[str, ...]:
     return tuple(sorted(name for name in found if not name.startswith("_")))
 
 
-def load(package: str, name: str) -> ModuleType:
+def load_module(package: str, name: str) -> ModuleType:
     """The module `name` of `package`. Raises `InputError` for a name that is not there."""
     known = names(package)
     if name not in known:

@@ -9,7 +9,7 @@ import yaml
 
 from vitcompress.errors import InputError
 
-Place = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """The way to a value: keys of mappings and indices of lists."""
 
 
@@ -38,7 +38,7 @@ class _Dumper(_Numbers, yaml.SafeDumper):
 
 
 def dump(data: object) -> str:
-    """Plain data as YAML that `parse` reads again; keys in their order."""
+    """Plain data as YAML that `parse_yaml` reads again; keys in their order."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -49,7 +49,7 @@ class Document:
     data: Any
     node: yaml.Node | None
 
-    def line(self, place: Place) -> tuple[int, bool]:
+    def line(self, place: KeyPath) -> tuple[int, bool]:
         """The line of `place` or of the nearest thing around it, and whether it is there itself."""
         node, line = self.node, 1
         for part in place:
@@ -61,7 +61,7 @@ class Document:
         return line, True
 
 
-def parse(text: str, where: Callable[[int], str]) -> Document:
+def parse_yaml(text: str, where: Callable[[int], str]) -> Document:
     """Read `text` as YAML does it without tags that build objects.
 
     `where(line)` begins the message of the `InputError` that is raised for text that is not YAML,
@@ -94,7 +94,7 @@ def parse(text: str, where: Callable[[int], str]) -> Document:
     return Document(data, node)
 
 
-def dotted(place: Place, data: Any) -> str:
+def dotted(place: KeyPath, data: Any) -> str:
     """`stages.quant.bits`: a list item is called by its `name`, its `type` or its number from 1."""
     parts = []
     for part in place:
@@ -121,7 +121,7 @@ class Override:
     """A value set over those of the text; `where` is how messages call it."""
 
     where: str
-    place: Place
+    place: KeyPath
     value: Any
 
 
@@ -134,7 +134,7 @@ def read_override(text: str, data: dict[Any, Any]) -> Override:
     where = f"--set {text}"
     if not equals or "" in key.strip().split("."):
         raise InputError(f"{where}: write KEY=VALUE, such as data.images=64")
-    return override(where, key.strip(), parse(value, lambda _: where).data, data)
+    return override(where, key.strip(), parse_yaml(value, lambda _: where).data, data)
 
 
 def override(where: str, key: str, value: object, data: dict[Any, Any]) -> Override:
@@ -181,7 +181,9 @@ def _children(node: yaml.Node | None) -> Iterator[tuple[Hashable, yaml.Node, yam
         yield from ((index, value, value) for index, value in enumerate(node.value))
 
 
-def _repeated(node: yaml.Node, place: Place, seen: set[int]) -> Iterator[tuple[Place, int, int]]:
+def _repeated(
+    node: yaml.Node, place: KeyPath, seen: set[int]
+) -> Iterator[tuple[KeyPath, int, int]]:
     """Keys that a mapping has twice, with both lines; an anchored node is looked at once."""
     if id(node) in seen:
         return

@@ -22,7 +22,7 @@ from vitcompress.measure import cost
 from vitcompress.measure.branches import LatencyTable
 from vitcompress.model.architecture import from_source
 from vitcompress.stages.prune.config import PruneConfig
-from vitcompress.stages.prune.stage import choose, described, meters, rebuilt
+from vitcompress.stages.prune.stage import choose_structures, described, meters, rebuilt
 from vitcompress.stages.prune.study import study
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -69,7 +69,7 @@ def main() -> None:
             config = PruneConfig(budget={"macs": given.macs}, **VARIANTS[name])
             found = study(dense, config, images_for)
             meter = meters(dense, config, LatencyTable())
-            _, chosen, stream = choose(dense, config, found, meter)
+            _, chosen, stream = choose_structures(dense, config, found, meter)
             row(name, rebuilt(dense, found, chosen, stream.width, config.compensate)[0])
             if config.compensate:
                 plain, _ = rebuilt(dense, found, chosen, stream.width, compensate=False)

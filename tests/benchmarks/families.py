@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from vitcompress.console import console
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel
-from vitcompress.pipeline import Options, load, run
+from vitcompress.pipeline import Options, load_dense, run
 from vitcompress.recipe import Recipe
 from vitcompress.stages.registry import stage_of
 from vitcompress.stages.stage import StageResult
@@ -142,7 +142,7 @@ def cells(model: str, outcome: Outcome, folder: Path) -> Iterator[str]:
     """For each stage `YES`, or the line that refuses it."""
     name, options = MODELS[model]
     file = checkpoint(name, options, folder)
-    loaded = load(recipe_of(file, name, options, "tail"))
+    loaded = load_dense(recipe_of(file, name, options, "tail"))
     for stage in STAGES:
         try:
             skipped = outcome(recipe_of(file, name, options, stage), loaded).facts.get("skipped")

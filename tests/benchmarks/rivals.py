@@ -66,12 +66,12 @@ def main() -> None:
             )
         judged = {}
         for name, file in files.items():
-            held = targets.load(targets.DEFAULT).session(file, 0)
+            held = targets.load_target(targets.DEFAULT).session(file, 0)
             judged[name] = judge(
                 lambda pixels, held=held: next(logits(held, [pixels])), images, spec, 0.01, name
             )
         pixels = next(batches(images.subset([0]), spec, 1)).pixels.numpy()
-        runtime = targets.load(targets.DEFAULT)
+        runtime = targets.load_target(targets.DEFAULT)
         timed = time_in_turns({n: runtime.session(f, 1) for n, f in files.items()}, pixels)
         rows = [
             "| | top-1 | agreement | KL | file | p50 | speed-up |",

@@ -27,14 +27,14 @@ from vitcompress.data.images import batches, open_images
 from vitcompress.model.architecture import from_source
 from vitcompress.registry import names
 from vitcompress.stages.quantize.bits import (
-    allocated,
-    counts,
+    allocated_bits,
+    error_factors,
     scores,
     weight_errors,
     weighted,
 )
 from vitcompress.stages.quantize.config import BitBudget, QuantizeConfig
-from vitcompress.stages.quantize.prepare import prepare
+from vitcompress.stages.quantize.prepare import prepare_quantize
 from vitcompress.stages.quantize.scores import PACKAGE
 
 
@@ -81,7 +81,7 @@ def compare(
     config = QuantizeConfig(bits=BitBudget(average=4, widths=tuple(given.widths)), rounding="gptq")
     with tempfile.TemporaryDirectory() as folder:
         images = context_of(model, calibration, given.images, given.cache or Path(folder))
-        known = prepare(model, config, images)
+        known = prepare_quantize(model, config, images)
         errors = weight_errors(known)
         judged = open_images(evaluation, labelled=False, limit=given.limit, seed=1)
         pixels = [b.pixels for b in batches(judged, model.preprocess, 16)]
@@ -112,13 +112,13 @@ def compare(
         for score in names(PACKAGE):
             start = time.monotonic()
             found = scores(known, config.model_copy(update={"score": score}), errors, images)
-            costs = weighted(errors, counts(found, score))
+            costs = weighted(errors, error_factors(found, score))
             seconds = time.monotonic() - start
             cells = []
             for average in given.bits:
                 budget = BitBudget(average=average, widths=tuple(given.widths))
                 asked = config.model_copy(update={"bits": budget})
-                bits = allocated(model, asked, known.floats, costs, lambda _: math.nan)
+                bits = allocated_bits(model, asked, known.floats, costs, lambda _: math.nan)
                 cells.append(figures(tuple(bits.values())))
             row(score, f"{seconds:.0f}", cells)
 

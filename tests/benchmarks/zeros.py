@@ -19,7 +19,7 @@ from common import arguments, context_of
 
 from vitcompress.console import console
 from vitcompress.data.images import batches, open_images
-from vitcompress.methods.patterns import parse
+from vitcompress.methods.patterns import parse_pattern
 from vitcompress.model.architecture import from_source
 from vitcompress.registry import names
 from vitcompress.stages.sparsify import criteria
@@ -36,7 +36,7 @@ def settings(
     """The rows of the table, as options of the stage."""
     for text in patterns:
         pattern, _, density = text.partition("@")
-        fixed = pattern != "mixed" and parse(pattern).group > 0
+        fixed = pattern != "mixed" and parse_pattern(pattern).group > 0
         asked = criteria if fixed else [c for c in BRIEF if c in criteria]
         shares = ["uniform"] if fixed else ["distortion"] if pattern == "mixed" else SHARES
         for criterion, share, refit in itertools.product(asked, shares, refits):

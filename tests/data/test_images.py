@@ -17,7 +17,7 @@ from PIL import Image
 
 from vitcompress.data import images as module
 from vitcompress.data.images import Batch, ImageSet, batches, open_images
-from vitcompress.data.preprocess import Preprocess, prepare
+from vitcompress.data.preprocess import Preprocess, model_input
 from vitcompress.errors import InputError
 from vitcompress.example import glyphs
 
@@ -119,7 +119,9 @@ def test_every_source_gives_the_same_images_and_labels(
     write: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     got = together(open_images(write(tmp_path), labelled=True))
-    assert torch.equal(got.pixels, torch.stack([prepare(Image.fromarray(p), SPEC) for p in PIXELS]))
+    assert torch.equal(
+        got.pixels, torch.stack([model_input(Image.fromarray(p), SPEC) for p in PIXELS])
+    )
     assert got.labels is not None
     assert got.labels.dtype == torch.int64
     assert got.labels.tolist() == LABELS

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitcompress.data.pictures import PREFIX, heat_map, photograph, token_map
+from vitcompress.data.pictures import PNG_PREFIX, heat_map, photograph, token_map
 
 
 def decoded(uri: str) -> np.ndarray:
-    assert uri.startswith(PREFIX)
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.removeprefix(PREFIX)))))
+    assert uri.startswith(PNG_PREFIX)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.removeprefix(PNG_PREFIX)))))
 
 
 def test_a_heat_map_is_blue_white_and_red() -> None:

@@ -1,4 +1,4 @@
-"""`prepare` is timm's evaluation transform, and `Preprocess` refuses what it cannot prepare."""
+"""`model_input` is timm's evaluation transform, and `Preprocess` refuses what it cannot prepare."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 from timm.data import create_transform, resolve_data_config
 
-from vitcompress.data.preprocess import Preprocess, prepare
+from vitcompress.data.preprocess import Preprocess, model_input
 from vitcompress.errors import InputError
 
 CFG: dict[str, Any] = {
@@ -56,7 +56,7 @@ def test_prepare_is_timms_evaluation_transform(
     }
     image = noise(*size, seed=seed)
     expected = create_transform(**resolve_data_config({}, pretrained_cfg=cfg), is_training=False)
-    got = prepare(image, Preprocess.from_timm(cfg))
+    got = model_input(image, Preprocess.from_timm(cfg))
     assert got.shape == (3, *target)
     assert got.dtype == torch.float32
     assert torch.equal(got, expected(image))
@@ -65,7 +65,7 @@ def test_prepare_is_timms_evaluation_transform(
 def test_a_one_channel_model_gets_grey() -> None:
     cfg = {"input_size": (1, 16, 16), "mean": (0.5,), "std": (0.25,), "crop_pct": 1.0}
     image = noise(16, 16)
-    got = prepare(image, Preprocess.from_timm(cfg))
+    got = model_input(image, Preprocess.from_timm(cfg))
     grey = torch.from_numpy(np.asarray(image.convert("L")).copy()).float() / 255
     torch.testing.assert_close(got, ((grey - 0.5) / 0.25)[None])
 
@@ -74,15 +74,15 @@ def test_a_one_channel_model_gets_grey() -> None:
 def test_every_mode_becomes_rgb(mode: str) -> None:
     spec = Preprocess.from_timm(CFG)
     image = noise(30, 20).convert(mode)
-    assert torch.equal(prepare(image, spec), prepare(image.convert("RGB"), spec))
+    assert torch.equal(model_input(image, spec), model_input(image.convert("RGB"), spec))
 
 
 def test_a_transparent_palette_keeps_its_colours() -> None:
     spec = Preprocess.from_timm(CFG)
     image = noise(30, 20).convert("P")
-    expected = prepare(image, spec)
+    expected = model_input(image, spec)
     image.info["transparency"] = bytes(range(100))  # converting it directly would warn
-    assert torch.equal(prepare(image, spec), expected)
+    assert torch.equal(model_input(image, spec), expected)
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
@@ -90,12 +90,12 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     eight = noise(30, 30, channels=1)
     sixteen = Image.fromarray(np.asarray(eight).astype(np.uint16) * 256 + 7)
     assert sixteen.mode == "I;16"
-    assert torch.equal(prepare(sixteen, spec), prepare(eight, spec))
+    assert torch.equal(model_input(sixteen, spec), model_input(eight, spec))
 
 
 def test_pixels_without_a_known_range_are_refused() -> None:
     with pytest.raises(ValueError, match="known range"):
-        prepare(Image.new("F", (30, 30)), Preprocess.from_timm(CFG))
+        model_input(Image.new("F", (30, 30)), Preprocess.from_timm(CFG))
 
 
 def test_timms_defaults_fill_an_empty_config() -> None:

@@ -25,7 +25,7 @@ from vitcompress.model.architecture import (
     set_tail,
     stored_tensors,
 )
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.targets.onnxruntime import load_session
 
 MakeVit = Callable[..., VitModel]

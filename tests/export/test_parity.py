@@ -15,10 +15,10 @@ from vitcompress import targets
 from vitcompress.errors import ParityError
 from vitcompress.export import parity
 from vitcompress.export.onnx import export_onnx
-from vitcompress.export.parity import check
+from vitcompress.export.parity import check_parity
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import QuantizedLayer, VitModel
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge.config import MergeConfig
 from vitcompress.stages.merge.stage import plan
@@ -50,10 +50,10 @@ def test_a_float_export_passes_and_a_changed_weight_does_not(
 ) -> None:
     path = tmp_path / "m.onnx"
     export_onnx(vit, path, {})
-    assert check(path, vit, pixels, 1)["passed"]
+    assert check_parity(path, vit, pixels, 1)["passed"]
     altered(path, "head.bias", lambda b: b + 0.01)
     with pytest.raises(ParityError, match=r"differ by up to 0\.01"):
-        check(path, vit, pixels, 1)
+        check_parity(path, vit, pixels, 1)
 
 
 def test_one_image_in_eight_may_have_a_tie_where_tokens_merge(
@@ -69,12 +69,12 @@ def test_one_image_in_eight_may_have_a_tie_where_tokens_merge(
             other[:ties] += 1
             answers = SimpleNamespace(run=lambda _, other=other: other)
             runtime = SimpleNamespace(session=lambda *_, answers=answers: answers)
-            monkeypatch.setattr(targets, "load", lambda _, runtime=runtime: runtime)
+            monkeypatch.setattr(targets, "load_target", lambda _, runtime=runtime: runtime)
             if merges and ties == 1:
-                assert check(path, model, pixels, 1)["tied_images"] == 1
+                assert check_parity(path, model, pixels, 1)["tied_images"] == 1
                 continue
             with pytest.raises(ParityError, match=r"differ by up to 1 "):
-                check(path, model, pixels, 1)
+                check_parity(path, model, pixels, 1)
 
 
 @pytest.mark.parametrize("activations", ["static", "dynamic"])
@@ -85,7 +85,7 @@ def test_a_quantized_export_passes(
     model = quantized(vit, context, activations=activations, fine=fine, layers=["blocks.*", "head"])
     path = tmp_path / "m.onnx"
     export_onnx(model, path, {})
-    facts = check(path, model, pixels, 1)
+    facts = check_parity(path, model, pixels, 1)
     assert facts["fused_layers"] == 9
     assert facts["worst_layer_mismatch"] <= 1e-3
 
@@ -118,7 +118,7 @@ def test_one_changed_code_is_found_with_its_layer(
 
     altered(path, "blocks.1.mlp.fc1.codes", one_more)
     with pytest.raises(ParityError, match=r"blocks\.1\.mlp\.fc1"):
-        check(path, model, pixels, 1)
+        check_parity(path, model, pixels, 1)
 
 
 def test_a_layer_that_is_not_fused_is_named(
@@ -142,7 +142,7 @@ def test_a_layer_that_is_not_fused_is_named(
     product.input[:] = [f"{name}_f" for name in product.input[:2]]
     onnx.save(graph_model, path)
     with pytest.raises(ParityError, match=r"blocks\.0\.attn\.proj: onnxruntime did not fuse"):
-        check(path, model, pixels, 1)
+        check_parity(path, model, pixels, 1)
 
 
 @pytest.mark.parametrize("bits", [8, 2])
@@ -156,7 +156,7 @@ def test_a_model_beyond_its_quantization_noise_fails(
     lost = float((model.module(pixels) - vit.module(pixels)).abs().mean())
     altered(path, "head.bias", lambda b: b + 2 * lost if bits == 8 else b + lost)
     with pytest.raises(ParityError, match="beyond the quantization noise"):
-        check(path, model, pixels, 1)
+        check_parity(path, model, pixels, 1)
 
 
 def by_hand(vit: VitModel, layers: list[str], terms: int, activations: str) -> VitModel:
@@ -181,7 +181,7 @@ def test_layers_with_equal_tensors_are_told_apart(
     model = by_hand(vit, ["blocks.0.mlp.fc2", "blocks.1.mlp.fc2"], terms, activations)
     path = tmp_path / "m.onnx"
     export_onnx(model, path, {})
-    assert check(path, model, pixels, 1)["fused_layers"] == 2
+    assert check_parity(path, model, pixels, 1)["fused_layers"] == 2
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -198,11 +198,14 @@ def test_one_image_without_numbers_fails_on_either_side(
     for theirs, ours in ((broken, logits), (logits, broken), (broken, broken)):
         answers = SimpleNamespace(run=lambda _, theirs=theirs: theirs.numpy())
         runtime = SimpleNamespace(session=lambda *_, answers=answers: answers)
-        monkeypatch.setattr(targets, "load", lambda _, runtime=runtime: runtime)
-        fixed = SimpleNamespace(module=lambda _, ours=ours: ours, architecture=model.architecture)
-        monkeypatch.setattr(parity, "quantized_linears", lambda _: {})
+        monkeypatch.setattr(targets, "load_target", lambda _, runtime=runtime: runtime)
+        fixed = SimpleNamespace(
+            module=lambda _, ours=ours: ours,
+            architecture=model.architecture,
+            anatomy=SimpleNamespace(quantized=dict),
+        )
         with pytest.raises(ParityError, match="infinite or no number for 1 of 8 images"):
-            check(Path("m.onnx"), fixed, images, 1)  # type: ignore[arg-type]
+            check_parity(Path("m.onnx"), fixed, images, 1)  # type: ignore[arg-type]
 
 
 def test_a_layer_whose_output_is_no_number_does_not_match() -> None:

@@ -13,7 +13,7 @@ def test_what_is_expanded_is_what_was_compacted(
     cell: tuple[int, int], shape: tuple[int, int], share: float
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    down, across = compact.counts(*shape, cell)
+    down, across = compact.cell_counts(*shape, cell)
     left = torch.rand(down, across, generator=generator) < share
     spread = left.repeat_interleave(cell[0], 0).repeat_interleave(cell[1], 1)
     matrix = torch.randn(shape, generator=generator) * spread[: shape[0], : shape[1]]

@@ -17,7 +17,7 @@ def half(tokens: int) -> int:
 def test_shapes_fall_and_get_cheaper_with_strength(shape: str) -> None:
     costs = []
     for strength in (0.5, 1.0, 2.0):
-        kept = schedule.rounded(SHAPES[shape].kept(50, 6, strength), 50, half)
+        kept = schedule.rounded_schedule(SHAPES[shape].kept(50, 6, strength), 50, half)
         assert all(a >= b for a, b in itertools.pairwise((50, *kept)))
         costs.append(sum(kept))
     assert costs[0] > costs[1] > costs[2]
@@ -30,12 +30,12 @@ def test_stepped_is_published_in_every_second_block() -> None:
 
 
 def test_rounding_respects_what_a_step_can_keep() -> None:
-    assert schedule.rounded([10.0, 90.0, 3.2], 100, half) == (50, 50, 25)
+    assert schedule.rounded_schedule([10.0, 90.0, 3.2], 100, half) == (50, 50, 25)
 
 
 def test_a_schedule_uses_its_budget() -> None:
     kept = schedule.at_cost(
-        lambda t: schedule.rounded([100 - t, 100 - 2 * t], 100, lambda n: 1), sum, 150, 100
+        lambda t: schedule.rounded_schedule([100 - t, 100 - 2 * t], 100, lambda n: 1), sum, 150, 100
     )
     assert 148 <= sum(kept) <= 150
     assert schedule.at_cost(lambda t: (100,), sum, 200, 1) == (100,)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vitcompress.methods import sparsity
-from vitcompress.methods.patterns import Pattern, parse
+from vitcompress.methods.patterns import Pattern, parse_pattern
 
 NM = ["2:4", "1:4", "3:4", "4:8", "1:2", "5:5"]
 
@@ -21,7 +21,7 @@ def problem(outputs: int = 6, inputs: int = 40) -> tuple[Tensor, Tensor]:
 
 
 def total(weight: Tensor, found: Tensor, hessian: Tensor) -> float:
-    return float(sparsity.error(weight - found, hessian).sum())
+    return float(sparsity.row_errors(weight - found, hessian).sum())
 
 
 @pytest.mark.parametrize(
@@ -33,18 +33,18 @@ def total(weight: Tensor, found: Tensor, hessian: Tensor) -> float:
     ],
 )
 def test_patterns_are_read(text: str, pattern: Pattern) -> None:
-    assert parse(text) == pattern
+    assert parse_pattern(text) == pattern
 
 
 @pytest.mark.parametrize("text", ["", "2/4", "5:4", "0:4", "0x4", "2:4:8", "dense", "-1x3"])
 def test_other_words_are_no_patterns(text: str) -> None:
     with pytest.raises(ValueError, match="no pattern"):
-        parse(text)
+        parse_pattern(text)
 
 
 @pytest.mark.parametrize("text", NM)
 def test_exactly_n_of_m_stay(text: str) -> None:
-    pattern, (weight, hessian) = parse(text), problem()
+    pattern, (weight, hessian) = parse_pattern(text), problem()
     target = weight @ hessian
     masks = [
         sparsity.keep(values, pattern, 0.5)
@@ -52,7 +52,7 @@ def test_exactly_n_of_m_stay(text: str) -> None:
     ]
     masks.append(sparsity.sweep(weight, hessian, pattern))
     start = sparsity.reconstructed(weight, hessian, target, masks[-1])
-    masks.append(sparsity.refined(start, hessian, target, pattern, 3) != 0)
+    masks.append(sparsity.refined_groups(start, hessian, target, pattern, 3) != 0)
     for mask in masks:
         assert (mask.unflatten(1, (-1, pattern.group)).sum(-1) == pattern.kept).all()
 
@@ -68,7 +68,7 @@ def test_whole_cells_stay_to_the_density(cell: tuple[int, int], density: float) 
         sparsity.thinned(weight, hessian, pattern, density),
     ):
         assert left.sum() == round(density * left.numel())
-    mask = sparsity.spread(left, cell, weight.shape)
+    mask = sparsity.weight_mask(left, cell, weight.shape)
     assert mask.shape == weight.shape
     assert torch.equal(sparsity.cells(mask.float(), cell) > 0, left)
     if density == 1:
@@ -102,12 +102,12 @@ def test_conjugate_gradients_solve_the_normal_equations(share: float) -> None:
 @pytest.mark.parametrize("steps", [1, 3, 40])
 def test_each_step_from_mask_to_better_mask_lowers_the_error(steps: int) -> None:
     weight, hessian = problem(inputs=64)
-    pattern, target = parse("2:4"), weight @ hessian
+    pattern, target = parse_pattern("2:4"), weight @ hessian
     mask = sparsity.sweep(weight, hessian, pattern)
     errors = [total(weight, weight * mask, hessian)]
     found = sparsity.reconstructed(weight, hessian, target, mask, steps)
     errors.append(total(weight, found, hessian))
-    found = sparsity.refined(found, hessian, target, pattern, 2)
+    found = sparsity.refined_groups(found, hessian, target, pattern, 2)
     errors.append(total(weight, found, hessian))
     errors.append(
         total(weight, sparsity.reconstructed(found, hessian, target, found != 0), hessian)
@@ -132,7 +132,7 @@ def test_rounds_beat_a_mask_of_magnitudes_after_a_refit() -> None:
 def test_an_order_keeps_more_and_loses_no_input() -> None:
     values = problem()[0].square()
     values[:, ::2] *= 10
-    pattern = parse("1:2")
+    pattern = parse_pattern("1:2")
     order = sparsity.gathered(values, pattern, 20)
     assert order.sort().values.tolist() == list(range(40))
 
@@ -140,12 +140,12 @@ def test_an_order_keeps_more_and_loses_no_input() -> None:
         return float(of.unflatten(1, (-1, 2)).amax(-1).sum())
 
     assert kept(values[:, order]) > kept(values)
-    assert sparsity.gathered(values, parse("2:2"), 3).tolist() == list(range(40))
+    assert sparsity.gathered(values, parse_pattern("2:2"), 3).tolist() == list(range(40))
 
 
 @pytest.mark.parametrize("text", ["1:2", "2:4", "3:4", "4:8"])
 def test_the_gain_of_a_swap_is_what_the_groups_keep_more(text: str) -> None:
-    values, pattern = problem()[0].square(), parse(text)
+    values, pattern = problem()[0].square(), parse_pattern(text)
     gains = sparsity._swap_gains(values.float(), pattern)
 
     def kept(of: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from vitcompress import registry
 from vitcompress.methods.merging import diffrate, ppt
 from vitcompress.methods.readers import ReaderStatistics, normalised
 from vitcompress.methods.selection import unit
-from vitcompress.methods.tokens import Choice, Tokens, attention_paid, combine, method_of, places
-from vitcompress.model.layers import attend
+from vitcompress.methods.tokens import Merge, Tokens, attention_paid, combine, method_of, places
+from vitcompress.model.modules.attention import attend
 from vitcompress.terms import MERGING
 
 N, KEEP = 17, 11
@@ -81,12 +81,12 @@ def test_the_fewest_that_can_stay_can(method: str) -> None:
 
 def test_combine_is_the_matrix_form() -> None:
     x, sizes, weight = draw(1, 4, 3), torch.tensor([[[1.0], [2], [3], [4]]]), draw(1, 4, 1).exp()
-    choice = Choice(torch.tensor([[[2], [0]]]), torch.tensor([[[1], [3]]]), torch.tensor([[0, 0]]))
+    choice = Merge(torch.tensor([[[2], [0]]]), torch.tensor([[[1], [3]]]), torch.tensor([[0, 0]]))
     matrix = torch.tensor([[0.0, 1, 1, 1], [1, 0, 0, 0]])
     merged, size = combine(x, sizes, choice)
     assert torch.allclose(size[0], matrix @ sizes[0])
     assert torch.allclose(merged[0], matrix @ (sizes * x)[0] / size[0])
-    weighted = Choice(choice.kept, choice.gone, choice.target, weight=weight)
+    weighted = Merge(choice.kept, choice.gone, choice.target, weight=weight)
     merged, size = combine(x, sizes, weighted)
     assert torch.allclose(merged[0], matrix @ (weight * x)[0] / (matrix @ weight[0]), atol=1e-6)
     assert torch.allclose(size[0], matrix @ sizes[0])
@@ -245,7 +245,7 @@ def test_a_token_that_is_not_mixed_keeps_its_value() -> None:
     assert torch.allclose(sizes.sum(1), tokens.sizes.sum(1))
 
 
-def merged_into(choice: Choice) -> dict[int, int]:
+def merged_into(choice: Merge) -> dict[int, int]:
     """Which token each one that goes joins, of the only image."""
     kept = choice.kept[0, :, 0].tolist()
     pairs = zip(choice.gone[0, :, 0].tolist(), choice.target[0].tolist(), strict=True)

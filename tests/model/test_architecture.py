@@ -24,7 +24,7 @@ from vitcompress.model.architecture import (
     stored_tensors,
 )
 from vitcompress.model.families import adopt
-from vitcompress.model.layers import Attention
+from vitcompress.model.modules.attention import Attention
 
 MakeModule = Callable[..., nn.Module]
 MakeVit = Callable[..., VitModel]

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from vitcompress.export.folder import load_folder, save_folder
 from vitcompress.export.onnx import INPUT, export_onnx
-from vitcompress.export.parity import check
+from vitcompress.export.parity import check_parity
 from vitcompress.methods import packing, patterns, quantizer, sparsity
 from vitcompress.model.architecture import VitModel, stored_tensors
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.targets.onnxruntime import load_session
 
 PATTERNS = {
@@ -32,10 +32,10 @@ def thinned(vit: VitModel, half: tuple[str, ...] = ()) -> VitModel:
     """A model with half of the cells of some layers zero."""
     generator = torch.Generator().manual_seed(3)
     for name, text in PATTERNS.items():
-        weight, pattern = vit.module.get_submodule(name).weight, patterns.parse(text)
+        weight, pattern = vit.module.get_submodule(name).weight, patterns.parse_pattern(text)
         values = sparsity.cells(torch.rand(weight.shape, generator=generator), pattern.cell)
         mask = sparsity.keep(values, pattern, 0.5)
-        weight.mul_(sparsity.spread(mask, pattern.cell, weight.shape))
+        weight.mul_(sparsity.weight_mask(mask, pattern.cell, weight.shape))
     for name in half:
         vit.module.get_parameter(name).copy_(vit.module.get_parameter(name).half())
     return replace(
@@ -89,7 +89,7 @@ def test_files_lose_nothing(
     assert torch.equal(again.module(pixels), model.module(pixels))
     file = tmp_path / "model.onnx"
     export_onnx(model, file, {})
-    assert check(file, model, pixels, 1)["passed"]
+    assert check_parity(file, model, pixels, 1)["passed"]
 
 
 @pytest.mark.parametrize("kind", ["float", "codes"])
@@ -120,7 +120,7 @@ def test_what_is_zero_is_not_stored(make_vit: Callable[..., VitModel]) -> None:
     model = thinned(make_vit())
     stored = stored_tensors(model)
     for name, text in PATTERNS.items():
-        high, wide = patterns.parse(text).cell
+        high, wide = patterns.parse_pattern(text).cell
         weight = model.module.get_submodule(name).weight
         values, mask = stored[f"{name}.values"], stored[f"{name}.mask"]
         assert f"{name}.weight" not in stored

@@ -10,10 +10,10 @@ from torch import Tensor
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import Architecture, VitModel, build
 from vitcompress.model.embedding import (
+    embedding_obstacle,
     embedding_width,
-    obstacle,
-    readers,
     resize_embedding,
+    stream_readers,
     writers,
 )
 from vitcompress.model.sizes import blocks
@@ -42,7 +42,7 @@ def test_a_description_with_a_width_makes_the_model_again(
 def test_every_tensor_with_the_width_is_written_or_read(vit: VitModel) -> None:
     resize_embedding(vit.module, 40)
     known = {id(writer.value) for writer in writers(vit.module)}
-    for _, norm, layers in readers(vit.module):
+    for _, norm, layers in stream_readers(vit.module):
         known |= {id(norm.weight), id(norm.bias), *(id(layer.weight) for layer in layers)}
     with_width = {id(p) for p in vit.module.parameters() if 40 in p.shape}
     assert with_width == known
@@ -50,6 +50,6 @@ def test_every_tensor_with_the_width_is_written_or_read(vit: VitModel) -> None:
 
 def test_a_stream_that_cannot_be_resized_is_refused(make_vit: MakeVit) -> None:
     vit = make_vit(global_pool="max")
-    assert obstacle(vit.module) == "its pooling (max) is not linear"
+    assert embedding_obstacle(vit.module) == "its pooling (max) is not linear"
     with pytest.raises(InputError, match=r"does not allow what is said of embedding: its pooling"):
         build(vit.architecture.model_copy(update={"embedding": 40}))

@@ -23,9 +23,11 @@ from vitcompress.model.architecture import (
     stored_tensors,
 )
 from vitcompress.model.families import adopt, anatomy_of
-from vitcompress.model.layers import Attention, Block, QuantizedLinear
+from vitcompress.model.modules.attention import Attention
+from vitcompress.model.modules.block import Block
+from vitcompress.model.modules.quantized import QuantizedLinear
+from vitcompress.model.modules.windows import RelativePositions, Windows
 from vitcompress.model.sizes import AttentionSizes, BlockSizes, resize, sizes_of
-from vitcompress.model.windows import RelativePositions, Windows
 from vitcompress.targets.onnxruntime import load_session
 
 _WINDOWED = {

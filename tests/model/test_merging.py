@@ -15,7 +15,7 @@ from torch import Tensor
 from vitcompress import registry
 from vitcompress.export.folder import load_folder, save_folder
 from vitcompress.export.onnx import export_onnx
-from vitcompress.export.parity import check
+from vitcompress.export.parity import check_parity
 from vitcompress.measure.cost import dense_macs, macs
 from vitcompress.measure.tokens import schedule_macs
 from vitcompress.methods.selection import rows
@@ -209,7 +209,7 @@ def test_the_export_is_static_and_agrees(
     options = FAMILIES[family]
     model = merged(make_vit(depth=3, **options), (12, 9, 9), method)
     export_onnx(model, tmp_path / "model.onnx", {})
-    assert check(tmp_path / "model.onnx", model, pixels, 1)["passed"]
+    assert check_parity(tmp_path / "model.onnx", model, pixels, 1)["passed"]
     graph = onnx.load(tmp_path / "model.onnx").graph
     found = Counter(node.op_type for node in graph.node)
     assert not [op for op in found if op.startswith(("Scatter", "NonZero", "If", "Loop"))]

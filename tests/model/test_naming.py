@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vitcompress.errors import InputError
-from vitcompress.model.naming import candidates, hub_config, infer_name
+from vitcompress.model.naming import hub_config, infer_name, matching_models
 
 
 def shapes(name: str, **options: Any) -> dict[str, Tensor]:
@@ -44,13 +44,13 @@ def shapes(name: str, **options: Any) -> dict[str, Tensor]:
     ids=str,
 )
 def test_candidates(name: str, options: dict[str, Any], expected: list[str]) -> None:
-    assert candidates(shapes(name, **options)) == expected
+    assert list(matching_models(shapes(name, **options))) == expected
 
 
 def test_candidates_are_found_quickly() -> None:
     state = shapes("vit_base_patch16_224")
     start = time.process_time()
-    assert candidates(state) == ["deit_base_patch16_224", "vit_base_patch16_224"]
+    assert list(matching_models(state)) == ["deit_base_patch16_224", "vit_base_patch16_224"]
     assert time.process_time() - start < 3
 
 
@@ -63,15 +63,15 @@ def test_shapes_that_only_one_model_has(name: str) -> None:
 
 def test_shapes_of_several_models_that_behave_alike() -> None:
     state = shapes("vit_small_patch14_dinov2")
-    assert candidates(state) == ["vit_small_patch14_dinov2"]
+    assert list(matching_models(state)) == ["vit_small_patch14_dinov2"]
     state = shapes("vit_base_patch16_siglip_224", img_size=240)
-    assert len(candidates(state)) > 1
+    assert len(matching_models(state)) > 1
     assert infer_name(state, "best.pth") == "vit_base_patch16_siglip_224"
 
 
 def test_equal_shapes_of_different_activations_are_not_guessed() -> None:
     state = shapes("vit_base_patch32_clip_224")
-    assert "vit_base_patch32_clip_quickgelu_224" in candidates(state)
+    assert "vit_base_patch32_clip_quickgelu_224" in matching_models(state)
     with pytest.raises(InputError, match="cannot tell"):
         infer_name(state, "best.pth")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
-from vitcompress.export.parity import check
+from vitcompress.export.parity import check_parity
 from vitcompress.methods import selection
 from vitcompress.model.architecture import (
     Architecture,
@@ -25,9 +25,11 @@ from vitcompress.model.architecture import (
     stored_tensors,
 )
 from vitcompress.model.families import adopt
-from vitcompress.model.layers import Attention, Block, GatedMlp
-from vitcompress.model.rotary import RotaryVit, frequencies
-from vitcompress.model.rotation import Rotation
+from vitcompress.model.families.rotary import RotaryVit, frequencies
+from vitcompress.model.modules.attention import Attention
+from vitcompress.model.modules.block import Block
+from vitcompress.model.modules.mlp import GatedMlp
+from vitcompress.model.modules.rotation import Rotation
 from vitcompress.targets.onnxruntime import load_session
 
 MakeModule = Callable[..., nn.Module]
@@ -127,7 +129,7 @@ def test_the_export_turns_by_one_operator(
 ) -> None:
     model = make_vit(**KINDS[kind])
     export_onnx(model, tmp_path / "model.onnx", {})
-    assert check(tmp_path / "model.onnx", model, pixels, 1)["passed"]
+    assert check_parity(tmp_path / "model.onnx", model, pixels, 1)["passed"]
     graph = onnx.load(tmp_path / "model.onnx").graph
     found = Counter(node.op_type for node in graph.node)
     assert found["RotaryEmbedding"] == 4

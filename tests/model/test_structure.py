@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel, set_tail
-from vitcompress.model.families import adopt
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.families import adopt, anatomy_of
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.model.patterns import match
-from vitcompress.model.structure import input_fold, linears, placed
+from vitcompress.model.structure import placed
 
 MakeVit = Callable[..., VitModel]
 
@@ -24,12 +24,12 @@ NAMES = [f"blocks.{i}.{layer}" for i in range(2) for layer in ("attn.qkv", "attn
 def test_the_linears_come_in_the_order_of_the_model(vit: VitModel) -> None:
     kinds = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     expected = [f"blocks.{i}.{kind}" for i in range(2) for kind in kinds]
-    assert list(linears(vit.module)) == [*expected, "head"]
+    assert list(vit.anatomy.linears()) == [*expected, "head"]
 
 
 def test_a_quantized_layer_is_no_float_linear(vit: VitModel) -> None:
     vit.module.set_submodule("head", QuantizedLinear(64, 10, 8, "static"))
-    assert "head" not in linears(vit.module)
+    assert "head" not in vit.anatomy.linears()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def check_fold(module: nn.Module, layer: str, pixels: Tensor) -> None:
     """Fold the input of `layer` in `module` at random, and see what changes."""
     shift, scale = random_fold(module.get_submodule(layer).in_features)
     x, logits = seen_input(module, layer, pixels)
-    fold = input_fold(module, layer)
+    fold = anatomy_of(module).input_fold(layer)
     assert fold is not None
     fold(shift, scale)
     folded, after = seen_input(module, layer, pixels)
@@ -121,7 +121,7 @@ def test_a_fold_moves_the_input_and_keeps_the_logits(
 def test_folds_of_all_layers_add_up(vit: VitModel, pixels: Tensor) -> None:
     logits = vit.module(pixels)
     for layer in FOLDED:
-        fold = input_fold(vit.module, layer)
+        fold = anatomy_of(vit.module).input_fold(layer)
         assert fold is not None
         fold(*random_fold(64))
     assert (vit.module(pixels) - logits).norm() <= 5e-5 * logits.norm()
@@ -135,7 +135,7 @@ def test_a_tail_block_can_be_folded(layer: str, vit: VitModel, pixels: Tensor) -
 
 @pytest.mark.parametrize("layer", ["blocks.0.mlp.fc2", "blocks.1.mlp.fc2", "head"])
 def test_nothing_linear_comes_before_these(layer: str, vit: VitModel) -> None:
-    assert input_fold(vit.module, layer) is None
+    assert anatomy_of(vit.module).input_fold(layer) is None
 
 
 FORBIDDEN: dict[str, tuple[dict[str, Any], set[str]]] = {
@@ -163,7 +163,7 @@ def test_what_lies_between_may_forbid_a_fold(
     for layer in FOLDED:
         module = adopt(make_module(**options))
         if layer.rpartition(".")[2] in forbidden:
-            assert input_fold(module, layer) is None
+            assert anatomy_of(module).input_fold(layer) is None
         else:
             check_fold(module, layer, pixels)
 
@@ -171,20 +171,20 @@ def test_what_lies_between_may_forbid_a_fold(
 def test_gated_attention_cannot_be_folded(vit: VitModel, pixels: Tensor) -> None:
     block = vit.module.blocks[0]
     block.attn.gate = nn.Linear(64, 64)
-    assert input_fold(vit.module, "blocks.0.attn.qkv") is None
-    assert input_fold(vit.module, "blocks.0.attn.proj") is None
+    assert anatomy_of(vit.module).input_fold("blocks.0.attn.qkv") is None
+    assert anatomy_of(vit.module).input_fold("blocks.0.attn.proj") is None
     check_fold(vit.module.requires_grad_(False), "blocks.0.mlp.fc1", pixels)
 
 
 def test_a_quantized_qkv_cannot_take_a_fold(vit: VitModel) -> None:
     vit.module.set_submodule("blocks.0.attn.qkv", QuantizedLinear(64, 192, 8, "static"))
-    assert input_fold(vit.module, "blocks.0.attn.proj") is None
+    assert anatomy_of(vit.module).input_fold("blocks.0.attn.proj") is None
 
 
 @pytest.mark.parametrize("layer", ["attn_out.proj", "attn_in.qk", "mlp.fc1"])
 def test_blocks_of_other_make_are_left_alone(layer: str) -> None:
     tnt = timm.create_model("tnt_s_legacy_patch16_224", depth=1, num_classes=3)
-    assert input_fold(adopt(tnt), f"blocks.0.{layer}") is None
+    assert anatomy_of(adopt(tnt)).input_fold(f"blocks.0.{layer}") is None
 
 
 def test_layers_that_are_quantized_already_are_told_apart() -> None:

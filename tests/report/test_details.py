@@ -1,10 +1,10 @@
 from vitcompress.details import Column, Fact, Table
-from vitcompress.report.details import charts, facts, numeric, peak
+from vitcompress.report.details import charts, numeric, peak, stage_facts
 from vitcompress.report.model import Report
 
 
 def test_facts_of_studies_follow_those_of_the_stage(report: Report) -> None:
-    assert facts(report.stages[1].details) == [
+    assert stage_facts(report.stages[1].details) == [
         ("score", "lrp"),
         ("group_size", None),
         ("simulated.note", "not exported"),

@@ -146,7 +146,7 @@ def test_any_table_renders(report: Report, table: Table) -> None:
     stage = report.stages[0].model_copy(update={"details": Details(tables=(table,))})
     text = _Page(html.render(report.model_copy(update={"stages": [stage]}))).text
     assert "None" not in text
-    text = _Page(html.sensitivities("model", {"stage": table})).text
+    text = _Page(html.sensitivity_page("model", {"stage": table})).text
     assert "None" not in text
 
 

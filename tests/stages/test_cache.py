@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitcompress.stages.cache import (
     Cache,
-    Kind,
+    ResultKind,
     entry_name,
     latencies,
     tensors,
@@ -47,7 +47,7 @@ def test_what_was_kept_comes_back(cache: Cache, capsys: pytest.CaptureFixture[st
 
 
 def test_what_was_damaged_is_not_used(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
-    kinds: list[tuple[Kind[dict[str, object]], str]] = [(SCHEDULE, "one"), (SCHEDULE, "two")]
+    kinds: list[tuple[ResultKind[dict[str, object]], str]] = [(SCHEDULE, "one"), (SCHEDULE, "two")]
     for kind, identity in kinds:
         cache.put(kind, identity, {"kept": [3, 2]})
     file, other = (cache.folder / entry_name(kind, identity) for kind, identity in kinds)

@@ -31,9 +31,11 @@ def test_latencies_are_of_the_runtime_of_the_recipe(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     other = SimpleNamespace(TARGET=OnnxRuntime(name="other"))
-    known = registry.load
+    known = registry.load_module
     monkeypatch.setattr(
-        registry, "load", lambda package, name: other if name == "other" else known(package, name)
+        registry,
+        "load_module",
+        lambda package, name: other if name == "other" else known(package, name),
     )
     recipe = Recipe.model_validate({"stages": []})
     export = recipe.export.model_copy(update={"target": "other"})

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitcompress.model.architecture import VitModel, merging_blocks, set_merging, set_tail
 from vitcompress.model.families import anatomy_of
 from vitcompress.model.merging import Merging
-from vitcompress.stages.probe import Probe, first_changed, kl, root_kl
+from vitcompress.stages.probe import Probe, first_changed
+from vitcompress.tasks.classification import distance
 
 MakeVit = Callable[..., VitModel]
 
@@ -56,7 +57,7 @@ def whole(module: nn.Module, changed: dict[str, nn.Module], batches: list[Tensor
     copied = copy.deepcopy(module)
     for name, new in changed.items():
         copied.set_submodule(name, new)
-    return torch.cat([kl(copied(batch), module(batch)) for batch in batches])
+    return torch.cat([distance(copied(batch), module(batch)) for batch in batches])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -64,7 +65,7 @@ def test_to_the_last_bit_what_the_whole_model_gives(
     name: str, make_vit: MakeVit, batches: list[Tensor]
 ) -> None:
     module = family(name, make_vit)
-    probe = Probe(anatomy_of(module), batches, kl)
+    probe = Probe(anatomy_of(module), batches, distance)
     groups: list[list[str]] = [
         ["blocks.1.attn.qkv"],
         ["blocks.0.mlp.fc2", "blocks.1.mlp.fc1"],
@@ -89,15 +90,15 @@ def test_to_the_last_bit_what_the_whole_model_gives(
 
 def test_another_model(vit: VitModel, make_vit: MakeVit, batches: list[Tensor]) -> None:
     other = moved(make_vit(depth=3).module)
-    found = Probe(anatomy_of(vit.module), batches, root_kl).cost_of(other)
-    each = torch.cat([root_kl(other(batch), vit.module(batch)) for batch in batches])
+    found = Probe(anatomy_of(vit.module), batches, distance).cost_of(other)
+    each = torch.cat([distance(other(batch), vit.module(batch)) for batch in batches])
     assert found == float(each.double().mean()) > 0
 
 
 def test_a_model_of_no_known_kind(batches: list[Tensor]) -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(3072, 16), nn.GELU(), nn.Linear(16, 5))
     module.requires_grad_(False)
-    probe = Probe(replace(anatomy_of(module), head=("3",)), batches, kl)
+    probe = Probe(replace(anatomy_of(module), head=("3",)), batches, distance)
     for name in ("1", "3"):
         changed = {name: moved(module.get_submodule(name))}
         expected = float(whole(module, changed, batches).double().mean())
@@ -106,7 +107,7 @@ def test_a_model_of_no_known_kind(batches: list[Tensor]) -> None:
 
 def test_only_what_lies_behind_is_computed(make_vit: MakeVit, batches: list[Tensor]) -> None:
     module = make_vit(depth=12).module
-    probe = Probe(anatomy_of(module), batches[:1], kl)
+    probe = Probe(anatomy_of(module), batches[:1], distance)
 
     def work(compute: Callable[[], object]) -> int:
         with FlopCounterMode(display=False) as counter:
@@ -124,7 +125,7 @@ def test_only_what_lies_behind_is_computed(make_vit: MakeVit, batches: list[Tens
 def test_the_model_is_left_as_it_was(vit: VitModel, batches: list[Tensor]) -> None:
     module = vit.module
     before = dict(module.named_modules())
-    probe = Probe(anatomy_of(module), batches, kl)
+    probe = Probe(anatomy_of(module), batches, distance)
     inner = nn.Linear(64, 5)  # no attention can split this
     with pytest.raises(RuntimeError):
         probe.cost({"head": nn.Identity(), "blocks.1": moved(before["blocks.1"]), "norm": inner})
@@ -134,30 +135,10 @@ def test_the_model_is_left_as_it_was(vit: VitModel, batches: list[Tensor]) -> No
     assert all(not m._forward_pre_hooks and not m._forward_hooks for m in module.modules())
 
 
-def test_layers_one_after_the_other(make_vit: MakeVit, batches: list[Tensor]) -> None:
-    vit, rounds = make_vit(), make_vit()
-    probe = Probe(anatomy_of(vit.module), batches, kl)
-    dense = [rounds.module(batch) for batch in batches]
-    for name in ("blocks.0.attn.proj", "blocks.1", "blocks.0.mlp.fc1"):
-        new = moved(vit.module.get_submodule(name))
-        found = probe.accept_layers({name: new})
-        rounds.module.set_submodule(name, copy.deepcopy(new))
-        pairs = zip(batches, dense, strict=True)
-        assert torch.equal(found, torch.cat([kl(rounds.module(b), d) for b, d in pairs]))
-        last = {"blocks.1.mlp.fc2": moved(vit.module.blocks[1].mlp.fc2)}
-        with probe.replaced(last) as change:
-            behind = cast(Tensor, probe.distances(change))
-        assert change.first == 1
-        twin = copy.deepcopy(rounds.module)
-        twin.set_submodule("blocks.1.mlp.fc2", copy.deepcopy(last["blocks.1.mlp.fc2"]))
-        pairs = zip(batches, dense, strict=True)
-        assert torch.equal(behind, torch.cat([kl(twin(b), d) for b, d in pairs]))
-
-
 def test_schedules_of_merging(make_vit: MakeVit, batches: list[Tensor]) -> None:
     vit = make_vit(depth=3)
     module: Any = vit.module
-    probe = Probe(anatomy_of(module), batches, root_kl)
+    probe = Probe(anatomy_of(module), batches, distance)
     incumbent = (17, 17, 17)
     for kept in ((17, 12, 9), (17, 12, 5), (14, 12, 12), (17, 17, 16)):
         same = next((i for i in range(3) if incumbent[i] != kept[i]), 3)
@@ -168,12 +149,12 @@ def test_schedules_of_merging(make_vit: MakeVit, batches: list[Tensor]) -> None:
             assert torch.equal(probe.accept(change), found)
         twin = copy.deepcopy(module)
         set_merging(twin, Merging(method="tome", kept=kept))
-        assert torch.equal(found, torch.cat([root_kl(twin(b), module(b)) for b in batches]))
+        assert torch.equal(found, torch.cat([distance(twin(b), module(b)) for b in batches]))
         incumbent = kept
 
 
 def test_what_is_clearly_worse_is_not_tried_on_all(vit: VitModel, batches: list[Tensor]) -> None:
-    probe = Probe(anatomy_of(vit.module), batches, kl)
+    probe = Probe(anatomy_of(vit.module), batches, distance)
     changed = {"blocks.1.mlp.fc2": moved(vit.module.blocks[1].mlp.fc2)}
     with probe.replaced(changed) as change:
         whole = cast(Tensor, probe.distances(change))

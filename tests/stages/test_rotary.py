@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from vitcompress.export.onnx import export_onnx
-from vitcompress.export.parity import check
+from vitcompress.export.parity import check_parity
 from vitcompress.measure.cost import dense_macs, macs
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.structure import linears
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge.config import MergeConfig
 from vitcompress.stages.merge.stage import merge
@@ -50,7 +49,7 @@ def test_stages_follow_each_other(
     assert macs(model) < 0.75 * dense_macs(dense)
     assert not [name for name in model.architecture.coded if "rotation" in name]
     export_onnx(model, tmp_path / "model.onnx", {})
-    facts = check(tmp_path / "model.onnx", model, pixels, 1)
+    facts = check_parity(tmp_path / "model.onnx", model, pixels, 1)
     assert facts["passed"]
     assert torch.equal(in_fresh_process(model, pixels), model.module(pixels))
 
@@ -58,6 +57,6 @@ def test_stages_follow_each_other(
 @pytest.mark.parametrize("score", ["lrp", "fisher"])
 def test_every_layer_counts_something(score: Any, make_vit: MakeVit, context: Context) -> None:
     model = fewer_tokens(make_vit("eva02_tiny_patch14_224", rope_type="mixed"), context)
-    names = list(linears(model.module))
+    names = list(model.anatomy.linears())
     scored = Scored(model.anatomy, names, model.task, context, lambda _: 0.0)
     assert all(value > 0 for value in score_of(score).measure(scored))

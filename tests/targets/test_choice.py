@@ -34,7 +34,7 @@ def test_a_runtime_that_is_too_old_is_told_before_the_work(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime.ort, "__version__", "1.23.2")
-    monkeypatch.setattr(pipeline, "load", lambda _: pytest.fail("the model was read"))
+    monkeypatch.setattr(pipeline, "load_dense", lambda _: pytest.fail("the model was read"))
     called = CliRunner().invoke(app, ["run", str(recipe), "--out", str(tmp_path / "out")])
     assert called.exit_code == 2
     (line,) = called.stderr.strip().splitlines()

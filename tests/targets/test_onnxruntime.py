@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitcompress import targets
 from vitcompress.errors import InputError
-from vitcompress.model.layers import attention
+from vitcompress.model.modules.attention import attention
 from vitcompress.targets import onnxruntime
 
 HEADS, WIDTH = 2, 8
@@ -61,7 +61,7 @@ def test_a_bias_of_any_shape_that_spreads_is_added(
     generator = torch.Generator().manual_seed(0)
     module = Attending(torch.randn(shape, generator=generator), queries).eval()
     x = torch.randn(3, 5, HEADS * WIDTH, generator=generator)
-    target, path = targets.load("onnxruntime"), tmp_path / "attention.onnx"
+    target, path = targets.load_target("onnxruntime"), tmp_path / "attention.onnx"
     program = torch.onnx.export(
         module,
         (x,),
@@ -82,7 +82,7 @@ def test_a_bias_of_any_shape_that_spreads_is_added(
 def test_a_runtime_that_cannot_load_the_files_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime.ort, "__version__", "1.23.2")
     with pytest.raises(InputError, match=r"1\.23\.2 .* pip install 'onnxruntime>=1\.24'"):
-        targets.load("onnxruntime")
+        targets.load_target("onnxruntime")
 
 
 def test_the_targets_are_known_without_their_runtimes() -> None:

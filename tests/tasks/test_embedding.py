@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vitcompress.tasks import embedding
-from vitcompress.tasks.embedding import TASK, cosine_p5, distance, knn, nearest, neighbours
+from vitcompress.tasks.embedding import TASK, cosine_p5, distance, knn, nearest_images, neighbours
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -49,7 +49,7 @@ def test_nearest_others_are_those_found_by_hand(rows: int, monkeypatch: pytest.M
     points = randn(12, 4)
     points[7] = 2 * points[3]  # equally near to all others: the first counts
     points[9] = points[3]
-    assert nearest(points, 5).tolist() == by_hand(points, 5)
+    assert nearest_images(points, 5).tolist() == by_hand(points, 5)
 
 
 def test_neighbours_are_compared_with_the_dense_models() -> None:

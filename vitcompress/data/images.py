@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from PIL.Image import Image
 
 from vitcompress.console import console, printable
-from vitcompress.data.preprocess import Preprocess, prepare
+from vitcompress.data.preprocess import Preprocess, model_input
 from vitcompress.data.sources import Label, Listing, decode, list_source
 from vitcompress.errors import InputError
 
@@ -227,7 +227,7 @@ def _prepared(images: ImageSet, spec: Preprocess) -> "Iterator[torch.Tensor | st
 
     def load(index: int) -> "torch.Tensor | str":
         try:
-            return prepare(images.read(index), spec)
+            return model_input(images.read(index), spec)
         except Exception as error:  # decoders of damaged files raise almost anything
             return str(error) or type(error).__name__
 

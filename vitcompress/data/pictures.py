@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-PREFIX = "data:image/png;base64,"
+PNG_PREFIX = "data:image/png;base64,"
 
 _EDGE = 0.4  # brightness of the lines between tokens
 
@@ -65,4 +65,4 @@ def _photograph(
 def _encoded(image: Image.Image) -> str:
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
-    return PREFIX + base64.b64encode(file.getvalue()).decode()
+    return PNG_PREFIX + base64.b64encode(file.getvalue()).decode()

@@ -78,7 +78,7 @@ class Preprocess(BaseModel):
             raise InputError(f"preprocessing: {_one_line(error)}") from None
 
 
-def prepare(image: "Image", spec: Preprocess) -> "torch.Tensor":
+def model_input(image: "Image", spec: Preprocess) -> "torch.Tensor":
     """Return the model input for one image: float32 [channels, height, width].
 
     The result is that of timm's evaluation transform. Before it the image becomes RGB, or L for a

@@ -11,7 +11,13 @@ from safetensors.torch import load_file, save
 from vitcompress import tasks
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
-from vitcompress.model.architecture import Architecture, VitModel, build, load, stored_tensors
+from vitcompress.model.architecture import (
+    Architecture,
+    VitModel,
+    build,
+    load_tensors,
+    stored_tensors,
+)
 from vitcompress.registry import OneOf
 
 SAFETENSORS, CONFIG = "model.safetensors", "config.json"
@@ -64,7 +70,7 @@ def load_folder(folder: Path) -> VitModel:
         raise InputError(f"{folder / CONFIG}: format {config.format}; this version reads 1")
     module = build(config.architecture)
     try:
-        load(module, config.architecture, tensors)
+        load_tensors(module, config.architecture, tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{folder / SAFETENSORS}: does not fit {CONFIG}: {reason}") from error

@@ -13,7 +13,7 @@ from torch import nn
 from vitcompress import targets
 from vitcompress.errors import InputError
 from vitcompress.export.passes import Pass, Source
-from vitcompress.export.passes.describe import PREFIX, describe
+from vitcompress.export.passes.describe import METADATA_PREFIX, describe
 from vitcompress.export.passes.fold import fold
 from vitcompress.export.passes.forget import forget
 from vitcompress.export.passes.narrow import narrow
@@ -38,7 +38,7 @@ def export_onnx(
 
     Returns how many places each pass has changed, by its name.
     """
-    runtime = targets.load(target)
+    runtime = targets.load_target(target)
     module = exportable(model.module, model.architecture.sparse)
     size = (model.preprocess.channels, *model.preprocess.input_size)
     graph_model = _traced(module, size, runtime)
@@ -68,7 +68,11 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 def metadata(path: Path) -> dict[str, str]:
     """The facts that `export_onnx` wrote, by key without the prefix; raises as `load_onnx` does."""
     props = load_onnx(path).metadata_props
-    return {p.key.removeprefix(PREFIX): p.value for p in props if p.key.startswith(PREFIX)}
+    return {
+        p.key.removeprefix(METADATA_PREFIX): p.value
+        for p in props
+        if p.key.startswith(METADATA_PREFIX)
+    }
 
 
 def _traced(module: nn.Module, size: tuple[int, ...], target: targets.Target) -> ir.Model:

@@ -26,8 +26,8 @@ from vitcompress.export.onnx import EXTERNAL_BYTES
 from vitcompress.export.passes.outline import DOMAIN
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.layers import QuantizedLinear
-from vitcompress.model.structure import float_twin, quantized_linears
+from vitcompress.model.modules.quantized import QuantizedLinear
+from vitcompress.model.structure import float_twin
 
 _FLOAT_TOLERANCE = 1e-4
 _TIED = 1 / 8  # of the images, where tokens merge
@@ -35,7 +35,7 @@ _TIED = 1 / 8  # of the images, where tokens merge
 _TIES = 1e-3
 
 
-def check(
+def check_parity(
     path: Path,
     model: VitModel,
     pixels: Tensor,
@@ -49,8 +49,8 @@ def check(
     Raises `ParityError` naming the layer, or the figure and its limit, and for an output that is
     not finite on either side.
     """
-    runtime = targets.load(target)
-    layers = quantized_linears(model.module)
+    runtime = targets.load_target(target)
+    layers = model.anatomy.quantized()
     facts: dict[str, Any] = {"images": len(pixels)}
     if layers:
         facts["fused_layers"] = fused_layers(path, layers, runtime)

@@ -80,7 +80,7 @@ class LatencyTable:
                 file = Path(folder) / "whole.onnx"
                 export_onnx(model, file, {}, self.target)
                 pixels = np.zeros(size, np.float32)
-                held = targets.load(self.target).session(file, 1)
+                held = targets.load_target(self.target).session(file, 1)
                 timed = time_in_turns({"whole": held}, pixels, _SECONDS)
             self.grids[name] = [timed["whole"].p50]
         return max(0.0, float(self.grids[name][0]) - branches)
@@ -88,7 +88,7 @@ class LatencyTable:
 
 def machine(target: str = targets.DEFAULT) -> str:
     """What latencies depend on besides the model: this processor and version of the runtime."""
-    runtime = targets.load(target)
+    runtime = targets.load_target(target)
     return f"{platform.processor()} {platform.node()} {runtime.name} {runtime.version}"
 
 
@@ -108,7 +108,7 @@ def _milliseconds(
     graphs: Mapping[str, onnx.GraphProto], shape: tuple[int, int], target: str
 ) -> dict[str, float]:
     """The median of each of `graphs`, run in turns on one input of `shape`."""
-    runtime = targets.load(target)
+    runtime = targets.load_target(target)
     x = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
     with TemporaryDirectory() as folder:
         sessions = {}
@@ -187,7 +187,7 @@ def _attention(width: int, tokens: SiteTokens, sizes: AttentionSizes) -> onnx.Gr
 
 
 def _windowed(width: int, tokens: SiteTokens, sizes: AttentionSizes) -> onnx.GraphProto:
-    """Windows as heads, as `model.windows` computes them."""
+    """Windows as heads, as `model.modules.windows` computes them."""
     graph, size = _Graph(width), tokens.keys
     count = tokens.first // size
     heads = count * sizes.heads

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from vitcompress.model import naming
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.modules.quantized import QuantizedLinear
 
 
 @register_flop_formula(torch.ops.vitcompress.quantized_linear, get_raw=True)

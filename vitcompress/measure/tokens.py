@@ -19,7 +19,7 @@ _TIMED = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the tokens at which branches a
 
 
 @dataclass(frozen=True)
-class Cost:
+class TokenCost:
     """`block` (number, tokens in, tokens through its MLP) → what it costs; `rest`: all else.
 
     `tokens` come into the first block. Called with the tokens kept after each block: the cost of
@@ -35,7 +35,7 @@ class Cost:
         return self.rest + sum(self.block(i, coming[i], n) for i, n in enumerate(kept))
 
 
-def schedule_macs(model: VitModel, merging: Merging) -> Cost:
+def schedule_macs(model: VitModel, merging: Merging) -> TokenCost:
     """Multiply-accumulates of `model` if it merged as `merging` says, whatever that keeps.
 
     `model` merges nothing yet; its last block may compute prefix tokens only.
@@ -54,11 +54,11 @@ def schedule_macs(model: VitModel, merging: Merging) -> Cost:
             total += method.macs(widths, *counts, mixed=number >= merging.unmixed)
         return total
 
-    dense = Cost(of_block, 0, anatomy.tokens)([anatomy.tokens] * len(halves))
-    return Cost(of_block, macs(model) - dense, anatomy.tokens)
+    dense = TokenCost(of_block, 0, anatomy.tokens)([anatomy.tokens] * len(halves))
+    return TokenCost(of_block, macs(model) - dense, anatomy.tokens)
 
 
-def schedule_latency(model: VitModel, merging: Merging, table: LatencyTable) -> Cost:
+def schedule_latency(model: VitModel, merging: Merging, table: LatencyTable) -> TokenCost:
     """Milliseconds of one image on one thread, of `model` if it merged as `merging` says.
 
     Branches are timed at a few counts of tokens, and what merging itself takes in a block by the
@@ -85,7 +85,7 @@ def schedule_latency(model: VitModel, merging: Merging, table: LatencyTable) -> 
     def branches(number: int, tokens: int, kept: int) -> float:
         return sum(timed(site, tokens, kept) for site in halves[number])
 
-    plain = Cost(branches, 0, tokens)
+    plain = TokenCost(branches, 0, tokens)
     rest = table.rest(model, plain([tokens] * len(halves)))
     module = copy.deepcopy(model.module)
     set_merging(module, merging)
@@ -93,7 +93,7 @@ def schedule_latency(model: VitModel, merging: Merging, table: LatencyTable) -> 
     merged = replace(model, module=module, architecture=architecture)
     steps = sum(merging.merges(number, tokens) for number in range(len(halves)))
     step = max(0.0, table.rest(merged, plain(merging.kept)) - rest) / max(1, steps)
-    return Cost(lambda i, n, k: branches(i, n, k) + step * (k < n), rest, tokens)
+    return TokenCost(lambda i, n, k: branches(i, n, k) + step * (k < n), rest, tokens)
 
 
 def _halves(anatomy: Anatomy) -> list[list[Site]]:

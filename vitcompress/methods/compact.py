@@ -14,7 +14,7 @@ from .packing import pack, unpack
 Cell = tuple[int, int]
 
 
-def counts(rows: int, columns: int, cell: Cell) -> tuple[int, int]:
+def cell_counts(rows: int, columns: int, cell: Cell) -> tuple[int, int]:
     """How many cells lie one below the other, and how many side by side."""
     return -(-rows // cell[0]), -(-columns // cell[1])
 
@@ -27,7 +27,7 @@ def compacted(matrix: Tensor, cell: Cell, kept: int = 0, group: int = 0) -> tupl
 
     Returns values [kept, high · wide] of the same type, and uint8 [packed rows, cells across].
     """
-    (high, wide), (down, across) = cell, counts(matrix.shape[0], matrix.shape[1], cell)
+    (high, wide), (down, across) = cell, cell_counts(matrix.shape[0], matrix.shape[1], cell)
     padded = F.pad(matrix, (0, across * wide - matrix.shape[1], 0, down * high - matrix.shape[0]))
     cells = padded.view(down, high, across, wide).transpose(1, 2).reshape(-1, high * wide)
     left = (cells != 0).any(1).view(down, across)
@@ -40,12 +40,12 @@ def compacted(matrix: Tensor, cell: Cell, kept: int = 0, group: int = 0) -> tupl
 
 def present(mask: Tensor, rows: int, columns: int, cell: Cell) -> Tensor:
     """Which cells are left, bool [cells down, cells across], from their packed bits."""
-    return unpack(mask, 1, counts(rows, columns, cell)[0]).bool()
+    return unpack(mask, 1, cell_counts(rows, columns, cell)[0]).bool()
 
 
 def expanded(values: Tensor, mask: Tensor, rows: int, columns: int, cell: Cell) -> Tensor:
     """The inverse of `compacted`: the matrix [rows, columns]."""
-    (high, wide), (down, across) = cell, counts(rows, columns, cell)
+    (high, wide), (down, across) = cell, cell_counts(rows, columns, cell)
     cells = values.new_zeros(down * across, high * wide)
     cells[present(mask, rows, columns, cell).flatten()] = values
     matrix = cells.view(down, across, high, wide).transpose(1, 2).reshape(down * high, -1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-class Fold(NamedTuple):
+class Reparametrisation(NamedTuple):
     """x → (x − shift) / scale, both [channels]; `strength` and `clip` say how they were made."""
 
     shift: Tensor
@@ -26,13 +26,13 @@ class Fold(NamedTuple):
         return (x - self.shift) / self.scale
 
 
-def identity(channels: int) -> Fold:
-    return Fold(torch.zeros(channels), torch.ones(channels), 0.0, 0.0)
+def identity(channels: int) -> Reparametrisation:
+    return Reparametrisation(torch.zeros(channels), torch.ones(channels), 0.0, 0.0)
 
 
-def candidates(
+def reparametrisations(
     low: Tensor, high: Tensor, strengths: Sequence[float] = (0.5, 0.75)
-) -> Iterator[Fold]:
+) -> Iterator[Reparametrisation]:
     """Folds that bring channels with the ranges `low` … `high` [channels] nearer to one range.
 
     The scale is (range / mean range)^strength, ranges first limited to their own quantiles
@@ -45,4 +45,4 @@ def candidates(
         limited = half.clamp(bounds[0], bounds[1])
         for strength in strengths:
             scale = (limited / limited.mean()) ** strength
-            yield Fold(middle * strength, scale, strength, clip)
+            yield Reparametrisation(middle * strength, scale, strength, clip)

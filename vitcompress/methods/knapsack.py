@@ -15,7 +15,7 @@ class Option(NamedTuple):
 _Chain = tuple[int, "_Chain"] | None  # the options taken, the last first
 
 
-def choose(items: Sequence[Sequence[Option]], budget: int) -> list[int] | None:
+def solve_knapsack(items: Sequence[Sequence[Option]], budget: int) -> list[int] | None:
     """The option of each item that make the total cost least while the weights fit `budget`.
 
     Exact: states of growing prefixes of items are kept while no other state is lighter and as cheap

@@ -16,7 +16,7 @@ class Pattern(NamedTuple):
         return self.kept / self.group if self.group else asked
 
 
-def parse(text: str) -> Pattern:
+def parse_pattern(text: str) -> Pattern:
     """`n:m` (n of m stay), `RxC` (blocks of R outputs × C inputs) or `unstructured`.
 
     Raises `ValueError` for anything else.

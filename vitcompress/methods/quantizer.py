@@ -121,10 +121,10 @@ def weight_step(
     """The step of each weight: [out, in], or [out, 1] without groups."""
     if multipliers is None or group is None:
         return scale[:, None]
-    return scale[:, None] * spread(multipliers, group, in_features).T
+    return scale[:, None] * spread_multipliers(multipliers, group, in_features).T
 
 
-def spread(multipliers: Tensor, group: int, in_features: int) -> Tensor:
+def spread_multipliers(multipliers: Tensor, group: int, in_features: int) -> Tensor:
     """Multipliers [groups, out] for each input: [in, out], float32."""
     return multipliers.float().repeat_interleave(group, 0)[:in_features]
 
@@ -199,7 +199,7 @@ def whole_weight(
     if multipliers is None:
         return whole
     groups = -(-in_features // group)
-    return whole * spread(unpack_multipliers(multipliers, groups), group, in_features).T
+    return whole * spread_multipliers(unpack_multipliers(multipliers, groups), group, in_features).T
 
 
 def activation_parameters(low: Tensor, high: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,7 @@ def elementwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return linear
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def constant_attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Scaled dot-product attention whose probabilities count as constants."""
     result = F.scaled_dot_product_attention(q.detach(), k.detach(), v, *args, **kwargs)
     return result
@@ -80,7 +80,7 @@ def product(one: Any, other: Any) -> Any:
     return (one * other.detach() + one.detach() * other) / 2
 
 
-def constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def as_constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`function` as a constant."""
 
     def held(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -92,10 +92,10 @@ def constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 RULES: Mapping[Callable[..., Any], Callable[..., Any]] = {
     F.layer_norm: layer_norm,
     **dict.fromkeys((F.rms_norm, torch.rms_norm), rms_norm),
-    F.scaled_dot_product_attention: attend,
-    **{f: constant(f) for f in (F.softmax, torch.softmax, Tensor.softmax)},
+    F.scaled_dot_product_attention: constant_attention,
+    **{f: as_constant(f) for f in (F.softmax, torch.softmax, Tensor.softmax)},
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__), product),
-    **{f: constant(f) for f in (torch.sigmoid, Tensor.sigmoid)},
+    **{f: as_constant(f) for f in (torch.sigmoid, Tensor.sigmoid)},
     **{f: elementwise(f) for f in (F.gelu, F.silu, F.relu, F.leaky_relu, F.hardswish)},
     **{f: elementwise(f) for f in (torch.relu, torch.tanh, Tensor.tanh)},
 }

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-Cost = Callable[[Sequence[int]], float]
+ScheduleCost = Callable[[Sequence[int]], float]
 """Tokens kept after each block → cost of the whole model."""
 
 # Tokens kept after pruning and after merging, class token included, by block of DeiT (Chen et al.,
@@ -79,7 +79,9 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def rounded(wanted: Sequence[float], tokens: int, fewest: Callable[[int], int]) -> tuple[int, ...]:
+def rounded_schedule(
+    wanted: Sequence[float], tokens: int, fewest: Callable[[int], int]
+) -> tuple[int, ...]:
     """Whole numbers near `wanted`, never rising, none below what a step from the last can keep."""
     kept: list[int] = []
     for value in wanted:
@@ -89,7 +91,7 @@ def rounded(wanted: Sequence[float], tokens: int, fewest: Callable[[int], int]) 
 
 
 def at_cost(
-    shape: Callable[[float], tuple[int, ...]], cost: Cost, limit: float, most: float
+    shape: Callable[[float], tuple[int, ...]], cost: ScheduleCost, limit: float, most: float
 ) -> tuple[int, ...]:
     """The schedule of the smallest strength in [0, most] whose cost is within `limit`.
 

@@ -63,7 +63,7 @@ def keep(values: Tensor, pattern: Pattern, density: float, by_row: bool = False)
     return torch.zeros_like(pools, dtype=torch.bool).scatter_(-1, chosen, True).view_as(values)
 
 
-def spread(mask: Tensor, cell: tuple[int, int], shape: torch.Size) -> Tensor:
+def weight_mask(mask: Tensor, cell: tuple[int, int], shape: torch.Size) -> Tensor:
     """A mask of cells for each weight, bool of `shape` [out, in]."""
     whole = mask.repeat_interleave(cell[0], 0).repeat_interleave(cell[1], 1)
     return whole[: shape[0], : shape[1]]
@@ -84,7 +84,7 @@ def thinned(
         values = block_scores(found, inverse, pattern.cell)
         left = keep(values, pattern, density ** (done / rounds))
         if done < rounds:
-            mask = spread(left, pattern.cell, weight.shape)
+            mask = weight_mask(left, pattern.cell, weight.shape)
             found = reconstructed(found, hessian, target, mask, _BRIEF)
     return left
 
@@ -118,7 +118,7 @@ def sweep(weight: Tensor, hessian: Tensor, pattern: Pattern) -> Tensor:
     return mask
 
 
-def refined(
+def refined_groups(
     weight: Tensor, hessian: Tensor, target: Tensor, pattern: Pattern, sweeps: int
 ) -> Tensor:
     """Better weights of an n:m pattern, from `weight` which has it: descent by whole groups.
@@ -209,8 +209,8 @@ def reconstructed(
     """The weights within `mask` that minimise ½ tr(W H Wᵀ) − tr(W Tᵀ), from `weight`.
 
     Conjugate gradients for all rows at once, preconditioned by the diagonal of H; each row has
-    steps of its own. Stops early where nothing is left to gain. Arguments as of `refined`; `mask`
-    bool [out, in]. Returns float64 [out, in].
+    steps of its own. Stops early where nothing is left to gain. Arguments as of
+    `refined_groups`; `mask` bool [out, in]. Returns float64 [out, in].
     """
     found = weight.double() * mask
     left = (target.double() - found @ hessian) * mask
@@ -233,7 +233,7 @@ def reconstructed(
     return found
 
 
-def error(change: Tensor, hessian: Tensor) -> Tensor:
+def row_errors(change: Tensor, hessian: Tensor) -> Tensor:
     """‖ΔW x‖² of each row, [out]: `change` [out, in], `hessian` the mean of x xᵀ."""
     change = change.double()
     return ((change @ hessian) * change).sum(1)

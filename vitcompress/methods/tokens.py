@@ -38,7 +38,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Merge:
     """Which tokens stay and where the others go.
 
     `kept` [B, k, 1] and `gone` [B, n − k, 1]: indices, together all tokens. `target` [B, n − k]:
@@ -116,11 +116,11 @@ class Method:
     """
 
     reading: Reading
-    choose: Callable[[Tokens, int], Choice]
+    choose: Callable[[Tokens, int], Merge]
     compared: Callable[[int, int], int]
     fewest: Callable[[int], int] = lambda count: 1
     weighs: bool = False
-    drop: Callable[[Tokens, int, int], Choice] | None = None
+    drop: Callable[[Tokens, int, int], Merge] | None = None
     unmixed: float = 0.0
 
     def macs(self, widths: Widths, count: int, keep: int, mixed: bool) -> int:
@@ -133,10 +133,10 @@ class Method:
 @cache
 def method_of(name: str) -> Method:
     """The method that the module `name` of `merging` has."""
-    return cast(Method, registry.load(MERGING, name).METHOD)
+    return cast(Method, registry.load_module(MERGING, name).METHOD)
 
 
-def combine(x: Tensor, sizes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+def combine(x: Tensor, sizes: Tensor, choice: Merge) -> tuple[Tensor, Tensor]:
     """Apply `choice` to `x` [B, n, C] of `sizes` [B, n, 1]: [B, k, C] and [B, k, 1]."""
     kept, gone = choice.kept, choice.gone
     into = one_hot(choice.target, kept.shape[1]).to(x)
@@ -159,7 +159,7 @@ def combine(x: Tensor, sizes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
     return mixed / total.detach(), size.detach()
 
 
-def places(choice: Choice, prefix: int = 0) -> Tensor:
+def places(choice: Merge, prefix: int = 0) -> Tensor:
     """Where each of p + n tokens is after `combine`, the first p staying: int64 [B, p + n, 1].
 
     One that was dropped is where the token most like it is.
@@ -170,7 +170,7 @@ def places(choice: Choice, prefix: int = 0) -> Tensor:
     return _after(prefix, rows(torch.cat([stay, choice.target[..., None]], 1), inverse(order)))
 
 
-def origins(choice: Choice, prefix: int = 0) -> Tensor:
+def origins(choice: Merge, prefix: int = 0) -> Tensor:
     """Which of p + n tokens each is after `combine`, the first p staying: int64 [B, p + k, 1]."""
     return _after(prefix, choice.kept)
 

@@ -13,13 +13,14 @@ from typing import Any, Literal, NamedTuple, cast
 from torch import Tensor, nn
 
 from vitcompress.errors import InputError
-from vitcompress.model.folds import Fold, norm_fold, value_fold
-from vitcompress.model.layers import Block, QuantizedLinear
+from vitcompress.model.folds import Reparametrise, norm_fold, value_fold
+from vitcompress.model.modules.block import Block
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.model.patterns import match
 
-Kind = Literal["attention", "mlp"]
+SiteKind = Literal["attention", "mlp"]
 
-Change = Literal["tail", "prune", "embedding", "merge"]
+Alteration = Literal["tail", "prune", "embedding", "merge"]
 """What a family may not allow: to compute only what the head reads, to narrow blocks, to narrow the
 stream of tokens, and to merge tokens."""
 
@@ -66,7 +67,7 @@ class Site:
     """
 
     name: str
-    kind: Kind
+    kind: SiteKind
     number: int
     block: Block
 
@@ -120,7 +121,7 @@ class Site:
             return None
         return self.first_name if isinstance(mlp.fc1, nn.Linear) else None
 
-    def input_fold(self, name: str) -> Fold | None:
+    def input_fold(self, name: str) -> Reparametrise | None:
         """As `Anatomy.input_fold`, for a layer of this site."""
         operator, attention = self.operator, self.kind == "attention"
         if attention and operator.gate is not None:
@@ -161,7 +162,7 @@ class Anatomy:
     reads_prefix: bool = False
     head: tuple[str, ...] = ()
     called: frozenset[str] | None = None
-    refusals: Mapping[Change, str] = field(default_factory=dict)
+    refusals: Mapping[Alteration, str] = field(default_factory=dict)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -242,7 +243,7 @@ class Anatomy:
         site = self.site_of(name)
         return None if site is None else site.hidden_source(name)
 
-    def input_fold(self, name: str) -> Fold | None:
+    def input_fold(self, name: str) -> Reparametrise | None:
         """How the input channels of the Linear `name` can be shifted and scaled without a trace.
 
         None where something before the layer forbids it. Three kinds of input allow it: those of
@@ -279,7 +280,7 @@ class Anatomy:
             state = self.advance(number, state)
         return self.finish(state)
 
-    def check(self, change: Change, where: str, name: str) -> None:
+    def check(self, change: Alteration, where: str, name: str) -> None:
         """Raise `InputError` where the model, called `name`, does not allow `change`."""
         if (reason := self.refusals.get(change)) is not None:
             raise InputError(f"{where}: {name}: {reason}; take the stage out of the recipe")

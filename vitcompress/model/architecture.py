@@ -15,12 +15,12 @@ from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.methods import patterns, quantizer
 from vitcompress.model import checkpoint, compact, naming
-from vitcompress.model.anatomy import Anatomy, Change
+from vitcompress.model.anatomy import Alteration, Anatomy
 from vitcompress.model.embedding import resize_embedding
 from vitcompress.model.families import adopt, anatomy_of
-from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.merging import Merging, MergingBlocks
-from vitcompress.model.options import Options
+from vitcompress.model.modules.quantized import QuantizedLinear
+from vitcompress.model.options import ModelOptions
 from vitcompress.model.sizes import BlockSizes, narrowable, resize
 from vitcompress.terms import Activations
 
@@ -46,7 +46,7 @@ class QuantizedLayer(BaseModel):
 
 
 def _pattern(text: str) -> str:
-    patterns.parse(text)
+    patterns.parse_pattern(text)
     return text
 
 
@@ -65,7 +65,7 @@ class Architecture(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     timm: str
-    options: Options = {}
+    options: ModelOptions = {}
     tail_tokens: int | None = None
     blocks: tuple[BlockSizes, ...] | None = None
     embedding: Annotated[int, Field(ge=2)] | None = None
@@ -204,7 +204,7 @@ def build(architecture: Architecture) -> nn.Module:
     does not fit the model.
     """
     name, options = architecture.timm, architecture.options
-    made = naming.build(name, options, f"timm {name}")
+    made = naming.build_timm(name, options, f"timm {name}")
     facts = checkpoint.pretrained_cfg(checkpoint.ModelSpec(timm=name, options=options))
     module = adopt(made, facts["input_size"])
     if architecture.tail_tokens is not None:
@@ -232,7 +232,7 @@ def build(architecture: Architecture) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def _check(module: nn.Module, change: Change, name: str) -> None:
+def _check(module: nn.Module, change: Alteration, name: str) -> None:
     if (reason := anatomy_of(module).refusals.get(change)) is not None:
         raise InputError(f"config.json: {name} does not allow what is said of {change}: {reason}")
 
@@ -257,7 +257,9 @@ def stored_tensors(model: VitModel) -> dict[str, Tensor]:
     return stored
 
 
-def load(module: nn.Module, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
+def load_tensors(
+    module: nn.Module, architecture: Architecture, tensors: Mapping[str, Tensor]
+) -> None:
     """Fill `module`, which `architecture` describes, with what `stored_tensors` gave.
 
     Raises `RuntimeError` for tensors that do not fit, or hold NaN or infinity.

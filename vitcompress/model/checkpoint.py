@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vitcompress.console import say
 from vitcompress.errors import InputError
 from vitcompress.model.naming import (
-    build,
+    build_timm,
     check_name,
     differences,
     found_options,
@@ -31,7 +31,7 @@ from vitcompress.model.naming import (
     infer_name,
     one_line,
 )
-from vitcompress.model.options import Options, check_options
+from vitcompress.model.options import ModelOptions, check_options
 
 _PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 _IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
@@ -82,7 +82,7 @@ class ModelSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     timm: str
-    options: Options = {}
+    options: ModelOptions = {}
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -236,7 +236,7 @@ def load_model(
         )
     if classes is None:
         del found["num_classes"]
-    model = build(name, found, source)
+    model = build_timm(name, found, source)
     tensors = _fit(state, model, resampled="img_size" in (options or {}))
     if problems := differences(tensors, model):
         raise InputError(

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.methods import compact, packing, patterns
-from vitcompress.model.layers import QuantizedLinear, quantized_linear
+from vitcompress.model.modules.quantized import QuantizedLinear, quantized_linear
 
 Layers = Mapping[str, str]
-"""By name, the patterns of zeros that layers have, in the words of `methods.patterns.parse`."""
+"""By name, the patterns of zeros of layers, as `methods.patterns.parse_pattern` reads them."""
 
 _MIDDLE = 128  # code 0 among unsigned 8-bit codes
 
@@ -68,13 +68,13 @@ def unpacked(module: nn.Module, layers: Layers, state: Mapping[str, Tensor]) -> 
 
 def _cell(pattern: str) -> compact.Cell:
     """The cells of `pattern` in a matrix that is laid out [in, out]."""
-    high, wide = patterns.parse(pattern).cell
+    high, wide = patterns.parse_pattern(pattern).cell
     return wide, high
 
 
 def _compacted(matrix: Tensor, pattern: str) -> tuple[Tensor, Tensor]:
     """What `methods.compact.compacted` makes of `matrix` [in, out]."""
-    _, kept, group = patterns.parse(pattern)
+    _, kept, group = patterns.parse_pattern(pattern)
     return compact.compacted(matrix, _cell(pattern), kept, group)
 
 
@@ -85,7 +85,7 @@ def _whole(layer: QuantizedLinear) -> Tensor:
 
 
 @torch.library.custom_op("vitcompress::expanded", mutates_args=())
-def expanded(
+def expanded_cells(
     values: Tensor, mask: Tensor, kept: int, bits: int, rows: int, columns: int, cell: list[int]
 ) -> Tensor:
     """The matrix [rows, columns] of which `values` are the cells that are not all zero.
@@ -101,7 +101,7 @@ def expanded(
     return (matrix + _MIDDLE).to(torch.uint8)
 
 
-@expanded.register_fake
+@expanded_cells.register_fake
 def _(
     values: Tensor, mask: Tensor, kept: int, bits: int, rows: int, columns: int, cell: list[int]
 ) -> Tensor:
@@ -123,7 +123,7 @@ class CompactLinear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = expanded(self.values, self.mask, len(self.values), 0, *self.shape, self.cell)
+        weight = expanded_cells(self.values, self.mask, len(self.values), 0, *self.shape, self.cell)
         return F.linear(x, cast(Tensor, weight).T, self.bias)
 
 
@@ -147,7 +147,7 @@ class CompactQuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         output = quantized_linear(
             x,
-            expanded(self.codes, self.mask, self.kept, self.bits, *self.shape, self.cell),
+            expanded_cells(self.codes, self.mask, self.kept, self.bits, *self.shape, self.cell),
             self.scale,
             self.bias,
             self.activation_scale,

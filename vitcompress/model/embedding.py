@@ -4,7 +4,7 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
-from vitcompress.model.layers import Attention
+from vitcompress.model.modules.attention import Attention
 from vitcompress.model.sizes import blocks, resize_norm
 
 
@@ -32,7 +32,7 @@ def embedding_width(module: nn.Module) -> int:
     return int(cast(int, module.embed_dim))
 
 
-def obstacle(module: nn.Module) -> str | None:
+def embedding_obstacle(module: nn.Module) -> str | None:
     """Why the stream of `module` cannot be narrowed; None where it can.
 
     All that reads it must be a LayerNorm, followed by linear layers with a bias that can take over
@@ -77,7 +77,7 @@ def writers(module: nn.Module) -> list[Writer]:
     return [writer for writer in found if getattr(writer.owner, writer.name, None) is not None]
 
 
-def readers(module: nn.Module) -> list[Reader]:
+def stream_readers(module: nn.Module) -> list[Reader]:
     """All LayerNorms of the stream, in the order of computation."""
     return [Reader(*each) for each in _readers(module)]
 
@@ -99,7 +99,8 @@ def _heads(vit: Any) -> list[Any]:
 
 
 def resize_embedding(module: nn.Module, width: int) -> None:
-    """Give `module`, which has no `obstacle`, an empty stream of `width` channels (in place).
+    """Give `module`, without an `embedding_obstacle`, an empty stream of `width` channels
+    (in place).
 
     LayerNorms and LayerScales become those that change nothing.
     """
@@ -112,7 +113,7 @@ def resize_embedding(module: nn.Module, width: int) -> None:
         for attribute in ("out_features", "out_channels"):
             if axis == 0 and hasattr(owner, attribute):
                 setattr(owner, attribute, width)
-    for _, norm, layers in readers(module):
+    for _, norm, layers in stream_readers(module):
         resize_norm(norm, width)
         if norm.weight is not None:
             norm.weight.fill_(1)

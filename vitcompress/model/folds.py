@@ -6,12 +6,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-Fold = Callable[[Tensor, Tensor], None]
+Reparametrise = Callable[[Tensor, Tensor], None]
 """A function of (shift, scale), both [in], that changes the tensors feeding a layer, so that its
 input x becomes (x − shift) / scale, and the layer itself, so that its output stays."""
 
 
-def norm_fold(norm: Any, layer: nn.Linear) -> Fold | None:
+def norm_fold(norm: Any, layer: nn.Linear) -> Reparametrise | None:
     """For a layer that reads a LayerNorm alone, and all of it."""
     if not (isinstance(norm, nn.LayerNorm) and cast(Tensor | None, norm.bias) is not None):
         return None
@@ -24,7 +24,7 @@ def norm_fold(norm: Any, layer: nn.Linear) -> Fold | None:
     return fold
 
 
-def value_fold(qkv: Any, layer: nn.Linear) -> Fold | None:
+def value_fold(qkv: Any, layer: nn.Linear) -> Reparametrise | None:
     """For a layer that reads mixtures of the values of `qkv`, with weights that sum to one."""
     if not isinstance(qkv, nn.Linear) or cast(Tensor | None, qkv.bias) is None:
         return None

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from vitcompress.methods import tokens
 from vitcompress.methods.selection import rows
-from vitcompress.methods.tokens import Choice, View, method_of
+from vitcompress.methods.tokens import Merge, View, method_of
 from vitcompress.model.anatomy import State
-from vitcompress.model.layers import Block
+from vitcompress.model.modules.block import Block
 from vitcompress.terms import MergeMethod
 
 RANK = 31
@@ -131,7 +131,7 @@ class MergingBlocks(nn.Sequential):
 
     def _choice(
         self, number: int, x: Tensor, q: Tensor, k: Tensor, bias: Tensor | None, sizes: Tensor
-    ) -> Choice:
+    ) -> Merge:
         """Which patch tokens `x` [B, n, C] stay in block `number`; `q`, `k`: of all tokens."""
         keep, method, dropped = self.merging.kept[number] - self.prefix, self.method, 0
         attention = cast(Block, self[number]).attn

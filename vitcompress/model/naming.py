@@ -32,7 +32,7 @@ def check_name(name: str, source: str) -> None:
         raise InputError(f"{source}: timm has no model {name!r}{hint}; {_REMEDY}")
 
 
-def build(name: str, options: Mapping[str, Any], source: str) -> nn.Module:
+def build_timm(name: str, options: Mapping[str, Any], source: str) -> nn.Module:
     """Return the untrained timm model `name`.
 
     Raises `InputError` for options that its constructor refuses, and as `check_name`.
@@ -52,9 +52,9 @@ def build(name: str, options: Mapping[str, Any], source: str) -> nn.Module:
 
 
 def skeleton(name: str, options: Mapping[str, Any], source: str) -> nn.Module:
-    """Return `build`'s model without memory for its tensors: shapes only."""
+    """Return `build_timm`'s model without memory for its tensors: shapes only."""
     with torch.device("meta"):
-        return build(name, options, source)
+        return build_timm(name, options, source)
 
 
 def found_options(
@@ -65,7 +65,8 @@ def found_options(
     These are its class count, its input channels and, where it differs from the default of
     `name`, its image size. Options that are given stay as they are.
 
-    Raises `InputError` when the position embedding is not that of a square image, and as `build`.
+    Raises `InputError` when the position embedding is not that of a square image, and as
+    `build_timm`.
     """
     model = skeleton(name, options, source)
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
@@ -134,17 +135,13 @@ def _shape(tensor: Tensor) -> str:
     return f"{kind}{list(tensor.shape)}"
 
 
-def candidates(state: Mapping[str, Tensor]) -> list[str]:
-    """Return the plain ViT and DeiT models of timm that fit `state`, in alphabetical order.
+def matching_models(state: Mapping[str, Tensor]) -> dict[str, nn.Module]:
+    """Return the plain ViT and DeiT models of timm that fit `state`, by name, sorted by it.
 
     Every tensor must be there with its shape; class count, input channels and image size are free,
     but where timm has a model for several image sizes, those of the checkpoint's size go before.
+    The networks hold shapes only.
     """
-    return list(_fitting(state))
-
-
-def _fitting(state: Mapping[str, Tensor]) -> dict[str, nn.Module]:
-    """Return the candidates with their networks, which hold shapes only."""
     import timm
 
     outline, fitting, resized = _outline(state), {}, set()
@@ -205,7 +202,7 @@ def infer_name(state: Mapping[str, Tensor], source: str) -> str:
     named = _names_in(Path(source).name)
     if len(named) == 1:
         return named[0]
-    fitting = _fitting(state)
+    fitting = matching_models(state)
     if len(agreed := [name for name in named if name.partition(".")[0] in fitting]) == 1:
         return agreed[0]
     if not fitting:

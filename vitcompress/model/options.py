@@ -110,5 +110,5 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-Options = Annotated[dict[str, Any], AfterValidator(_checked)]
+ModelOptions = Annotated[dict[str, Any], AfterValidator(_checked)]
 """Arguments of timm's constructors, as fields of descriptions hold them."""

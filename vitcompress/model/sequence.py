@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.model import embedding
-from vitcompress.model.anatomy import Anatomy, Change, State, Step, all_steps
-from vitcompress.model.layers import Block, GatedMlp, Mlp
+from vitcompress.model.anatomy import Alteration, Anatomy, State, Step, all_steps
 from vitcompress.model.merging import MergingBlocks
+from vitcompress.model.modules.block import Block
+from vitcompress.model.modules.mlp import GatedMlp, Mlp
+from vitcompress.model.modules.sources import part
 from vitcompress.model.sizes import blocks
-from vitcompress.model.sources import part
 
 _NUMBERS = ("num_classes", "num_features", "embed_dim", "num_prefix_tokens", "global_pool")
 _TOKENS = ("cls_token", "reg_token", "pos_embed", "attn_pool")
@@ -125,14 +126,14 @@ def _makes(module: nn.Module, name: str) -> bool:
 
 def _refusals(
     module: nn.Module, row: list[nn.Module], grid: tuple[int, int] | None
-) -> dict[Change, str]:
-    found: dict[Change, str] = {}
+) -> dict[Alteration, str]:
+    found: dict[Alteration, str] = {}
     ours = [block for block in row if isinstance(block, Block)]
     if len(ours) != len(row):
         found["tail"] = "its blocks are not plain ones"
     if not blocks(module):
         found["prune"] = "its blocks are not plain float ones that can be narrowed"
-    if (reason := embedding.obstacle(module)) is not None:
+    if (reason := embedding.embedding_obstacle(module)) is not None:
         found["embedding"] = reason
     if len(ours) != len(row) or grid is None:
         found["merge"] = "tokens in other numbers for each image, or blocks that are not plain"

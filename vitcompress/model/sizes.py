@@ -6,9 +6,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from vitcompress.model.anatomy import Kind, Site
-from vitcompress.model.layers import Attention, Block, GatedMlp, Mlp
-from vitcompress.model.windows import UnitNorm
+from vitcompress.model.anatomy import Site, SiteKind
+from vitcompress.model.modules.attention import Attention
+from vitcompress.model.modules.block import Block
+from vitcompress.model.modules.mlp import GatedMlp, Mlp
+from vitcompress.model.modules.windows import UnitNorm
 
 _Size = Annotated[int, Field(ge=1)]
 
@@ -95,7 +97,7 @@ def resize(block: Block, sizes: BlockSizes) -> None:
             mlp.fc2 = _like(mlp.fc2, sizes.hidden, mlp.fc2.out_features)
 
 
-def resize_site(block: Block, kind: Kind, size: SiteSizes | None) -> None:
+def resize_site(block: Block, kind: SiteKind, size: SiteSizes | None) -> None:
     """As `resize`, of the site of `block` that is of this `kind`; None leaves it out."""
     field = "attention" if kind == "attention" else "hidden"
     resize(block, sizes_of(block).model_copy(update={field: size}))

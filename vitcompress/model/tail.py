@@ -7,7 +7,7 @@ from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.architecture import VitModel, set_tail
 
 
-def obstacle(anatomy: Anatomy) -> str | None:
+def tail_obstacle(anatomy: Anatomy) -> str | None:
     """Why the last block cannot compute the prefix tokens only, and the model the same; None where
     it can."""
     if not anatomy.reads_prefix:
@@ -17,7 +17,7 @@ def obstacle(anatomy: Anatomy) -> str | None:
 
 def tailed(model: VitModel) -> VitModel | None:
     """`model` whose last block computes only its prefix tokens; None where there is an obstacle."""
-    if obstacle(model.anatomy) is not None:
+    if tail_obstacle(model.anatomy) is not None:
         return None
     module, tokens = copy.deepcopy(model.module), model.anatomy.prefix_tokens
     set_tail(module, tokens)

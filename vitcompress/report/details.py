@@ -20,7 +20,7 @@ class Chart:
     by: str = ""
 
 
-def facts(details: Details) -> list[tuple[str, Fact]]:
+def stage_facts(details: Details) -> list[tuple[str, Fact]]:
     """The facts of a stage, and those of what it studied beside."""
     told = list(details.facts.items())
     for study in details.studies:

@@ -28,7 +28,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Change:
+class FigureChange:
     """The way from the baseline to the end, and whether it went the right way."""
 
     text: str
@@ -49,17 +49,17 @@ FIGURES = (
     Figure("knn", "5 nearest neighbours", fmt.percent, "points", "high"),
     Figure("agreement", "Agreement", fmt.percent),
     Figure("kl", "KL (nats)", fmt.nats),
-    Figure("relative_error", "Relative error", fmt.error),
-    Figure("cosine", "Cosine", fmt.cosine),
-    Figure("cosine_p5", "Cosine, 5th percentile", fmt.cosine),
+    Figure("relative_error", "Relative error", fmt.ratio),
+    Figure("cosine", "Cosine", fmt.similarity),
+    Figure("cosine_p5", "Cosine, 5th percentile", fmt.similarity),
     Figure("neighbours", "Same nearest neighbour", fmt.percent),
-    Figure("norm_ratio", "Norm ratio", fmt.error),
+    Figure("norm_ratio", "Norm ratio", fmt.ratio),
     Figure("images", "Images", fmt.whole),
 )
 BY_KEY = {figure.key: figure for figure in FIGURES}
 
 
-def change(figure: Figure, before: Metrics, after: Metrics) -> Change:
+def change(figure: Figure, before: Metrics, after: Metrics) -> FigureChange:
     """How `figure` moved; a dash when either side was not measured."""
     old, new = figure.read(before), figure.read(after)
     if (
@@ -68,11 +68,11 @@ def change(figure: Figure, before: Metrics, after: Metrics) -> Change:
         or new is None
         or (figure.change == "share" and not old)
     ):
-        return Change(fmt.DASH, "same")
-    text = fmt.points(new - old) if figure.change == "points" else fmt.share(new / old - 1)
+        return FigureChange(fmt.DASH, "same")
+    text = fmt.points(new - old) if figure.change == "points" else fmt.relative(new / old - 1)
     if new == old:
-        return Change(text, "same")
-    return Change(text, "better" if (new < old) == (figure.better == "low") else "worse")
+        return FigureChange(text, "same")
+    return FigureChange(text, "better" if (new < old) == (figure.better == "low") else "worse")
 
 
 def columns(report: Report) -> list[tuple[str, Metrics]]:
@@ -134,8 +134,8 @@ def headline(report: Report) -> str:
     for value, alike in (
         (final.agreement, f"{fmt.percent(final.agreement)} agreement with the dense model"),
         (final.kl, f"KL {fmt.nats(final.kl)} nats from the dense model"),
-        (final.cosine, f"mean cosine {fmt.cosine(final.cosine)} to the dense model"),
-        (final.relative_error, f"relative error {fmt.error(final.relative_error)}"),
+        (final.cosine, f"mean cosine {fmt.similarity(final.cosine)} to the dense model"),
+        (final.relative_error, f"relative error {fmt.ratio(final.relative_error)}"),
     ):
         if value is not None:
             lost.append(alike)

@@ -64,7 +64,7 @@ def points(value: float | None) -> str:
     return _signed(f"{sign}{round(value, digits) + 0.0:.{digits}f} points")
 
 
-def share(value: float | None) -> str:
+def relative(value: float | None) -> str:
     """A relative difference: −0.73 as `−73 %`."""
     if value is None:
         return DASH
@@ -95,7 +95,7 @@ def nats(value: float | None) -> str:
     return DASH if value is None else _signed(f"{value:.2g}")
 
 
-def error(value: float | None) -> str:
+def ratio(value: float | None) -> str:
     """A relative error to three significant digits: `0.0120`."""
     if value is None:
         return DASH
@@ -103,7 +103,7 @@ def error(value: float | None) -> str:
     return _signed(f"{value:.1e}" if small else _significant(value))
 
 
-def cosine(value: float | None) -> str:
+def similarity(value: float | None) -> str:
     """`0.9987`; what is not quite 1 is never rounded up to it."""
     if value is None:
         return DASH
@@ -139,7 +139,7 @@ _MEASURES: dict[str, Formatter] = {
     "seconds": seconds,
     "ms": milliseconds,
     "kl": nats,
-    "error": error,
+    "error": ratio,
 }
 
 

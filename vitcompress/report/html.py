@@ -32,7 +32,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Meter:
+class FigureBars:
     """One figure through the run, each column's bar as a percentage of the longest."""
 
     label: str
@@ -57,7 +57,7 @@ def render(report: Report) -> str:
     )
 
 
-def sensitivities(title: str, tables: Mapping[str, Table]) -> str:
+def sensitivity_page(title: str, tables: Mapping[str, Table]) -> str:
     """A page of what `vitcompress sensitivity` found, by stage: charts and tables."""
     template = _environment().get_template("sensitivity.html.j2")
     return template.render(title=title, tables=tables)
@@ -77,7 +77,7 @@ def _environment() -> Environment:
         change=figures.change,
         gate_limit=figures.gate_limit,
         gate_value=figures.gate_value,
-        facts_of=details.facts,
+        facts_of=details.stage_facts,
         charts=details.charts,
         numeric=details.numeric,
         bars=svg.bars,
@@ -121,7 +121,7 @@ def _way(ratio: float | None) -> str:
     return "better" if ratio > 1 else "worse"
 
 
-def _meters(columns: list[tuple[str, Metrics]]) -> Iterator[Meter]:
+def _meters(columns: list[tuple[str, Metrics]]) -> Iterator[FigureBars]:
     for key in ("bytes", "latency_ms.p50", "macs"):
         figure = figures.BY_KEY[key]
         found = [(name, figure.read(metrics)) for name, metrics in columns]
@@ -129,7 +129,7 @@ def _meters(columns: list[tuple[str, Metrics]]) -> Iterator[Meter]:
         if len({value for _, value in known}) > 1:
             longest = max(value for _, value in known)
             bars = [(name, figure.text(value), 100 * value / longest) for name, value in known]
-            yield Meter(figure.label, bars)
+            yield FigureBars(figure.label, bars)
 
 
 def _cell(table: Table, row: Mapping[str, Fact], column: Column) -> Markup:

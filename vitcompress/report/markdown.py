@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from vitcompress.report import figures
 from vitcompress.report import format as fmt
-from vitcompress.report.details import facts
+from vitcompress.report.details import stage_facts
 from vitcompress.report.model import Report
 
 
@@ -54,7 +54,7 @@ def _stages(report: Report) -> Iterator[str]:
         yield "## Stages"
         rows = []
         for stage in report.stages:
-            pairs = facts(stage.details)
+            pairs = stage_facts(stage.details)
             told = ", ".join(f"{fmt.label(key)} {fmt.value(item, key)}" for key, item in pairs)
             name = _text(stage.name)
             kind = _text(stage.type)

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Kind(Generic[T]):
+class ResultKind(Generic[T]):
     """A kind of results. `name`: without a hyphen. `version`: of how they are computed and written
     down, part of the key."""
 
@@ -40,19 +40,19 @@ class Kind(Generic[T]):
     load: Callable[[bytes], T]
 
 
-def tensors(name: str, version: int) -> Kind[Mapping[str, Tensor]]:
+def tensors(name: str, version: int) -> ResultKind[Mapping[str, Tensor]]:
     """A kind of results that are tensors by name."""
 
     def dump(value: Mapping[str, Tensor]) -> bytes:
         found: bytes = safetensors.save({k: t.contiguous() for k, t in value.items()})
         return found
 
-    return Kind(name, version, dump, safetensors.load)
+    return ResultKind(name, version, dump, safetensors.load)
 
 
-def values(name: str, version: int) -> Kind[Any]:
+def values(name: str, version: int) -> ResultKind[Any]:
     """A kind of results that JSON can hold; tuples come back as lists."""
-    return Kind(name, version, lambda value: json.dumps(value).encode(), json.loads)
+    return ResultKind(name, version, lambda value: json.dumps(value).encode(), json.loads)
 
 
 class Cache:
@@ -65,7 +65,7 @@ class Cache:
         self.folder, self.resume = folder, resume
         self._failed = False
 
-    def get(self, kind: Kind[T], identity: object) -> T | None:
+    def get(self, kind: ResultKind[T], identity: object) -> T | None:
         """The result of this kind for `identity`, anything that JSON can hold; None: not there."""
         if not self.resume:
             return None
@@ -76,12 +76,12 @@ class Cache:
         _say(f"{kind.name} results reused from {file.name}")
         return kind.load(found)
 
-    def put(self, kind: Kind[T], identity: object, value: T) -> None:
+    def put(self, kind: ResultKind[T], identity: object, value: T) -> None:
         """Keep `value`; of each kind the few newest entries stay."""
         self._keep(entry_name(kind, identity), lambda file: _write(file, kind.dump(value)))
 
     def add(
-        self, kind: Kind[dict[str, Any]], identity: object, value: Mapping[str, object]
+        self, kind: ResultKind[dict[str, Any]], identity: object, value: Mapping[str, object]
     ) -> None:
         """Keep `value` beside what the entry holds, with or without `resume`.
 
@@ -123,7 +123,7 @@ class Cache:
         return found
 
 
-def entry_name(kind: Kind[T], identity: object) -> str:
+def entry_name(kind: ResultKind[T], identity: object) -> str:
     """The name of the file of an entry."""
     whole = json.dumps([kind.name, kind.version, identity], sort_keys=True, separators=(",", ":"))
     return f"{kind.name}-{hashlib.sha256(whole.encode()).hexdigest()[:32]}"
@@ -166,7 +166,7 @@ def _say(text: str) -> None:
     console.print(f"  {text}")
 
 
-LATENCIES: Kind[dict[str, Any]] = values("latency", 1)
+LATENCIES: ResultKind[dict[str, Any]] = values("latency", 1)
 
 
 @contextlib.contextmanager

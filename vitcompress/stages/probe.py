@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.model.anatomy import Anatomy, State
@@ -23,18 +22,6 @@ _IMAGES, _BATCH = 32, 8  # to compare layers on; of small batches, so that races
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Of an output and that of the dense model, of the same images: how far they are apart, [n]."""
-
-
-def kl(output: Tensor, dense: Tensor) -> Tensor:
-    """KL(dense ‖ output) of each image, in nats, from logits [n, classes]."""
-    output, dense = output.log_softmax(-1), dense.log_softmax(-1)
-    found = F.kl_div(output, dense, reduction="none", log_target=True).sum(-1)
-    return found.clamp_min(0)
-
-
-def root_kl(output: Tensor, dense: Tensor) -> Tensor:
-    """√KL(dense ‖ output) of each image, in nats^½."""
-    return kl(output, dense).sqrt()
 
 
 class Change(NamedTuple):
@@ -101,14 +88,6 @@ class Probe:
         pairs = enumerate(self.dense)
         found = [self.distance(self._output(change, i, keep=True), dense) for i, dense in pairs]
         return torch.cat(found)
-
-    def accept_layers(self, changed: Mapping[str, nn.Module]) -> Tensor:
-        """Put the modules `changed` into the incumbent for good; the distance of each image."""
-        first = first_changed(self.anatomy, changed)
-        module = self.anatomy.module
-        for name, new in changed.items():
-            module.set_submodule(name, placed(new, self.dense[0].device))
-        return self.accept(Change(anatomy_of(module), first))
 
     @contextmanager
     def replaced(self, changed: Mapping[str, nn.Module]) -> Iterator[Change]:

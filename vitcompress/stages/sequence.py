@@ -12,12 +12,12 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from vitcompress.model.anatomy import Anatomy, Kind, Site, State
-from vitcompress.model.layers import Block
+from vitcompress.model.anatomy import Anatomy, Site, SiteKind, State
+from vitcompress.model.modules.block import Block
 from vitcompress.model.sequence import layer_input
 from vitcompress.stages.states import StateFile
 
-_HALVES: dict[Kind, Callable[[Block, Tensor], Tensor]] = {
+_HALVES: dict[SiteKind, Callable[[Block, Tensor], Tensor]] = {
     "attention": lambda block, x: block.mixed(x),
     "mlp": lambda block, x: block.fed(x),
 }
@@ -53,7 +53,7 @@ class _Streams:
 
 
 @dataclass(frozen=True)
-class Place:
+class SitePair:
     """A site of the dense model, and the same of the changed one (None: pruned away).
 
     `streams` hold the `dense` stream before the site, that `after` it, and the `changed` one before
@@ -93,7 +93,7 @@ def side_by_side(
     changed: Anatomy,
     batches: Iterable[tuple[Tensor, bool]],
     into: Tensor | None = None,
-) -> Iterator[Place]:
+) -> Iterator[SitePair]:
     """All sites of `dense`, in the order of computation; `changed` may be narrower, or lack some.
 
     `batches`: pixels, and whether they are held back. `into` [C', C] is how the dense stream
@@ -118,7 +118,7 @@ def side_by_side(
             if site is not None:
                 twin = replace(site, block=narrow)
                 there = None if twin.operator is None else twin
-                yield Place(site, there, streams, before, after, into)
+                yield SitePair(site, there, streams, before, after, into)
             streams.advance("changed", "changed", partial(half, narrow))
             before, after = after, before
 

@@ -82,8 +82,8 @@ class Target(Protocol):
         ...
 
 
-def load(name: str) -> Target:
+def load_target(name: str) -> Target:
     """The target of this name. Raises `InputError` where its runtime is too old."""
-    target: Target = registry.load(__name__, name).TARGET
+    target: Target = registry.load_module(__name__, name).TARGET
     target.check()
     return target

@@ -16,7 +16,7 @@ from vitcompress.errors import InputError
 
 PACKAGE = __name__
 
-Figure = Callable[[Tensor, Tensor], float | None]
+Measure = Callable[[Tensor, Tensor], float | None]
 """Outputs [n, ...] and what they are held against → one figure, None where it means nothing."""
 
 Labels = Literal["classes", "two classes", "any classes", "matrix", "none"]
@@ -46,8 +46,8 @@ class Task:
     distance: Callable[[Tensor, Tensor], Tensor]
     readout: Callable[[Tensor, torch.Generator], Tensor]
     explained: Callable[[Tensor], Tensor]
-    against_dense: Mapping[str, Figure]
-    against_labels: Mapping[str, Figure]
+    against_dense: Mapping[str, Measure]
+    against_labels: Mapping[str, Measure]
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ class Task:
 
 
 def _figures(
-    figures: Mapping[str, Figure], outputs: Tensor, reference: Tensor
+    figures: Mapping[str, Measure], outputs: Tensor, reference: Tensor
 ) -> dict[str, float | None]:
     if not (outputs.isfinite().all() and reference.isfinite().all()):
         return dict.fromkeys(figures, math.nan)
@@ -113,4 +113,4 @@ def figures_against_dense() -> frozenset[str]:
 
 
 def _task(name: str) -> Task:
-    return cast(Task, registry.load(PACKAGE, name).TASK)
+    return cast(Task, registry.load_module(PACKAGE, name).TASK)

@@ -62,7 +62,7 @@ def neighbours(outputs: Tensor, dense: Tensor) -> float | None:
     """Percent of the images whose nearest other one is the dense model's; None below three."""
     if len(outputs) < 3:
         return None
-    return 100 * float((nearest(outputs, 1) == nearest(dense, 1)).double().mean())
+    return 100 * float((nearest_images(outputs, 1) == nearest_images(dense, 1)).double().mean())
 
 
 def knn(outputs: Tensor, labels: Tensor) -> float | None:
@@ -73,13 +73,13 @@ def knn(outputs: Tensor, labels: Tensor) -> float | None:
     """
     if len(labels.unique()) < 2:
         return None
-    near = labels[nearest(outputs, min(_NEIGHBOURS, len(outputs) - 1))]
+    near = labels[nearest_images(outputs, min(_NEIGHBOURS, len(outputs) - 1))]
     votes = (near[:, :, None] == near[:, None, :]).sum(-1)
     named = near.gather(1, votes.argmax(1, keepdim=True))[:, 0]
     return 100 * float((named == labels).double().mean())
 
 
-def nearest(outputs: Tensor, count: int) -> Tensor:
+def nearest_images(outputs: Tensor, count: int) -> Tensor:
     """By image, the `count` others nearest to it by cosine, nearest first: [n, count].
 
     Of those equally near, the first in order.

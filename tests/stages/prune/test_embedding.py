@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
-from vitcompress.export.parity import check
+from vitcompress.export.parity import check_parity
 from vitcompress.measure import branches, cost
 from vitcompress.model.architecture import (
     Architecture,
@@ -20,7 +20,7 @@ from vitcompress.model.architecture import (
     set_tail,
     stored_tensors,
 )
-from vitcompress.model.embedding import embedding_width, readers
+from vitcompress.model.embedding import embedding_width, stream_readers
 from vitcompress.model.sizes import blocks
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge.config import MergeConfig
@@ -81,7 +81,7 @@ def test_the_whole_width_in_another_basis_is_the_same_model(
     assert wide is not module
     assert torch.allclose(wide(pixels), vit.module(pixels), atol=1e-3)
     assert not torch.equal(wide.blocks[0].attn.qkv.weight, module.blocks[0].attn.qkv.weight)
-    for _, norm, _ in readers(wide):
+    for _, norm, _ in stream_readers(wide):
         assert (norm.weight == 1).all()
         assert (norm.bias == 0).all()
 
@@ -154,7 +154,7 @@ def test_it_reloads_quantizes_merges_and_exports(
 
     file = tmp_path / "model.onnx"
     export_onnx(model, file, {})
-    check(file, model, pixels, 1)
+    check_parity(file, model, pixels, 1)
     graph = onnx.load(file).graph
     shapes = [tuple(i.dims) for i in graph.initializer]
     assert any(shape == (width, 3, 8, 8) for shape in shapes)
@@ -167,7 +167,7 @@ def test_it_reloads_quantizes_merges_and_exports(
     again.load_state_dict(stored_tensors(small))
     assert torch.equal(again(pixels), small.module(pixels))
     export_onnx(small, file, {})
-    check(file, small, pixels, 1)
+    check_parity(file, small, pixels, 1)
 
 
 def test_two_heads_read_the_narrower_stream(make_vit: MakeVit, context: Context) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
-from vitcompress.export.parity import check
+from vitcompress.export.parity import check_parity
 from vitcompress.measure import cost
 from vitcompress.measure.branches import LatencyTable
 from vitcompress.model.architecture import Architecture, VitModel, build, stored_tensors
@@ -22,7 +22,7 @@ from vitcompress.stages.context import Context
 from vitcompress.stages.prune import costs
 from vitcompress.stages.prune.config import PruneConfig
 from vitcompress.stages.prune.stage import plan, prune, sensitivity
-from vitcompress.stages.prune.statistics import Importance, moments
+from vitcompress.stages.prune.statistics import Importance, site_moments
 from vitcompress.stages.stage import StageResult
 
 MakeVit = Callable[..., VitModel]
@@ -84,7 +84,7 @@ def check_result(model: VitModel, vit: VitModel, pixels: Tensor, file: Path) -> 
     again.load_state_dict(stored_tensors(model))
     assert torch.equal(again(pixels), model.module(pixels))
     export_onnx(model, file, {})
-    assert check(file, model, pixels, 1)["passed"]
+    assert check_parity(file, model, pixels, 1)["passed"]
 
 
 @pytest.mark.parametrize("options", [SWIN, PADDED], ids=["shifted", "filled up"])
@@ -104,7 +104,7 @@ def test_a_windowed_model_becomes_narrower(
 def test_costs_are_those_of_the_narrower_model(options: dict[str, Any], make_swin: MakeVit) -> None:
     vit = make_swin(**options)
     for unit, count in (("macs", cost.macs), ("params", lambda m: cost.parameters(m.module))):
-        meter = costs.meter(vit, unit, LatencyTable())  # type: ignore[arg-type]
+        meter = costs.site_costs(vit, unit, LatencyTable())  # type: ignore[arg-type]
         small = plan(vit, config(budget={unit: 0.7}, structures=INNER)).model
         sizes = {site.name: costs.size_of(site) for site in small.anatomy.sites}
         told = meter.fixed + sum(meter.site(name, size) for name, size in sizes.items())
@@ -134,7 +134,7 @@ def test_keys_count_as_they_are_attended_to_in_their_windows(
     vit = make_swin(**options)
     anatomy, pixels = vit.anatomy, images_of(context, vit)[:2]
     alike = {site.name: Importance(torch.eye(1), 0.0, 0) for site in anatomy.sites}
-    found = moments(anatomy, [pixels], alike).query_key
+    found = site_moments(anatomy, [pixels], alike).query_key
     site = anatomy.sites[4]  # the last attention, shifted
     attention, seen = site.operator, []
     handle = attention.qkv.register_forward_hook(lambda _, __, y: seen.append(y))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
-from vitcompress.export.parity import check
+from vitcompress.export.parity import check_parity
 from vitcompress.measure import branches, cost
 from vitcompress.model.architecture import Architecture, VitModel, build, set_tail, stored_tensors
 from vitcompress.model.sizes import blocks, sizes_of
@@ -113,7 +113,7 @@ def test_the_onnx_file_is_narrower_and_agrees(
     model = run(with_tail(vit), context, budget={"macs": 0.5}, structures=structures).model
     file = tmp_path / "model.onnx"
     export_onnx(model, file, {})
-    check(file, model, pixels, 1)
+    check_parity(file, model, pixels, 1)
     graph = onnx.load(file).graph
     stored = [tuple(i.dims) for i in graph.initializer if len(i.dims) == 2]
     for block in blocks(model.module):
@@ -142,7 +142,7 @@ def test_a_pruned_model_can_be_quantized(
     assert torch.equal(again(pixels), small.module(pixels))
     file = tmp_path / "model.onnx"
     export_onnx(small, file, {})
-    check(file, small, pixels, 1)
+    check_parity(file, small, pixels, 1)
 
 
 def test_compensation_is_worth_it(vit: VitModel, make_context: MakeContext) -> None:

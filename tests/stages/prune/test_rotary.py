@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
-from vitcompress.export.parity import check
+from vitcompress.export.parity import check_parity
 from vitcompress.measure import cost
 from vitcompress.model.architecture import Architecture, VitModel, build, stored_tensors
 from vitcompress.model.embedding import embedding_width
@@ -64,7 +64,7 @@ def test_a_narrower_model_is_made_again_and_exported(
     assert torch.equal(again(pixels), model.module(pixels))
     file = tmp_path / "model.onnx"
     export_onnx(model, file, {})
-    assert check(file, model, pixels, 1)["passed"]
+    assert check_parity(file, model, pixels, 1)["passed"]
     planned = plan(vit, config(budget=budget, structures=["query_key", "value", "hidden"])).model
     assert cost.macs(planned) <= 0.8 * cost.macs(vit)
 

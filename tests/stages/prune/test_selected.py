@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.export.onnx import export_onnx
-from vitcompress.export.parity import check
+from vitcompress.export.parity import check_parity
 from vitcompress.measure import cost
 from vitcompress.model.architecture import Architecture, VitModel, build, stored_tensors
 from vitcompress.model.sizes import blocks, sizes_of
@@ -58,7 +58,7 @@ def test_norms_become_narrower_with_the_heads(
     assert torch.equal(again(pixels), model.module(pixels))
     file = tmp_path / "model.onnx"
     export_onnx(model, file, {})
-    check(file, model, pixels, 1)
+    check_parity(file, model, pixels, 1)
     planned = plan(vit, PruneConfig.model_validate({"budget": {"macs": 0.7}, "multiple": 4})).model
     assert {b.attn.q_norm.weight.shape for b in blocks(planned.module)} < {(i,) for i in range(32)}
 

@@ -18,8 +18,8 @@ from vitcompress.model.architecture import (
     set_merging,
     stored_tensors,
 )
-from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.merging import Merging
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.model.sizes import resize, sizes_of
 from vitcompress.stages.calibrate import statistics
 from vitcompress.stages.context import Context

@@ -11,7 +11,7 @@ from torch import Tensor
 from vitcompress.errors import InputError
 from vitcompress.export.folder import load_folder, save_folder
 from vitcompress.export.onnx import export_onnx
-from vitcompress.export.parity import check
+from vitcompress.export.parity import check_parity
 from vitcompress.model.architecture import VitModel
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import QuantizeConfig
@@ -80,7 +80,7 @@ def test_8_bits(
     assert list(result.model.architecture.quantized) == names == selected(model, config)
     assert (result.model.module(pixels) - dense).norm() < 0.1 * dense.norm()
     export_onnx(result.model, tmp_path / "model.onnx", {})
-    assert check(tmp_path / "model.onnx", result.model, pixels, 1)["passed"]
+    assert check_parity(tmp_path / "model.onnx", result.model, pixels, 1)["passed"]
     reloads(result.model, pixels, tmp_path)
 
 

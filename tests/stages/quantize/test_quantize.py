@@ -15,17 +15,16 @@ from vitcompress.model.architecture import (
     Architecture,
     VitModel,
     build,
-    load,
+    load_tensors,
     set_tail,
     stored_tensors,
 )
 from vitcompress.model.families import anatomy_of
-from vitcompress.model.layers import QuantizedLinear
-from vitcompress.model.structure import linears
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.calibrate import LayerStatistics, collect, statistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import QuantizeConfig
-from vitcompress.stages.quantize.layer import Choice, choose
+from vitcompress.stages.quantize.layer import InputRange, best_input_range
 from vitcompress.stages.quantize.selection import selected
 from vitcompress.stages.quantize.stage import quantize
 from vitcompress.stages.stage import StageResult
@@ -155,8 +154,10 @@ def calibrated(vit: VitModel, context: Context) -> dict[str, LayerStatistics]:
     return collect(vit, BLOCKS, batches, len(context.images), seed=0)
 
 
-def chosen(module: nn.Module, name: str, found: LayerStatistics, config: QuantizeConfig) -> Choice:
-    return choose(anatomy_of(module), name, found, config.style, 8, config.fold)
+def chosen(
+    module: nn.Module, name: str, found: LayerStatistics, config: QuantizeConfig
+) -> InputRange:
+    return best_input_range(anatomy_of(module), name, found, config.style, 8, config.fold)
 
 
 @pytest.mark.parametrize("activations", MODES)
@@ -241,10 +242,10 @@ def test_the_model_given_is_not_changed(
     options: dict[str, Any], make_vit: MakeVit, context: Context
 ) -> None:
     vit = outlying(make_vit)
-    before, names = vit.fingerprint(), list(linears(vit.module))
+    before, names = vit.fingerprint(), list(vit.anatomy.linears())
     run(vit, context, **options)
     assert vit.fingerprint() == before
-    assert list(linears(vit.module)) == names
+    assert list(vit.anatomy.linears()) == names
 
 
 @pytest.mark.parametrize("activations", MODES)
@@ -295,7 +296,7 @@ def test_weights_that_stay_float_can_be_stored_in_bytes(
     kept = "blocks.0.mlp.fc1.weight"
     assert torch.equal(stored[kept], vit.module.state_dict()[kept])
     again = build(Architecture.model_validate_json(model.architecture.model_dump_json()))
-    load(again, model.architecture, stored)
+    load_tensors(again, model.architecture, stored)
     assert torch.equal(again(pixels), model.module(pixels))
 
 

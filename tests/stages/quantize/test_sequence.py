@@ -11,13 +11,13 @@ from vitcompress.methods import quantizer
 from vitcompress.model.architecture import (
     VitModel,
     build,
-    load,
+    load_tensors,
     set_merging,
     set_tail,
     stored_tensors,
 )
-from vitcompress.model.layers import QuantizedLinear
 from vitcompress.model.merging import Merging
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize import prepare
 from vitcompress.stages.quantize.config import QuantizeConfig
@@ -123,7 +123,7 @@ def test_a_last_block_of_few_tokens_and_layers_without_bias_are_rounded_too(
     model = result.model
     assert result.facts["rounded_in_sequence"] == 8
     again = build(model.architecture)
-    load(again, model.architecture, stored_tensors(model))
+    load_tensors(again, model.architecture, stored_tensors(model))
     assert torch.equal(again(pixels), model.module(pixels))
 
 

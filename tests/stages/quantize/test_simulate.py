@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel, stored_tensors
-from vitcompress.model.layers import Attention
-from vitcompress.model.structure import linears
+from vitcompress.model.modules.attention import Attention
 from vitcompress.stages.calibrate import statistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge.config import MergeConfig
@@ -48,7 +47,7 @@ def run(
 def simulate(vit: VitModel, context: Context, study: dict[str, Any], **options: Any) -> nn.Module:
     """The simulation alone, of all layers."""
     config = QuantizeConfig(**{"rounding": "nearest", **options})
-    names = list(linears(vit.module))
+    names = list(vit.anatomy.linears())
     found = statistics(vit, names, context)
     bits = dict.fromkeys(names, config.bits)
     return simulation(vit.module, config, Simulation(**study), bits, found, context)
@@ -82,7 +81,7 @@ def test_inputs_of_layers_and_products_have_few_values(vit: VitModel, context: C
         return lambda _, inputs: seen.update({name: inputs[0]})
 
     layers = kinds(module, SimulatedLinear)
-    assert set(layers) == set(linears(vit.module))
+    assert set(layers) == set(vit.anatomy.linears())
     for name, layer in layers.items():
         layer.linear.register_forward_pre_hook(keep(name))
     attentions = kinds(module, SimulatedAttention)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vitcompress import registry
-from vitcompress.methods.patterns import parse
+from vitcompress.methods.patterns import parse_pattern
 from vitcompress.stages.sparsify import criteria
 from vitcompress.stages.sparsify.config import SparsifyConfig
 from vitcompress.stages.sparsify.criteria import Asked, criterion_of, dimap
@@ -17,7 +17,7 @@ def asked(weight: torch.Tensor, pattern: str, density: float) -> Asked:
     x = torch.randn(200, inputs, generator=generator, dtype=torch.float64)
     covariance = x.T @ x / 200
     moments = LayerMoments(x.mean(0), covariance, covariance, torch.ones(len(weight)))
-    return Asked(weight, moments, parse(pattern), density, 0)
+    return Asked(weight, moments, parse_pattern(pattern), density, 0)
 
 
 @pytest.mark.parametrize("name", registry.names(criteria.PACKAGE))

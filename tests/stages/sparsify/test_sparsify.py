@@ -13,14 +13,13 @@ from vitcompress.errors import InputError
 from vitcompress.export.folder import load_folder, save_folder, stored_bytes
 from vitcompress.methods import compact, quantizer, sparsity
 from vitcompress.model.architecture import VitModel, stored_tensors
-from vitcompress.model.structure import linears
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize import stage as quantizing
 from vitcompress.stages.quantize.config import QuantizeConfig
 from vitcompress.stages.quantize.stage import quantize
 from vitcompress.stages.sparsify.config import SparsifyConfig
 from vitcompress.stages.sparsify.layer import distortion
-from vitcompress.stages.sparsify.stage import plan, prepare, sensitivity, sparsify
+from vitcompress.stages.sparsify.stage import plan, prepare_sparsify, sensitivity, sparsify
 from vitcompress.stages.stage import StageResult
 
 MLPS = [f"blocks.{i}.mlp.{kind}" for i in range(2) for kind in ("fc1", "fc2")]
@@ -32,7 +31,7 @@ def run(vit: VitModel, context: Context, **options: Any) -> StageResult:
 
 
 def weights(model: VitModel) -> dict[str, Tensor]:
-    return {name: linear.weight for name, linear in linears(model.module).items()}
+    return {name: linear.weight for name, linear in model.anatomy.linears().items()}
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "1:4", "4:8"])
@@ -105,7 +104,7 @@ def test_a_refit_never_raises_the_error_of_a_layer(
 ) -> None:
     density = None if pattern == "2:4" else 0.5
     options = {"pattern": pattern, "criterion": criterion, "density": density, "permute": False}
-    known = prepare(vit, SparsifyConfig(**options), context)
+    known = prepare_sparsify(vit, SparsifyConfig(**options), context)
     errors = {}
     for reconstruct in (True, False):
         model = run(vit, context, reconstruct=reconstruct, allocation="uniform", **options).model
@@ -129,7 +128,7 @@ def test_refitted_logits_are_nearer(vit: VitModel, context: Context) -> None:
 def test_the_order_of_hidden_units_is_of_no_account(
     vit: VitModel, context: Context, pixels: Tensor
 ) -> None:
-    known = prepare(vit, SparsifyConfig(), context)
+    known = prepare_sparsify(vit, SparsifyConfig(), context)
     moved = known.module.get_submodule("blocks.0.mlp.fc2").weight
     assert not torch.equal(moved, vit.module.get_submodule("blocks.0.mlp.fc2").weight)
     torch.testing.assert_close(known.module(pixels), vit.module(pixels), atol=1e-5, rtol=1e-4)

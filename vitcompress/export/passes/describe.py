@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from vitcompress.export.passes import Source
 
-PREFIX = "vitcompress."
+METADATA_PREFIX = "vitcompress."
 
 
 def describe(model: ir.Model, source: Source) -> int:
@@ -19,5 +19,7 @@ def describe(model: ir.Model, source: Source) -> int:
     model.metadata_props.clear()
     graph.metadata_props.clear()
     model.producer_name, model.producer_version = "vitcompress", version("vitcompress")
-    model.metadata_props.update({PREFIX + key: value for key, value in source.facts.items()})
+    model.metadata_props.update(
+        {METADATA_PREFIX + key: value for key, value in source.facts.items()}
+    )
     return cleared

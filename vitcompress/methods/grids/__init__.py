@@ -31,7 +31,7 @@ def ends(sample: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def candidates(kind: str, sample: Tensor, bits: int) -> Iterator[Quantizer]:
     """The candidates of the grid `kind`."""
-    grid = registry.load(PACKAGE, kind)
+    grid = registry.load_module(PACKAGE, kind)
     return cast(Iterator[Quantizer], grid.candidates(sample, bits))
 
 

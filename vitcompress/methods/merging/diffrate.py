@@ -3,10 +3,10 @@
 import torch
 
 from vitcompress.methods.selection import descending
-from vitcompress.methods.tokens import VALUES, Choice, Method, Tokens, nearest
+from vitcompress.methods.tokens import VALUES, Merge, Method, Tokens, nearest
 
 
-def choose(tokens: Tokens, keep: int, dropped: int = 0) -> Choice:
+def choose(tokens: Tokens, keep: int, dropped: int = 0) -> Merge:
     """The least attended tokens go (Chen et al., ICCV 2023, with the sizes not damped).
 
     Of these the `dropped` that are attended least are dropped; the others join the most similar of
@@ -18,7 +18,7 @@ def choose(tokens: Tokens, keep: int, dropped: int = 0) -> Choice:
     if dropped:
         taken = torch.arange(gone.shape[1], device=gone.device) < gone.shape[1] - dropped
         share = taken.to(tokens.sizes.dtype)[None, None]
-    return Choice(kept, gone, nearest(tokens.points, kept, gone), share)
+    return Merge(kept, gone, nearest(tokens.points, kept, gone), share)
 
 
 METHOD = Method(

@@ -1,10 +1,10 @@
 """Those merge that change the answer least, by its gradients."""
 
 from vitcompress.methods.selection import descending
-from vitcompress.methods.tokens import READER, Choice, Method, Tokens, nearest
+from vitcompress.methods.tokens import READER, Merge, Method, Tokens, nearest
 
 
-def choose(tokens: Tokens, keep: int) -> Choice:
+def choose(tokens: Tokens, keep: int) -> Merge:
     """Those go whose merging changes the model's answer least, to second order.
 
     Moving a token by d changes the answer by about ½ (gᵀd)² nats, g the gradient at the token. Here
@@ -20,7 +20,7 @@ def choose(tokens: Tokens, keep: int) -> Choice:
     distance = 1.5 - likeness.amax(-1, keepdim=True)  # a quarter of δ²; 1 where none is above
     order = descending(importance * importance * distance)
     kept, gone = order.split([keep, order.shape[1] - keep], 1)
-    return Choice(kept, gone, nearest(points, kept, gone), weight=importance)
+    return Merge(kept, gone, nearest(points, kept, gone), weight=importance)
 
 
 METHOD = Method(

@@ -6,7 +6,7 @@ from vitcompress.methods.selection import descending, inverse, rows
 from vitcompress.methods.tokens import (
     LEAST,
     VALUES,
-    Choice,
+    Merge,
     Method,
     Tokens,
     attended,
@@ -15,7 +15,7 @@ from vitcompress.methods.tokens import (
 )
 
 
-def choose(tokens: Tokens, keep: int) -> Choice:
+def choose(tokens: Tokens, keep: int) -> Merge:
     """Matching by similarity, attention and size, both ways (Lee et al., CVPR 2024).
 
     A pair's attraction is the product of (cos + 1)/2, (1/(a_i a_j))^(1/20), (1/(s_i s_j))^(1/40).
@@ -39,7 +39,7 @@ def choose(tokens: Tokens, keep: int) -> Choice:
     place = torch.cat([homes, slots.expand(order.shape[0], -1, -1)], 1)
     now = rows(place, inverse(torch.cat([gone_even, kept_even], 1)))
     moved = rows(now, rows(target[..., None], gone_odd))
-    return Choice(
+    return Merge(
         kept=torch.cat([2 * kept_odd + 1, 2 * kept_even], 1),
         gone=torch.cat([2 * gone_odd + 1, 2 * gone_even], 1),
         target=torch.cat([moved, homes], 1)[..., 0],

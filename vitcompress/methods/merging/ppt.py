@@ -4,10 +4,10 @@ import torch
 
 from vitcompress.methods.merging import tome
 from vitcompress.methods.selection import descending
-from vitcompress.methods.tokens import KEYS, Choice, Method, Tokens, in_place, nearest
+from vitcompress.methods.tokens import KEYS, Merge, Method, Tokens, in_place, nearest
 
 
-def choose(tokens: Tokens, keep: int, threshold: float = 2.7) -> Choice:
+def choose(tokens: Tokens, keep: int, threshold: float = 2.7) -> Merge:
     """Each image either drops its least attended tokens or merges its most similar ones.
 
     Wu et al. (2023): it drops where attention is uneven, its variance above the threshold. Here
@@ -19,7 +19,7 @@ def choose(tokens: Tokens, keep: int, threshold: float = 2.7) -> Choice:
     order = descending(attention)
     kept, gone = in_place(order[:, :keep]), order[:, keep:]
     takes = (~uneven).to(tokens.sizes.dtype)
-    return Choice(
+    return Merge(
         kept=torch.where(uneven, kept, merging.kept),
         gone=torch.where(uneven, gone, merging.gone),
         target=torch.where(uneven[..., 0], nearest(tokens.points, kept, gone), merging.target),

@@ -3,10 +3,10 @@
 import torch
 
 from vitcompress.methods.selection import descending, rows
-from vitcompress.methods.tokens import KEYS, Choice, Method, Tokens, bipartite, in_place
+from vitcompress.methods.tokens import KEYS, Merge, Method, Tokens, bipartite, in_place
 
 
-def choose(tokens: Tokens, keep: int) -> Choice:
+def choose(tokens: Tokens, keep: int) -> Merge:
     """Bipartite soft matching (Bolya et al., ICLR 2023): every other token may join one between.
 
     The most similar pairs are merged. At most half can go.
@@ -19,7 +19,7 @@ def choose(tokens: Tokens, keep: int) -> Choice:
     other = torch.arange(0, tokens.points.shape[1], 2, device=order.device)
     others = other[:, None].expand(order.shape[0], -1, -1)
     joined = rows(target[..., None], gone)[..., 0] + stay.shape[1]
-    return Choice(torch.cat([2 * stay + 1, others], 1), 2 * gone + 1, joined)
+    return Merge(torch.cat([2 * stay + 1, others], 1), 2 * gone + 1, joined)
 
 
 METHOD = Method(

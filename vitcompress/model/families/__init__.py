@@ -14,8 +14,8 @@ from torch import nn
 
 from vitcompress.errors import InputError
 from vitcompress.model.anatomy import Anatomy
-from vitcompress.model.layers import Block
-from vitcompress.model.windows import PatchMerging
+from vitcompress.model.modules.block import Block
+from vitcompress.model.modules.windows import PatchMerging
 
 InputSize = tuple[int, int, int]
 """Channels, height and width."""

@@ -5,9 +5,10 @@ from typing import Any, cast
 from torch import nn
 
 from vitcompress.model.anatomy import Anatomy
-from vitcompress.model.layers import Attention, Block
+from vitcompress.model.modules.attention import Attention
+from vitcompress.model.modules.block import Block
+from vitcompress.model.modules.windows import RelativePositions
 from vitcompress.model.sequence import SequenceVit, adopt_mlps, sequence_anatomy
-from vitcompress.model.windows import RelativePositions
 
 
 class BeitVit(SequenceVit):

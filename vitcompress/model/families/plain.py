@@ -4,7 +4,8 @@ pooling."""
 from torch import nn
 
 from vitcompress.model.anatomy import Anatomy
-from vitcompress.model.layers import Attention, Block
+from vitcompress.model.modules.attention import Attention
+from vitcompress.model.modules.block import Block
 from vitcompress.model.sequence import adopt_mlps, sequence_anatomy
 
 

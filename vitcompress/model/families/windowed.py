@@ -6,12 +6,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vitcompress.model.anatomy import Anatomy, Change, State, Step, all_steps
-from vitcompress.model.layers import Attention, Block
+from vitcompress.model.anatomy import Alteration, Anatomy, State, Step, all_steps
+from vitcompress.model.modules.attention import Attention
+from vitcompress.model.modules.block import Block
+from vitcompress.model.modules.windows import PatchMerging, RelativePositions, UnitNorm, windows
 from vitcompress.model.sequence import adopt_mlps
-from vitcompress.model.windows import PatchMerging, RelativePositions, UnitNorm, windows
 
-_REFUSALS: dict[Change, str] = {
+_REFUSALS: dict[Alteration, str] = {
     "tail": "its head reads all tokens",
     "embedding": "its stream has no single width",
     "merge": "tokens that sit in windows cannot be merged",

@@ -74,7 +74,7 @@ def read(context: Context, images: int) -> Sequence[Tensor]:
     return [part.to(context.device) for part in parts]
 
 
-def readers(scheduling: Scheduling, context: Context, images: int) -> dict[str, Tensor]:
+def token_readers(scheduling: Scheduling, context: Context, images: int) -> dict[str, Tensor]:
     """The readers of tokens by name, where the method needs them.
 
     One backward pass through the unmerged model, for what its output means.
@@ -99,14 +99,14 @@ def readers(scheduling: Scheduling, context: Context, images: int) -> dict[str, 
 
 
 @torch.no_grad()
-def sensitivities(scheduling: Scheduling, context: Context, images: int) -> Table:
+def merge_sensitivities(scheduling: Scheduling, context: Context, images: int) -> Table:
     """By block and share of tokens kept there alone: the mean distance."""
-    tensors = readers(scheduling, context, images)
+    tensors = token_readers(scheduling, context, images)
     probed = Judge(scheduling, read(context, min(images, _PROBED)), tensors)
     return losses_table(scheduling, losses(probed, context))
 
 
-Losses = list[dict[float, float]]
+BlockLosses = list[dict[float, float]]
 """By block, and by share of the tokens kept in it alone: the mean distance."""
 
 
@@ -115,7 +115,7 @@ def probed(batches: Sequence[Tensor]) -> Sequence[Tensor]:
     return batches[: _PROBED // len(batches[0])]
 
 
-def losses(judge: Judge, context: Context) -> Losses:
+def losses(judge: Judge, context: Context) -> BlockLosses:
     scheduling, full = judge.scheduling, judge.scheduling.unmerged
     found = []
     for block in context.track(range(scheduling.blocks), "measuring blocks", scheduling.blocks):
@@ -128,7 +128,7 @@ def losses(judge: Judge, context: Context) -> Losses:
     return found
 
 
-def losses_table(scheduling: Scheduling, found: Losses) -> Table:
+def losses_table(scheduling: Scheduling, found: BlockLosses) -> Table:
     names, word = scheduling.model.anatomy.block_names, scheduling.model.task.word
     rows: list[Row] = [
         {"block": names[block], **{f"{word}_at_{s:.0%}": loss for s, loss in curve.items()}}

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from vitcompress import registry
 from vitcompress.details import Fact, Table
 from vitcompress.errors import InputError
-from vitcompress.measure.tokens import Cost
+from vitcompress.measure.tokens import TokenCost
 from vitcompress.methods import schedule as schedules
 from vitcompress.methods.tokens import Method, method_of
 from vitcompress.model.architecture import VitModel
@@ -42,7 +42,7 @@ class Scheduling:
     model: VitModel
     merging: Merging
     unit: str
-    cost: Cost
+    cost: TokenCost
     limit: float
     dense: float
 
@@ -80,7 +80,7 @@ class Scheduling:
 
     def rounded(self, wanted: Sequence[float]) -> Schedule:
         """Whole numbers near `wanted`, one for each block of the model."""
-        kept = schedules.rounded(wanted, self.tokens, self.fewest)
+        kept = schedules.rounded_schedule(wanted, self.tokens, self.fewest)
         return (*kept, *[kept[-1]] * (self.all_blocks - len(kept)))
 
     def fitted(self, shape: str) -> Schedule:

@@ -22,13 +22,13 @@ from torch import Tensor
 from vitcompress.details import Row, Table
 from vitcompress.errors import InputError
 from vitcompress.methods import schedule as schedules
-from vitcompress.stages.cache import Kind
+from vitcompress.stages.cache import ResultKind
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge import judging
-from vitcompress.stages.merge.judging import Judge, Losses
+from vitcompress.stages.merge.judging import BlockLosses, Judge
 from vitcompress.stages.merge.scheduling import Found, Schedule, Scheduling
 
-_SCHEDULE = Kind(
+_SCHEDULE = ResultKind(
     "schedule",
     version=4,  # of search and methods
     dump=lambda found: found.model_dump_json().encode(),
@@ -48,7 +48,7 @@ def search(
 ) -> Found:
     """The schedule closest to the dense model within the budget, and what was tried.
 
-    `tensors`: those of `judging.readers`.
+    `tensors`: those of `judging.token_readers`.
 
     Kept in the cache by the content of model and images. Raises `InputError` where no schedule
     meets the budget, and where no image can be held back.
@@ -127,7 +127,7 @@ def _priced(scheduling: Scheduling, kept: Schedule, distances: Tensor) -> float:
     return float(distances.mean()) * _price(scheduling, kept)
 
 
-def _programmed(scheduling: Scheduling, losses: Losses) -> Schedule:
+def _programmed(scheduling: Scheduling, losses: BlockLosses) -> Schedule:
     """The schedule of least total loss, the losses of single blocks added up."""
     curves = [schedules.loss_curve(curve) for curve in losses]
     lowest = scheduling.prefix + 1

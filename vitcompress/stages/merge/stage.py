@@ -21,7 +21,7 @@ from vitcompress.model.structure import placed
 from vitcompress.model.tail import tailed
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge.config import MergeBudget, MergeConfig
-from vitcompress.stages.merge.judging import readers, sensitivities
+from vitcompress.stages.merge.judging import merge_sensitivities, token_readers
 from vitcompress.stages.merge.pictures import pictures
 from vitcompress.stages.merge.rival import compared
 from vitcompress.stages.merge.scheduling import Found, Scheduling
@@ -36,7 +36,7 @@ def merge(model: VitModel, config: MergeConfig, context: Context) -> StageResult
     or a schedule that cannot be met.
     """
     scheduling = _placed(_scheduling(model, config, context), context)
-    tensors = readers(scheduling, context, config.images)
+    tensors = token_readers(scheduling, context, config.images)
     if config.schedule == "search":
         found = search(scheduling, context, config.images, tensors)
     else:
@@ -68,7 +68,7 @@ def plan(model: VitModel, config: MergeConfig) -> StageResult:
 
 def sensitivity(model: VitModel, config: MergeConfig, context: Context) -> Table:
     """What merging in one block alone would cost, by the share of its tokens that stay."""
-    return sensitivities(_placed(_scheduling(model, config), context), context, config.images)
+    return merge_sensitivities(_placed(_scheduling(model, config), context), context, config.images)
 
 
 def _given(scheduling: Scheduling, config: MergeConfig) -> Found:

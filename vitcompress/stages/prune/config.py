@@ -9,8 +9,8 @@ from vitcompress.registry import OneOf
 SALIENCIES = "vitcompress.stages.prune.saliencies"
 """The package whose files are what `saliency` can be."""
 
-Kind = Literal["query_key", "value", "hidden", "heads", "attention", "mlp"]
-Structure = Literal[Kind, "embedding"]
+StructureKind = Literal["query_key", "value", "hidden", "heads", "attention", "mlp"]
+Structure = Literal[StructureKind, "embedding"]
 Unit = Literal["macs", "params", "bytes", "latency"]
 _MULTIPLE = 8
 _Share = Annotated[float, Field(gt=0, le=1)]

@@ -18,7 +18,7 @@ SiteCost = Callable[[str, SiteSizes | None], float]
 
 
 @dataclass(frozen=True)
-class Meter:
+class SiteCosts:
     """Costs of a model: `site` tells that of one of its sites.
 
     `whole`: of the dense model that budgets refer to. `fixed`: of all that is no site.
@@ -29,7 +29,7 @@ class Meter:
     fixed: float
 
 
-def meter(model: VitModel, unit: Unit, table: LatencyTable) -> Meter:
+def site_costs(model: VitModel, unit: Unit, table: LatencyTable) -> SiteCosts:
     """How `model` is to be measured in `unit`.
 
     Latencies that are not in `table` are taken now, and put there.
@@ -59,13 +59,13 @@ def _counted(
     dense: VitModel,
     total: Callable[[VitModel], int],
     of: Callable[[Site, SiteSizes | None], float],
-) -> Meter:
+) -> SiteCosts:
     sites = _sites(model)
     each = sum(of(site, size_of(site)) for site in sites.values())
-    return Meter(lambda name, size: of(sites[name], size), total(dense), total(model) - each)
+    return SiteCosts(lambda name, size: of(sites[name], size), total(dense), total(model) - each)
 
 
-def _timed(model: VitModel, dense: VitModel, table: LatencyTable) -> Meter:
+def _timed(model: VitModel, dense: VitModel, table: LatencyTable) -> SiteCosts:
     originals = _sites(dense)
 
     def nanoseconds(model: VitModel) -> SiteCost:
@@ -84,7 +84,7 @@ def _timed(model: VitModel, dense: VitModel, table: LatencyTable) -> Meter:
     # What is no site, the patch embedding and the head, is in proportion to the width.
     name, site = next(iter(_sites(model).items()))
     share = site.first.in_features / originals[name].first.in_features
-    return Meter(nanoseconds(model), each + rest, rest * share)
+    return SiteCosts(nanoseconds(model), each + rest, rest * share)
 
 
 def _sites(model: VitModel) -> dict[str, Site]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vitcompress.methods.compensation import Fit, joined, projected, with_constant
 from vitcompress.methods.readers import normalised
 from vitcompress.methods.subspace import stream_basis, stream_map
-from vitcompress.model.embedding import readers, resize_embedding, writers
+from vitcompress.model.embedding import resize_embedding, stream_readers, writers
 from vitcompress.model.sizes import fill
 from vitcompress.stages.observe import Watch, observe, unlabelled
 from vitcompress.stages.prune.statistics import Importance
@@ -49,7 +49,7 @@ def embedding(
         gram = (x * weights[:, None]).flatten(0, 1).T @ x.flatten(0, 1)
         grams[name] = grams[name] + gram.double().cpu()
 
-    norms = {reader.name: reader.norm for reader in readers(module)}
+    norms = {reader.name: reader.norm for reader in stream_readers(module)}
     observe(module, [Watch(name, partial(see, name)) for name in norms], unlabelled(batches))
     total = torch.zeros((), dtype=torch.float64)
     for name, gram in grams.items():
@@ -72,7 +72,7 @@ def narrowed(module: nn.Module, found: Embedding, width: int, compensate: bool) 
         new.value.copy_(value.movedim(-1, new.axis))
     turn = torch.block_diag(found.basis, torch.ones(1, 1))
     kept = torch.arange(width - 1)
-    for before, after in zip(readers(module), readers(made), strict=True):
+    for before, after in zip(stream_readers(module), stream_readers(made), strict=True):
         gram = turn.T @ found.grams[before.name] @ turn
         # Tokens of the narrower norm have the length √C' whatever went: on average that of what
         # stayed of them before, times √C' over that length.

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vitcompress.methods.compensation import Fit, joined, projected
 from vitcompress.model.anatomy import Site
-from vitcompress.model.layers import Attention, Block
+from vitcompress.model.modules.attention import Attention
+from vitcompress.model.modules.block import Block
 from vitcompress.model.sizes import (
     SiteSizes,
     attention_weights,
@@ -19,15 +20,15 @@ from vitcompress.model.sizes import (
     resize_site,
     size_of,
 )
-from vitcompress.stages.prune.config import Kind
+from vitcompress.stages.prune.config import StructureKind
 from vitcompress.stages.prune.selected import fill_norms, is_normed
 from vitcompress.stages.prune.structures import Axis
 
-Choice = Mapping[Kind, int]
+Choice = Mapping[StructureKind, int]
 """An option of each axis of a site, by kind; a kind that is missing stays whole."""
 
 
-def choices(axes: Sequence[Axis]) -> list[dict[Kind, int]]:
+def choices(axes: Sequence[Axis]) -> list[dict[StructureKind, int]]:
     """All ways to choose an option of each of the `axes` of one site, the first leaves all.
 
     Where the site itself goes, nothing else needs choosing.
@@ -63,7 +64,9 @@ def sizes_after(full: SiteSizes, axes: Sequence[Axis], choice: Choice) -> SiteSi
     return full.model_copy(update=cast(dict[str, int], inner))
 
 
-def narrow(site: Site, into: Block, axes: Sequence[Axis], choice: Choice, fit: Fit | None) -> None:
+def narrow_site(
+    site: Site, into: Block, axes: Sequence[Axis], choice: Choice, fit: Fit | None
+) -> None:
     """Put what stays of `site` after `choice` into the same site of `into`, a copy of its block.
 
     With `fit` the last layer is refitted to give what it gave with all inputs; without, what is
@@ -112,7 +115,7 @@ def _fill_attention(
     return values
 
 
-def error(site: Site, axes: Sequence[Axis], fit: Fit, metric: Tensor, gram: Tensor) -> float:
+def refit_loss(site: Site, axes: Sequence[Axis], fit: Fit, metric: Tensor, gram: Tensor) -> float:
     """The loss ½ tr(M E) of the errors E that the last layer of `site` makes on inputs of the
     Gram matrix `gram`, refitted by `fit` when about half of each structure of `axes` is gone."""
     inner = [axis for axis in axes if axis.kind not in ("attention", "mlp")]
@@ -132,7 +135,7 @@ def error(site: Site, axes: Sequence[Axis], fit: Fit, metric: Tensor, gram: Tens
     return 0.5 * float(((gram @ lost) * (lost @ metric)).sum() / gram[-1, -1])
 
 
-def _kept(axes: Sequence[Axis], choice: Choice) -> dict[Kind, Tensor]:
+def _kept(axes: Sequence[Axis], choice: Choice) -> dict[StructureKind, Tensor]:
     return {axis.kind: axis.kept(choice.get(axis.kind, 0)) for axis in axes}
 
 
@@ -142,7 +145,7 @@ def _heads(attention: Attention, axes: Sequence[Axis], choice: Choice) -> Tensor
 
 
 def _dimensions(
-    attention: Attention, axes: Sequence[Axis], choice: Choice, kind: Kind, rows: int
+    attention: Attention, axes: Sequence[Axis], choice: Choice, kind: StructureKind, rows: int
 ) -> Tensor:
     """Which of the `rows` of queries, or of values, stay: dimensions of `kind` in heads that do."""
     heads, size = _heads(attention, axes, choice), rows // attention.num_heads

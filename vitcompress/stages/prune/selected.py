@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitcompress.methods.compensation import with_constant
 from vitcompress.methods.subspace import Affine, NormedHeads, selected_norm
-from vitcompress.model.layers import Attention
+from vitcompress.model.modules.attention import Attention
 
 
 def is_normed(attention: Attention) -> bool:
@@ -47,7 +47,7 @@ def selectable(attention: Attention) -> bool:
     )
 
 
-def moments(
+def query_key_moments(
     attention: Attention, q: Tensor, k: Tensor, weights: Tensor, received: Tensor
 ) -> NormedHeads:
     """Moments of queries and keys [B, heads, N, d] as their norms make them, before weights and

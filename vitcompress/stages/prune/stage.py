@@ -29,7 +29,7 @@ from vitcompress.stages.prune.refit import refit_in_sequence
 from vitcompress.stages.prune.structures import Axis
 from vitcompress.stages.prune.study import (
     Chosen,
-    Study,
+    PruneStudy,
     by_site,
     calibrated,
     checked,
@@ -39,7 +39,7 @@ from vitcompress.stages.prune.study import (
     study,
 )
 from vitcompress.stages.prune.widths import (
-    Stream,
+    StreamWidth,
     Width,
     best_stream,
     even_stream,
@@ -60,7 +60,7 @@ def prune(model: VitModel, config: PruneConfig, context: Context) -> StageResult
     plan(model, config)  # what is wrong is told before anything is measured
     found = study(model, config, context)
     with context.latencies() as table:
-        axes, chosen, stream = choose(model, config, found, meters(model, config, table))
+        axes, chosen, stream = choose_structures(model, config, found, meters(model, config, table))
     module, distances = rebuilt(model, found, chosen, stream.width, config.compensate)
     (unit, share), word = config.budget.only, model.task.word
     facts: dict[str, Fact] = {"saliency": config.saliency, f"{unit}_budget": share}
@@ -70,9 +70,12 @@ def prune(model: VitModel, config: PruneConfig, context: Context) -> StageResult
     return StageResult(described(model, module), facts, (structures,))
 
 
-def choose(
-    model: VitModel, config: PruneConfig, found: Study, meter: Callable[[Width], costs.Meter]
-) -> tuple[list[Axis], Chosen, Stream]:
+def choose_structures(
+    model: VitModel,
+    config: PruneConfig,
+    found: PruneStudy,
+    meter: Callable[[Width], costs.SiteCosts],
+) -> tuple[list[Axis], Chosen, StreamWidth]:
     """The axes with calibrated curves, what to remove by them, and the width of the stream.
 
     Curves are measured once in their middle, and once more where that first choice led.
@@ -96,7 +99,7 @@ def choose(
 
 
 def rebuilt(
-    model: VitModel, found: Study, chosen: Chosen, width: Width, compensate: bool
+    model: VitModel, found: PruneStudy, chosen: Chosen, width: Width, compensate: bool
 ) -> tuple[nn.Module, dict[str, float]]:
     """What stays of `model`, and how far its output is from that of the dense model, on images held
     back, before and after each refit.
@@ -124,7 +127,7 @@ def rebuilt(
     return module.cpu(), distances
 
 
-def _cut(found: Study, chosen: Chosen, width: Width, compensate: bool) -> nn.Module:
+def _cut(found: PruneStudy, chosen: Chosen, width: Width, compensate: bool) -> nn.Module:
     """The model studied with narrower blocks and a stream of `width`."""
     module = copy.deepcopy(found.module)
     for name, block in (found.narrowed if compensate else found.cut)(chosen).items():
@@ -211,13 +214,13 @@ def _shares(losses: Mapping[int, float], word: str) -> Row:
 
 def meters(
     model: VitModel, config: PruneConfig, table: LatencyTable
-) -> Callable[[Width], costs.Meter]:
+) -> Callable[[Width], costs.SiteCosts]:
     """How a model like `model` with a stream of given width is to be measured."""
 
     @lru_cache(None)
-    def at(width: Width) -> costs.Meter:
+    def at(width: Width) -> costs.SiteCosts:
         made = model if width is None else sized(model, width)
-        return costs.meter(made, config.budget.only[0], table)
+        return costs.site_costs(made, config.budget.only[0], table)
 
     return at
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitcompress.methods.compensation import with_constant
 from vitcompress.methods.subspace import NormedHeads
 from vitcompress.model.anatomy import Anatomy, Site
-from vitcompress.model.layers import Attention
+from vitcompress.model.modules.attention import Attention
 from vitcompress.stages.observe import Loss, Sample, Watch, observe, unlabelled
 from vitcompress.stages.prune import selected
 
@@ -102,7 +102,7 @@ class QueryKey:
 
 
 @dataclass
-class Moments:
+class SiteMoments:
     """`inputs`: by site, Gram matrices [n + 1, n + 1] of what its last layer gets, with a constant
     1 at the end, tokens weighted. `query_key`: of each attention."""
 
@@ -110,9 +110,9 @@ class Moments:
     query_key: dict[str, QueryKey]
 
 
-def moments(
+def site_moments(
     anatomy: Anatomy, batches: Iterable[Tensor], importance: dict[str, Importance]
-) -> Moments:
+) -> SiteMoments:
     """Moments of what the last layers of all sites get, and of queries and keys.
 
     `importance`: of the outputs of these layers, by site.
@@ -137,7 +137,7 @@ def moments(
         if site.kind == "attention":
             watches.append(Watch(site.first_name, partial(see_heads, site)))
     observe(anatomy.module, watches, unlabelled(batches))
-    return Moments(inputs, query_key)
+    return SiteMoments(inputs, query_key)
 
 
 def _query_key(attention: Attention, qkv: Tensor, importance: Importance) -> QueryKey:
@@ -163,7 +163,7 @@ def _query_key(attention: Attention, qkv: Tensor, importance: Importance) -> Que
 
     found = None
     if selected.is_normed(attention) and selected.selectable(attention):
-        found = selected.moments(attention, before[0], before[1], weights, received)
+        found = selected.query_key_moments(attention, before[0], before[1], weights, received)
     return QueryKey(gram(q), gram(k), found)
 
 

@@ -11,11 +11,11 @@ from vitcompress.methods.compensation import Fit, covariance
 from vitcompress.methods.subspace import NormedHeads, query_key_basis, value_basis
 from vitcompress.model import anatomy
 from vitcompress.model.anatomy import Anatomy, Site
-from vitcompress.model.layers import Attention
+from vitcompress.model.modules.attention import Attention
 from vitcompress.model.sizes import attention_weights, fill, size_of
-from vitcompress.stages.prune.config import Kind, PruneConfig
+from vitcompress.stages.prune.config import PruneConfig, StructureKind
 from vitcompress.stages.prune.selected import is_normed, is_selected, selectable
-from vitcompress.stages.prune.statistics import Importance, Moments, QueryKey
+from vitcompress.stages.prune.statistics import Importance, QueryKey, SiteMoments
 from vitcompress.stages.prune.worth import Key, Saliency
 
 
@@ -29,7 +29,7 @@ class Axis:
     """
 
     site: str
-    kind: Kind
+    kind: StructureKind
     order: Tensor
     sizes: list[int]
     losses: np.ndarray
@@ -50,12 +50,12 @@ class Axis:
         return self.order[:, self.order.shape[1] - self.sizes[option] :].sort(1).values
 
 
-def site_kind(kind: Kind) -> anatomy.Kind:
+def site_kind(kind: StructureKind) -> anatomy.SiteKind:
     """The kind of the sites that a structure lies in."""
     return "mlp" if kind in ("hidden", "mlp") else "attention"
 
 
-def supported(site: Site, kind: Kind) -> bool:
+def supported(site: Site, kind: StructureKind) -> bool:
     """Whether `kind` can be narrowed in `site`.
 
     Norms or gates of mixed values see all dimensions at once; norms of queries and keys can be
@@ -73,7 +73,7 @@ def supported(site: Site, kind: Kind) -> bool:
     return {"query_key": plain, "value": mixed, "heads": mixed}.get(kind, True)
 
 
-def sizes_to_try(site: Site, kind: Kind, config: PruneConfig) -> list[int]:
+def sizes_to_try(site: Site, kind: StructureKind, config: PruneConfig) -> list[int]:
     """Sizes of one structure from all to the floor of it: multiples, but for the first.
 
     Heads go one by one; a whole attention or MLP is there (1) or not (0).
@@ -89,7 +89,7 @@ def sizes_to_try(site: Site, kind: Kind, config: PruneConfig) -> list[int]:
     return [size, *range((size - 1) // step * step, least - 1, -step)]
 
 
-def unmeasured(site: Site, kind: Kind, config: PruneConfig) -> Axis:
+def unmeasured(site: Site, kind: StructureKind, config: PruneConfig) -> Axis:
     """The axis of a structure of which nothing but its sizes is known."""
     sizes = sizes_to_try(site, kind, config)
     nothing = torch.zeros(1, 1, dtype=torch.long)
@@ -108,8 +108,8 @@ def absorb_layer_scale(sites: Iterable[Site]) -> None:
 
 def rotate(
     anatomy: Anatomy,
-    kinds: Iterable[Kind],
-    moments: Moments,
+    kinds: Iterable[StructureKind],
+    moments: SiteMoments,
     importance: Mapping[str, Importance],
 ) -> None:
     """Turn heads to bases whose dimensions matter less and less, and the moments with them.
@@ -161,7 +161,7 @@ def _rotate_value(attention: Attention, gram: Tensor, metric: Tensor) -> Tensor:
 
 def axes(
     site: Site,
-    kinds: Iterable[Kind],
+    kinds: Iterable[StructureKind],
     config: PruneConfig,
     found: Saliency,
     fit: Fit,

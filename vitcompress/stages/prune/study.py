@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from vitcompress.console import track
 from vitcompress.errors import InputError
 from vitcompress.methods.compensation import Fit
-from vitcompress.methods.knapsack import Option, choose
+from vitcompress.methods.knapsack import Option, solve_knapsack
 from vitcompress.model.anatomy import Anatomy, Site
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.embedding import readers
+from vitcompress.model.embedding import stream_readers
 from vitcompress.model.families import anatomy_of
-from vitcompress.model.layers import Block
+from vitcompress.model.modules.block import Block
 from vitcompress.model.sizes import size_of
 from vitcompress.stages.context import Context
 from vitcompress.stages.observe import Loss, Sample, readout_loss
 from vitcompress.stages.probe import Probe
 from vitcompress.stages.prune import costs, narrowing, statistics, structures
-from vitcompress.stages.prune.config import Kind, PruneConfig
+from vitcompress.stages.prune.config import PruneConfig, StructureKind
 from vitcompress.stages.prune.embedding import Embedding, embedding
 from vitcompress.stages.prune.narrowing import Choice
-from vitcompress.stages.prune.statistics import Importance, Moments
+from vitcompress.stages.prune.statistics import Importance, SiteMoments
 from vitcompress.stages.prune.structures import Axis
 from vitcompress.stages.prune.worth import Evidence, saliency_of, worths
 
@@ -36,12 +36,12 @@ _HELD_BACK = 64
 _DAMPINGS = (1e-3, 1e-2, 1e-1)
 
 
-Chosen = dict[str, dict[Kind, int]]
+Chosen = dict[str, dict[StructureKind, int]]
 """The option of each structure that is narrowed, by site and structure."""
 
 
 @dataclass
-class Study:
+class PruneStudy:
     """A model prepared for pruning, the axes along which it can be, and images to judge by.
 
     `anatomy` is of a copy that computes what the model computes, on all tokens in all blocks, heads
@@ -80,7 +80,7 @@ class Study:
                 block = made.setdefault(name, copy.deepcopy(site.block))
                 own = [axis for axis in self.axes if axis.site == site.name]
                 fit = self.fits[site.name] if compensate else None
-                narrowing.narrow(site, block, own, choice, fit)
+                narrowing.narrow_site(site, block, own, choice, fit)
         return made
 
     def measure(self, wanted: Sequence[Sequence[int]]) -> list[dict[int, float]]:
@@ -95,7 +95,7 @@ class Study:
         return found
 
 
-def study(model: VitModel, config: PruneConfig, context: Context) -> Study:
+def study(model: VitModel, config: PruneConfig, context: Context) -> PruneStudy:
     """Collect all that is needed to choose what to remove.
 
     Raises `InputError` for a model that cannot be pruned and for too few images.
@@ -127,7 +127,7 @@ def study(model: VitModel, config: PruneConfig, context: Context) -> Study:
 
     last = importances([site.last_name for site in anatomy.sites], "weighing outputs")
     importance = {site.name: last[site.last_name] for site in anatomy.sites}
-    moments = statistics.moments(anatomy, on_device(fit, "calibrating"), importance)
+    moments = statistics.site_moments(anatomy, on_device(fit, "calibrating"), importance)
     if config.rotate:
         structures.rotate(anatomy, kinds, moments, importance)
     random = torch.Generator().manual_seed(context.seed)
@@ -135,20 +135,20 @@ def study(model: VitModel, config: PruneConfig, context: Context) -> Study:
     evidence = Evidence(anatomy, moments, importance, titled, loss, random)
     judges = moments  # one damping needs no judging
     if config.compensate:
-        judges = statistics.moments(anatomy, on_device(held, "judging"), importance)
+        judges = statistics.site_moments(anatomy, on_device(held, "judging"), importance)
     fits, axes = _fitted(config, kinds, evidence, judges)
     stream = None
     if "embedding" in config.structures:
-        names = [reader.name for reader in readers(anatomy.module)]
+        names = [reader.name for reader in stream_readers(anatomy.module)]
         worth_of_norms = importances(names, "weighing the stream")
         batches = on_device(fit, "turning the stream")
         stream = embedding(anatomy.module, batches, worth_of_norms)
     probe = Probe(anatomy, on_device(held, "reading images"), model.task.distance)
-    return Study(anatomy, importance, fits, axes, fit, held, probe, config.compensate, stream)
+    return PruneStudy(anatomy, importance, fits, axes, fit, held, probe, config.compensate, stream)
 
 
 def _fitted(
-    config: PruneConfig, kinds: Sequence[Kind], evidence: Evidence, judges: Moments
+    config: PruneConfig, kinds: Sequence[StructureKind], evidence: Evidence, judges: SiteMoments
 ) -> tuple[dict[str, Fit], list[Axis]]:
     """What the last layer of each site is refitted by, and the axes of all sites.
 
@@ -165,7 +165,7 @@ def _fitted(
         for damping in _DAMPINGS if config.compensate else _DAMPINGS[:1]:
             given = Fit(moments.inputs[site.name], damping)
             own = structures.axes(site, kinds, config, saliency, given, metric, worth)
-            error = narrowing.error(site, own, given, metric, judge)
+            error = narrowing.refit_loss(site, own, given, metric, judge)
             tried.append((error, given, own))
         _, fits[site.name], own = min(tried, key=lambda each: each[0])
         axes += own
@@ -175,7 +175,7 @@ def _fitted(
     return fits, axes
 
 
-def checked(model: VitModel, config: PruneConfig) -> list[Kind]:
+def checked(model: VitModel, config: PruneConfig) -> list[StructureKind]:
     """The structures of blocks that `config` wants to narrow.
 
     Raises `InputError` where `model` has no blocks that can be narrowed, or lacks a structure, and
@@ -200,7 +200,7 @@ def checked(model: VitModel, config: PruneConfig) -> list[Kind]:
         raise InputError(
             f"{key}.structures: embedding cannot be narrowed in {name}: {reason}; take it out"
         )
-    found: list[Kind] = []
+    found: list[StructureKind] = []
     for kind in dict.fromkeys(config.structures):
         if kind == "embedding":
             continue
@@ -232,7 +232,7 @@ def by_site(axes: Sequence[Axis]) -> dict[str, list[Axis]]:
 
 
 def spend(
-    sites: Sequence[Site], config: PruneConfig, axes: Sequence[Axis], meter: costs.Meter
+    sites: Sequence[Site], config: PruneConfig, axes: Sequence[Axis], meter: costs.SiteCosts
 ) -> Chosen:
     """What to remove of each site so that the budget is met at the least summed loss.
 
@@ -255,7 +255,7 @@ def spend(
         )
     room = floor(share * meter.whole - fixed)
     whole = sum(options[0].weight for options in items)
-    found = [0] * len(items) if whole <= room else choose(items, room)
+    found = [0] * len(items) if whole <= room else solve_knapsack(items, room)
     if found is None:
         cheapest = sum(min(option.weight for option in options) for options in items)
         least = (fixed + cheapest) / meter.whole

@@ -14,27 +14,27 @@ from vitcompress.model.architecture import VitModel
 from vitcompress.model.embedding import embedding_width, resize_embedding
 from vitcompress.model.sizes import size_of
 from vitcompress.stages.prune.config import PruneConfig
-from vitcompress.stages.prune.costs import Meter
+from vitcompress.stages.prune.costs import SiteCosts
 from vitcompress.stages.prune.embedding import narrowed
 from vitcompress.stages.prune.narrowing import loss, sizes_after
 from vitcompress.stages.prune.structures import Axis
-from vitcompress.stages.prune.study import Study, by_site, spend
+from vitcompress.stages.prune.study import PruneStudy, by_site, spend
 
 _TRIED = 12  # widths, at most
 
 Width = int | None
 """Of the stream; None: it stays as it is."""
 
-Losses = Mapping[int, float]
+WidthLosses = Mapping[int, float]
 """What each width of the stream costs, 0 for the first, which is the whole; empty: no choice."""
 
 
 @dataclass(frozen=True)
-class Stream:
+class StreamWidth:
     """The width chosen, and what it was chosen by."""
 
     width: Width = None
-    losses: Losses = field(default_factory=dict)
+    losses: WidthLosses = field(default_factory=dict)
 
     def rows(self, if_halved: str) -> list[Row]:
         """The row of a report, if there was a choice; `if_halved`: the name of its last column."""
@@ -68,7 +68,7 @@ def widths(model: VitModel, config: PruneConfig) -> list[int]:
     return [full, *below[::-1][:: max(1, ceil(len(below) / _TRIED))]]
 
 
-def measured_losses(found: Study, model: VitModel, config: PruneConfig) -> Losses:
+def measured_losses(found: PruneStudy, model: VitModel, config: PruneConfig) -> WidthLosses:
     """The distance on images held back when the stream alone is narrowed; it never falls."""
     if found.embedding is None:
         return {}
@@ -81,8 +81,8 @@ def measured_losses(found: Study, model: VitModel, config: PruneConfig) -> Losse
 
 
 def even_stream(
-    model: VitModel, config: PruneConfig, axes: Sequence[Axis], meter: Callable[[Width], Meter]
-) -> Stream:
+    model: VitModel, config: PruneConfig, axes: Sequence[Axis], meter: Callable[[Width], SiteCosts]
+) -> StreamWidth:
     """The width by which the stream is narrowed by about the same share as the blocks.
 
     `axes` have the losses that `study.even` gives them: those of the stream are as many times that
@@ -97,16 +97,16 @@ def best_stream(
     sites: Sequence[Site],
     config: PruneConfig,
     axes: Sequence[Axis],
-    losses: Losses,
-    meter: Callable[[Width], Meter],
-) -> Stream:
+    losses: WidthLosses,
+    meter: Callable[[Width], SiteCosts],
+) -> StreamWidth:
     """The width at which the budget is met at the least loss, its own and that of the `sites`.
 
     The cost of every site depends on the width: only for one width after the other can the budget
     be spent site by site. Raises `InputError` where the narrowest cannot meet it.
     """
     if len(losses) <= 1:
-        return Stream(None, losses)
+        return StreamWidth(None, losses)
     totals: dict[int, float] = {}
     full, parts = max(losses), by_site(axes)
     for width in sorted(losses):
@@ -116,10 +116,10 @@ def best_stream(
         chosen = spend(sites, config, axes, at)
         totals[width] = losses[width] + sum(loss(own, chosen[n]) for n, own in parts.items())
     best = min(totals, key=lambda width: (totals[width], -width))
-    return Stream(None if best == full else best, losses)
+    return StreamWidth(None if best == full else best, losses)
 
 
-def _least(sites: Sequence[Site], axes: Mapping[str, Sequence[Axis]], meter: Meter) -> float:
+def _least(sites: Sequence[Site], axes: Mapping[str, Sequence[Axis]], meter: SiteCosts) -> float:
     """The cost when of everything the least is left."""
     total = meter.fixed
     for site in sites:

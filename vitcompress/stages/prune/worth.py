@@ -16,11 +16,11 @@ from vitcompress.methods import saliency
 from vitcompress.model.anatomy import Anatomy, Site
 from vitcompress.model.sizes import attention_weights, gates
 from vitcompress.stages.observe import Loss, Sample, Watch, observe
-from vitcompress.stages.prune.config import SALIENCIES, Kind
+from vitcompress.stages.prune.config import SALIENCIES, StructureKind
 from vitcompress.stages.prune.selected import tied_worth
-from vitcompress.stages.prune.statistics import Importance, Moments
+from vitcompress.stages.prune.statistics import Importance, SiteMoments
 
-Key = tuple[str, Kind]
+Key = tuple[str, StructureKind]
 """The name of a site, and one of its structures."""
 
 Elimination = Callable[[Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
@@ -36,7 +36,7 @@ class Evidence:
     """
 
     anatomy: Anatomy
-    moments: Moments
+    moments: SiteMoments
     importance: dict[str, Importance]
     samples: Callable[[], Iterable[Sample]]
     loss: Callable[[], Loss]
@@ -47,7 +47,7 @@ class Evidence:
         """Per image, Σ gradient × parameter over what is tied to each unit, [images, units]."""
         return _gradient_sums(self.anatomy, self.samples(), self.loss())
 
-    def tied_weights(self, site: Site, kind: Kind) -> list[Tensor]:
+    def tied_weights(self, site: Site, kind: StructureKind) -> list[Tensor]:
         """The weights of each unit, as matrices with a row a unit."""
         last = site.last.weight.T
         if kind == "hidden":
@@ -64,12 +64,12 @@ class Saliency(NamedTuple):
     what that costs, where the layer that reads them is refitted; None: by their worth.
     """
 
-    worth: Callable[[Evidence, Site, Kind], Tensor]
+    worth: Callable[[Evidence, Site, StructureKind], Tensor]
     eliminate: Elimination | None = None
 
 
 def saliency_of(name: str) -> Saliency:
-    return cast(Saliency, registry.load(SALIENCIES, name).SALIENCY)
+    return cast(Saliency, registry.load_module(SALIENCIES, name).SALIENCY)
 
 
 def worths(found: Saliency, evidence: Evidence) -> dict[Key, Tensor]:
@@ -103,7 +103,7 @@ def _gradient_sums(anatomy: Anatomy, batches: Iterable[Sample], loss: Loss) -> d
             add((site.name, kind), *pair)
 
     def see_inputs(site: Site, x: Tensor, _: Tensor, gradient: Tensor | None) -> None:
-        kind: Kind = "value" if site.kind == "attention" else "hidden"
+        kind: StructureKind = "value" if site.kind == "attention" else "hidden"
         add((site.name, kind), x, cast(Tensor, gradient))
 
     totals: dict[Key, list[Tensor]] = {}
@@ -121,7 +121,7 @@ def _gradient_sums(anatomy: Anatomy, batches: Iterable[Sample], loss: Loss) -> d
     return {key: torch.cat(parts) for key, parts in totals.items()}
 
 
-def _outputs(site: Site) -> tuple[list[Kind], list[int]]:
+def _outputs(site: Site) -> tuple[list[StructureKind], list[int]]:
     """What the outputs of the first layer belong to, and how many there are of each part."""
     operator: Any = site.operator
     if site.kind == "attention":

@@ -13,21 +13,21 @@ from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import BitBudget, QuantizeConfig
 from vitcompress.stages.quantize.describe import code_bytes, planned_bytes
 from vitcompress.stages.quantize.layer import weight_error
-from vitcompress.stages.quantize.prepare import Prepared
+from vitcompress.stages.quantize.prepare import QuantizeSetup
 from vitcompress.stages.quantize.scores import Scored, score_of
 
 _STEPS = 7  # halvings of the interval of average widths that a limit of KL is sought in
 
-Costs = dict[str, dict[int, float]]
+BitCosts = dict[str, dict[int, float]]
 """What each width of each layer costs."""
 
 
-def weight_errors(known: Prepared) -> Costs:
+def weight_errors(known: QuantizeSetup) -> BitCosts:
     """The share of its variance that a layer's output would have as error, by width."""
     return {
         name: {
             b: weight_error(
-                known.floats[name], known.choices[name], known.found[name], known.style, b
+                known.floats[name], known.ranges[name], known.found[name], known.style, b
             )
             for b in each
         }
@@ -36,7 +36,7 @@ def weight_errors(known: Prepared) -> Costs:
 
 
 def scores(
-    known: Prepared, config: QuantizeConfig, errors: Costs, context: Context
+    known: QuantizeSetup, config: QuantizeConfig, errors: BitCosts, context: Context
 ) -> dict[str, float]:
     """The share of each layer in the score of all.
 
@@ -60,25 +60,25 @@ def scores(
     return {name: value / total for name, value in zip(names, found, strict=True)}
 
 
-def counts(found: Mapping[str, float], score: str) -> dict[str, float]:
+def error_factors(found: Mapping[str, float], score: str) -> dict[str, float]:
     """What layers of these `scores` count, to a sum of 1: the factors of their errors."""
     power = score_of(score).power
     total = sum(value**power for value in found.values())
     return {name: value**power / total for name, value in found.items()}
 
 
-def weighted(errors: Costs, factors: Mapping[str, float]) -> Costs:
+def weighted(errors: BitCosts, factors: Mapping[str, float]) -> BitCosts:
     return {n: {b: factors[n] * error for b, error in each.items()} for n, each in errors.items()}
 
 
 def chosen_bits(
-    model: VitModel, config: QuantizeConfig, context: Context, known: Prepared
+    model: VitModel, config: QuantizeConfig, context: Context, known: QuantizeSetup
 ) -> tuple[dict[str, int], list[Row]]:
     """The width of each layer, and the rows of a table that tells why."""
     errors, column = weight_errors(known), score_of(config.score).column
     found = scores(known, config, errors, context)
-    factors = counts(found, config.score)
-    bits = allocated(model, config, known.floats, weighted(errors, factors), _kl(known))
+    factors = error_factors(found, config.score)
+    bits = allocated_bits(model, config, known.floats, weighted(errors, factors), _kl(known))
     widths = sorted({b for each in errors.values() for b in each}, reverse=True)
     rows: list[Row] = [
         {
@@ -94,11 +94,11 @@ def chosen_bits(
     return bits, rows
 
 
-def allocated(
+def allocated_bits(
     model: VitModel,
     config: QuantizeConfig,
     floats: Mapping[str, nn.Linear],
-    costs: Costs,
+    costs: BitCosts,
     kl: Callable[[dict[str, int]], float],
 ) -> dict[str, int]:
     """The width of each layer under the budget of `config`, of least total cost: exact.
@@ -132,11 +132,11 @@ def allocated(
 
 
 def _cheapest(
-    costs: Costs, sizes: Mapping[str, Mapping[int, int]], budget: int, rest: int, key: str
+    costs: BitCosts, sizes: Mapping[str, Mapping[int, int]], budget: int, rest: int, key: str
 ) -> dict[str, int]:
     """The exact choice whose `sizes` and what else there is, `rest`, fit `budget`."""
     items = [[knapsack.Option(sizes[n][b], cost) for b, cost in costs[n].items()] for n in costs]
-    chosen = knapsack.choose(items, budget - rest)
+    chosen = knapsack.solve_knapsack(items, budget - rest)
     if chosen is None:
         needed = rest + sum(min(each.values()) for each in sizes.values())
         unit = "bytes" if key.endswith("bytes") else "bits of weights"
@@ -171,7 +171,7 @@ def _least_average(
     return best
 
 
-def _kl(known: Prepared) -> Callable[[dict[str, int]], float]:
+def _kl(known: QuantizeSetup) -> Callable[[dict[str, int]], float]:
     """A function of an allocation: the measured KL of the model with weights rounded so."""
     twins: dict[tuple[str, int], nn.Linear] = {}
 

@@ -10,9 +10,9 @@ from vitcompress.terms import Activations
 
 Bits = Literal[2, 3, 4, 5, 6, 8]
 Float = Literal["float16", "float32"]
-Rounding = Annotated[str, OneOf("vitcompress.stages.quantize.rounding")]
-Score = Annotated[str, OneOf("vitcompress.stages.quantize.scores")]
-Grid = Annotated[str, OneOf("vitcompress.methods.grids")]
+RoundingName = Annotated[str, OneOf("vitcompress.stages.quantize.rounding")]
+ScoreName = Annotated[str, OneOf("vitcompress.stages.quantize.scores")]
+GridName = Annotated[str, OneOf("vitcompress.methods.grids")]
 
 _GROUPED_BITS = 6  # at most; the multipliers of wider codes would have too few values
 
@@ -65,7 +65,7 @@ class Simulation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bits: Annotated[int, Field(ge=2, le=8)]
-    softmax: Grid = "log_sqrt2"
+    softmax: GridName = "log_sqrt2"
     gelu: Literal["uniform", "twin_uniform"] = "uniform"  # those that hold negative values
 
 
@@ -109,13 +109,13 @@ class QuantizeConfig(BaseModel):
     type: Literal["quantize"] = "quantize"
     name: str = "quantize"
     bits: _Bits = 8
-    score: Score = "lrp"
+    score: ScoreName = "lrp"
     floor: dict[str, Bits] = {}
     pin: dict[str, Literal[Bits, Float]] = {}
     activations: Activations = "static"
     layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("blocks",)
     skip: tuple[str, ...] = ()
-    rounding: Rounding = "descent"
+    rounding: RoundingName = "descent"
     sequential: bool = False
     group: Annotated[int, Field(ge=8)] | None = 24
     fold: bool = True

@@ -11,9 +11,9 @@ from vitcompress.errors import InputError
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import QuantizedLayer, VitModel, stored_tensors
 from vitcompress.model.compact import packed
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.quantize.config import QuantizeConfig
-from vitcompress.stages.quantize.selection import choices
+from vitcompress.stages.quantize.selection import allowed_widths
 
 
 def code_bytes(
@@ -47,7 +47,7 @@ def planned_bytes(model: VitModel, config: QuantizeConfig, bits: Mapping[str, in
     """Bytes of all tensors of the model with layers of these widths."""
     found = linears_of(model.module, bits)
     layers = {name: empty(found[name], b, config) for name, b in bits.items()}
-    described = describe(model, copy.deepcopy(model.module), layers, config)
+    described = with_layers(model, copy.deepcopy(model.module), layers, config)
     return sum(tensor.nbytes for tensor in stored_tensors(described).values())
 
 
@@ -55,7 +55,7 @@ def linears_of(module: nn.Module, names: Iterable[str]) -> dict[str, nn.Linear]:
     return {name: cast(nn.Linear, module.get_submodule(name)) for name in names}
 
 
-def describe(
+def with_layers(
     model: VitModel,
     module: nn.Module,
     layers: Mapping[str, QuantizedLinear],
@@ -103,7 +103,7 @@ def _stored_small(
     half = [name for name in model.architecture.half if name in left]
     coded = [name for name in model.architecture.coded if name in left]
     decided = {*half, *coded}
-    pinned = {f"{name}.weight": kind for name, kind in choices(model, config)[1].items()}
+    pinned = {f"{name}.weight": kind for name, kind in allowed_widths(model, config)[1].items()}
     for name in (n for n, kind in pinned.items() if kind == "float16" and n not in decided):
         if not quantizer.keeps_in_half(left[name]):
             raise InputError(

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from vitcompress.methods import folding, quantizer
 from vitcompress.methods.compensation import VARYING, varying
-from vitcompress.methods.folding import Fold
+from vitcompress.methods.folding import Reparametrisation
 from vitcompress.methods.histogram import quantiles
 from vitcompress.methods.rounding import output_error
 from vitcompress.model.anatomy import Anatomy
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.calibrate import LayerStatistics
 from vitcompress.stages.quantize.config import Style
 from vitcompress.stages.quantize.rounding import Lattice, Metric, rounding_of
@@ -26,10 +26,10 @@ _DAMPING = 0.01  # of what errors of weights are measured by; more, the fewer to
 
 
 @dataclass(frozen=True)
-class Choice:
+class InputRange:
     """One way to quantize a layer's input: its fold, its range, and the error of the output."""
 
-    fold: Fold
+    fold: Reparametrisation
     low: Tensor
     high: Tensor
     share: float
@@ -42,43 +42,43 @@ class Choice:
         return quantizer.activation_parameters(self.low, self.high)
 
 
-def choose(
+def best_input_range(
     anatomy: Anatomy, name: str, found: LayerStatistics, style: Style, bits: int, fold: bool
-) -> Choice:
+) -> InputRange:
     """The fold and the range of the least output error; the fold is applied to the model."""
     weight = cast(nn.Linear, anatomy.module.get_submodule(name)).weight
     plain = _best_range(folding.identity(weight.shape[1]), weight, found, style, bits)
     apply = anatomy.input_fold(name) if fold else None
     if apply is None:
         return plain
-    folds = folding.candidates(found.low, found.high)
+    folds = folding.reparametrisations(found.low, found.high)
     folded = (_best_range(each, weight, found, style, bits) for each in folds)
-    best = min((plain, *folded), key=lambda choice: choice.error)
+    best = min((plain, *folded), key=lambda input_range: input_range.error)
     if best is not plain:
         apply(best.fold.shift, best.fold.scale)
     return best
 
 
 def _best_range(
-    fold: Fold, weight: Tensor, found: LayerStatistics, style: Style, bits: int
-) -> Choice:
+    fold: Reparametrisation, weight: Tensor, found: LayerStatistics, style: Style, bits: int
+) -> InputRange:
     """The activation range with the least output error under `fold`, weights rounded to nearest."""
     rows, weight, target = trial(fold, weight, found, style, bits)
     whole = _power(target)
 
-    def choice(low: Tensor, high: Tensor, share: float) -> Choice:
+    def input_range(low: Tensor, high: Tensor, share: float) -> InputRange:
         x = quantizer.rounded_input(rows, quantizer.activation_parameters(low, high))
         error = (x @ weight.T).sub_(target).square_().mean()
-        return Choice(fold, low, high, share, float(error / whole))
+        return InputRange(fold, low, high, share, float(error / whole))
 
     ranges = _ranges(fold, found)
     if style.activations == "dynamic":
         ranges = ranges[:1]
-    return min((choice(*r) for r in ranges), key=lambda c: c.error)
+    return min((input_range(*r) for r in ranges), key=lambda c: c.error)
 
 
 def trial(
-    fold: Fold, weight: Tensor, found: LayerStatistics, style: Style, bits: int
+    fold: Reparametrisation, weight: Tensor, found: LayerStatistics, style: Style, bits: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Some rows of the input under `fold`, weights rounded to nearest, and the float outputs."""
     rows = fold.apply(found.rows[:_JUDGED_ROWS])
@@ -87,7 +87,7 @@ def trial(
     return rows, lattice.nearest(weight) * lattice.step, rows @ weight.T
 
 
-def _ranges(fold: Fold, found: LayerStatistics) -> list[tuple[Tensor, Tensor, float]]:
+def _ranges(fold: Reparametrisation, found: LayerStatistics) -> list[tuple[Tensor, Tensor, float]]:
     """Ranges of the folded input that hold the shares `_SHARES` of all values, widest first."""
     low, high = (found.low - fold.shift) / fold.scale, (found.high - fold.shift) / fold.scale
     centres = (found.histogram.centres() - fold.shift[:, None]) / fold.scale[:, None]
@@ -108,14 +108,14 @@ def _power(target: Tensor) -> Tensor:
     return whole.clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def gram(fold: Fold, found: LayerStatistics) -> Tensor:
+def gram(fold: Reparametrisation, found: LayerStatistics) -> Tensor:
     """The mean of x xᵀ of the folded input, float64 [in, in]."""
     mean, shift = found.total / found.weight, fold.shift.double()
     moved = found.gram / found.weight - torch.outer(shift, mean) - torch.outer(mean, shift)
     return (moved + torch.outer(shift, shift)) / torch.outer(fold.scale, fold.scale)
 
 
-def spread(fold: Fold, found: LayerStatistics) -> Tensor:
+def input_covariance(fold: Reparametrisation, found: LayerStatistics) -> Tensor:
     """The covariance of the folded input, float64 [in, in], since the mean error of an output goes
     into its bias; the mean of x xᵀ for an input that never changes, whose covariance is rounding
     errors."""
@@ -126,10 +126,10 @@ def spread(fold: Fold, found: LayerStatistics) -> Tensor:
     return varying(covariance, gram(fold, found))
 
 
-def metric(fold: Fold, found: LayerStatistics, bits: int) -> Metric:
-    """What errors of weights are measured by: the `spread` of the input; for 8 bits, whose rounding
+def metric(fold: Reparametrisation, found: LayerStatistics, bits: int) -> Metric:
+    """What errors of weights are measured by: the `input_covariance`; for 8 bits, whose rounding
     loses little, the mean of x xᵀ."""
-    moments = spread(fold, found) if bits < 8 else gram(fold, found)
+    moments = input_covariance(fold, found) if bits < 8 else gram(fold, found)
     return damped(moments, float(found.effective))
 
 
@@ -138,12 +138,12 @@ def damped(moments: Tensor, tokens: float) -> Metric:
     return Metric(moments, _DAMPING + len(moments) / tokens)
 
 
-def rounded(
-    layer: nn.Linear, choice: Choice, found: LayerStatistics, style: Style, bits: int
+def rounded_layer(
+    layer: nn.Linear, input_range: InputRange, found: LayerStatistics, style: Style, bits: int
 ) -> QuantizedLinear:
     """The quantized twin of `layer`, whose weights are already folded."""
-    quantized = coded(layer.weight, metric(choice.fold, found, bits), style, bits)
-    return ranged(quantized, layer, choice, found)
+    quantized = coded(layer.weight, metric(input_range.fold, found, bits), style, bits)
+    return ranged(quantized, layer, input_range, found)
 
 
 def coded(weight: Tensor, metric: Metric, style: Style, bits: int) -> QuantizedLinear:
@@ -163,11 +163,14 @@ def coded(weight: Tensor, metric: Metric, style: Style, bits: int) -> QuantizedL
 
 
 def weight_error(
-    layer: nn.Linear, choice: Choice, found: LayerStatistics, style: Style, bits: int
+    layer: nn.Linear, input_range: InputRange, found: LayerStatistics, style: Style, bits: int
 ) -> float:
     """The mean squared error of the output that weights of `bits` bits leave, as a share of its
     variance: rounded as asked for, but for the last refinement."""
-    measure, variance = metric(choice.fold, found, bits), spread(choice.fold, found)
+    measure, variance = (
+        metric(input_range.fold, found, bits),
+        input_covariance(input_range.fold, found),
+    )
     lattice = Lattice.of(layer.weight, measure.gram.diagonal(), bits, style.grouped(bits))
     codes = rounding_of(style.rounding).codes(layer.weight, lattice, measure)
     left = output_error(layer.weight, lattice.step, codes, variance).sum()
@@ -178,20 +181,20 @@ def weight_error(
 def ranged(
     quantized: QuantizedLinear,
     layer: nn.Linear,
-    choice: Choice,
+    input_range: InputRange,
     found: LayerStatistics,
     terms: Literal[1, 2] = 1,
     fine_tokens: int | None = None,
 ) -> QuantizedLinear:
-    """`quantized` with the range of `choice`, and the bias that makes its mean error zero.
+    """`quantized` with the range of `input_range`, and the bias that makes its mean error zero.
 
     Plainly over the sample: its first tokens, which the head reads, count for more than one each.
     Where only some tokens have a second term, the mean is that of the others.
     """
-    twin = with_range(copy.deepcopy(quantized), choice)
+    twin = with_range(copy.deepcopy(quantized), input_range)
     twin.terms, twin.fine_tokens = terms, fine_tokens
-    rows = choice.fold.apply(found.rows)
-    fixed = choice.static_range(quantized.activations)
+    rows = input_range.fold.apply(found.rows)
+    fixed = input_range.static_range(quantized.activations)
     seen = quantizer.rounded_input(rows, fixed, 1 if fine_tokens else terms)
     # Layers are linear: the mean of the outputs is the output of the mean.
     missing = layer(rows.mean(0, dtype=torch.float64).float())
@@ -201,16 +204,16 @@ def ranged(
     return twin
 
 
-def with_range(quantized: QuantizedLinear, choice: Choice) -> QuantizedLinear:
-    """`quantized`, with the range of `choice` where ranges are static (in place)."""
-    if (fixed := choice.static_range(quantized.activations)) is not None:
+def with_range(quantized: QuantizedLinear, input_range: InputRange) -> QuantizedLinear:
+    """`quantized`, with the range of `input_range` where ranges are static (in place)."""
+    if (fixed := input_range.static_range(quantized.activations)) is not None:
         quantized.activation_scale = fixed[0]
         quantized.activation_zero_point = fixed[1].to(torch.uint8)
     return quantized
 
 
 def layer_error(
-    quantized: QuantizedLinear, layer: nn.Linear, choice: Choice, found: LayerStatistics
+    quantized: QuantizedLinear, layer: nn.Linear, input_range: InputRange, found: LayerStatistics
 ) -> float | None:
     """The mean squared error of the output on the sample, as a share of its variance.
 
@@ -218,18 +221,18 @@ def layer_error(
     """
     if quantized.fine_tokens is not None:
         return None
-    rows = choice.fold.apply(found.rows)
+    rows = input_range.fold.apply(found.rows)
     target = layer(rows)
     return float((quantized(rows) - target).square().mean() / _power(target))
 
 
-def roomy(choice: Choice, found: LayerStatistics) -> Choice:
+def roomy(input_range: InputRange, found: LayerStatistics) -> InputRange:
     """Half as much again as was ever seen: with two terms there are steps to spare."""
-    low, high, share = _ranges(choice.fold, found)[0]
-    return replace(choice, low=1.5 * low, high=1.5 * high, share=share)
+    low, high, share = _ranges(input_range.fold, found)[0]
+    return replace(input_range, low=1.5 * low, high=1.5 * high, share=share)
 
 
-def ladder(choice: Choice, found: LayerStatistics) -> list[Choice]:
-    """`choice` with all ranges that are tried, widest first."""
-    ranges = _ranges(choice.fold, found)
-    return [replace(choice, low=low, high=high, share=s) for low, high, s in ranges]
+def ladder(input_range: InputRange, found: LayerStatistics) -> list[InputRange]:
+    """`input_range` with all ranges that are tried, widest first."""
+    ranges = _ranges(input_range.fold, found)
+    return [replace(input_range, low=low, high=high, share=s) for low, high, s in ranges]

@@ -11,21 +11,27 @@ from vitcompress.console import track
 from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.calibrate import LayerStatistics, Weights, statistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.probe import Probe, mean, probe_of
 from vitcompress.stages.quantize.config import BitBudget, QuantizeConfig, Style
-from vitcompress.stages.quantize.layer import Choice, choose, ladder, ranged, rounded
-from vitcompress.stages.quantize.selection import choices
+from vitcompress.stages.quantize.layer import (
+    InputRange,
+    best_input_range,
+    ladder,
+    ranged,
+    rounded_layer,
+)
+from vitcompress.stages.quantize.selection import allowed_widths
 from vitcompress.tasks import Task
 
 
 @dataclass(frozen=True)
-class Prepared:
+class QuantizeSetup:
     """A folded copy of a model, what is known of the layers to quantize, and what they may be.
 
-    `floats`: these layers, as they lie in the model. `allowed`: their widths, ascending. `choices`:
+    `floats`: these layers, as they lie in the model. `allowed`: their widths, ascending. `ranges`:
     what their inputs become, so far. `probe`: measures what replacing some costs.
     """
 
@@ -34,7 +40,7 @@ class Prepared:
     style: Style
     floats: dict[str, nn.Linear]
     found: dict[str, LayerStatistics]
-    choices: dict[str, Choice]
+    ranges: dict[str, InputRange]
     allowed: dict[str, tuple[int, ...]]
     probe: Probe
 
@@ -44,7 +50,9 @@ class Prepared:
 
     def rounded(self, name: str, bits: int) -> QuantizedLinear:
         """One layer with weights of `bits` bits."""
-        return rounded(self.floats[name], self.choices[name], self.found[name], self.style, bits)
+        return rounded_layer(
+            self.floats[name], self.ranges[name], self.found[name], self.style, bits
+        )
 
     def ranged(
         self,
@@ -54,12 +62,12 @@ class Prepared:
         fine_tokens: int | None = None,
     ) -> QuantizedLinear:
         """A rounded layer with the input that is chosen by now."""
-        choice, found = self.choices[name], self.found[name]
-        return ranged(layer, self.floats[name], choice, found, terms, fine_tokens)
+        input_range, found = self.ranges[name], self.found[name]
+        return ranged(layer, self.floats[name], input_range, found, terms, fine_tokens)
 
     def float_twin(self, name: str, quantized: QuantizedLinear) -> nn.Linear:
         """The weights of `quantized` for float inputs, the mean error in the bias."""
-        layer, found, fold = self.floats[name], self.found[name], self.choices[name].fold
+        layer, found, fold = self.floats[name], self.found[name], self.ranges[name].fold
         twin = quantized.dequantized()
         mean = fold.apply((found.total / found.weight).float())
         twin.bias.copy_((layer.weight - twin.weight) @ mean)
@@ -72,10 +80,10 @@ class Prepared:
         which is chosen from then on; and what it costs.
 
         A few tokens with huge activations may carry little of a layer's error and most of the
-        model's: what to clip has the last word from the model's output. From the choice the search
-        steps to wider ranges while that helps, else to narrower ones.
+        model's: what to clip has the last word from the model's output. From the chosen range
+        the search steps to wider ones while that helps, else to narrower ones.
         """
-        chosen, found = self.choices[name], self.found[name]
+        chosen, found = self.ranges[name], self.found[name]
         best = self.rounded(name, bits)
         least = self._distances(name, best)
         assert least is not None  # there is no rival yet
@@ -90,8 +98,8 @@ class Prepared:
                 if price is None or mean(price) >= mean(least):
                     break
                 best, least = tried, price
-                self.choices[name] = rungs[rung]
-            if self.choices[name] is not chosen:
+                self.ranges[name] = rungs[rung]
+            if self.ranges[name] is not chosen:
                 break
         return best, mean(least)
 
@@ -102,22 +110,24 @@ class Prepared:
             return self.probe.distances(change, rival)
 
 
-def prepare(model: VitModel, config: QuantizeConfig, context: Context) -> Prepared:
+def prepare_quantize(model: VitModel, config: QuantizeConfig, context: Context) -> QuantizeSetup:
     """Calibrate, fold, and choose the ranges of the inputs.
 
     Raises `InputError` for a pattern that matches no layer.
     """
-    allowed = choices(model, config)[0]
+    allowed = allowed_widths(model, config)[0]
     found = statistics(model, list(allowed), context, _weights(model.anatomy, allowed))
     anatomy = anatomy_of(copy.deepcopy(model.module))
     # Foldings first: that of one layer may change the weights of another.
     chosen = {
-        name: choose(anatomy, name, found[name], config.style, _typical(config, each), config.fold)
+        name: best_input_range(
+            anatomy, name, found[name], config.style, _typical(config, each), config.fold
+        )
         for name, each in track(allowed.items(), "choosing ranges", len(allowed))
     }
     floats = {name: cast(nn.Linear, anatomy.module.get_submodule(name)) for name in allowed}
     probe = probe_of(anatomy, model.task, context)
-    return Prepared(anatomy, model.task, config.style, floats, found, chosen, allowed, probe)
+    return QuantizeSetup(anatomy, model.task, config.style, floats, found, chosen, allowed, probe)
 
 
 def _weights(anatomy: Anatomy, allowed: Mapping[str, tuple[int, ...]]) -> Weights:

@@ -8,7 +8,7 @@ from vitcompress.stages.quantize.config import BitBudget, Float, QuantizeConfig
 from vitcompress.stages.quantize.scores import score_of
 
 
-def choices(
+def allowed_widths(
     model: VitModel, config: QuantizeConfig
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, Float]]:
     """The widths that each layer to quantize may have, ascending, and the layers that stay float.

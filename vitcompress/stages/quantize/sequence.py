@@ -20,12 +20,12 @@ from vitcompress.methods.sparsity import reconstructed
 from vitcompress.model.anatomy import Site
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import Style
-from vitcompress.stages.quantize.layer import Choice, coded, damped, with_range
-from vitcompress.stages.quantize.prepare import Prepared
+from vitcompress.stages.quantize.layer import InputRange, coded, damped, with_range
+from vitcompress.stages.quantize.prepare import QuantizeSetup
 from vitcompress.stages.sequence import Given, side_by_side
 
 _DAMPING = 0.1  # of the ridge; more, the fewer tokens there are for each input
@@ -43,7 +43,7 @@ def sequence(model: VitModel) -> list[str]:
 
 
 def round_in_sequence(
-    known: Prepared,
+    known: QuantizeSetup,
     bits: Mapping[str, int],
     others: Mapping[str, QuantizedLinear],
     context: Context,
@@ -63,12 +63,12 @@ def round_in_sequence(
         site = place.site
         for name in (site.first_name, site.last_name):
             if name in bits:
-                choice, linear = known.choices[name], known.floats[name]
+                input_range, linear = known.ranges[name], known.floats[name]
                 seen = place.fitting("first")
                 if name == site.last_name:
                     seen = place.fitting("last", back=_adds(site))
-                found = _moments(seen, choice, known.style)
-                done[name] = fitted(linear, choice, found, known.style, bits[name])
+                found = _moments(seen, input_range, known.style)
+                done[name] = refitted_layer(linear, input_range, found, known.style, bits[name])
                 changed.set_submodule(name, placed(done[name], context.device))
     return done
 
@@ -78,8 +78,8 @@ def _adds(site: Site) -> bool:
     return isinstance(site.scale, nn.Identity) and not site.block.norm_after
 
 
-def fitted(
-    linear: nn.Linear, choice: Choice, found: Moments, style: Style, bits: int
+def refitted_layer(
+    linear: nn.Linear, input_range: InputRange, found: Moments, style: Style, bits: int
 ) -> QuantizedLinear:
     """`linear` refitted and rounded, its mean error in the bias.
 
@@ -96,13 +96,13 @@ def fitted(
     wanted = reconstructed(weight, hessian, cross + level * weight, weight != 0).to(weight.dtype)
     layer = coded(wanted, damped(spread, tokens), style, bits)
     layer.bias = (outputs - layer.dequantized().weight.double() @ inputs).float()
-    return with_range(layer, choice)
+    return with_range(layer, input_range)
 
 
-def _moments(batches: Iterable[Given], choice: Choice, style: Style) -> Moments:
+def _moments(batches: Iterable[Given], input_range: InputRange, style: Style) -> Moments:
     """Moments of what a layer gets in the quantized model, as the integer kernel sees it where its
     range is fixed, and of what it should give there."""
-    fixed = choice.static_range(style.activations)
+    fixed = input_range.static_range(style.activations)
     total: Moments | None = None
     for inputs, targets, _ in batches:
         x, y = inputs, targets.flatten(0, -2)

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from vitcompress.console import track
 from vitcompress.errors import InputError
 from vitcompress.methods import folding
-from vitcompress.methods.folding import Fold
+from vitcompress.methods.folding import Reparametrisation
 from vitcompress.methods.grids import Quantizer, fitted
 from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
-from vitcompress.model.layers import Attention
+from vitcompress.model.modules.attention import Attention
 from vitcompress.stages.calibrate import LayerStatistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import QuantizeConfig, Simulation
-from vitcompress.stages.quantize.layer import Choice, rounded, trial
+from vitcompress.stages.quantize.layer import InputRange, rounded_layer, trial
 from vitcompress.stages.stage import Study
 
 _STRENGTHS = (0.5, 0.75, 1.0)  # of folds: the fewer the values, the more a full one pays
@@ -84,7 +84,7 @@ class SimulatedLinear(nn.Module):
         return cast(Tensor, self.linear(self.narrow(x)))
 
 
-def check(model: VitModel, config: QuantizeConfig) -> None:
+def check_simulate(model: VitModel, config: QuantizeConfig) -> None:
     """Raise `InputError` where `simulate` is asked for and no attention is known."""
     if config.simulate and not _attentions(model.anatomy):
         raise InputError(
@@ -145,10 +145,12 @@ def simulation(
         name: _narrowed(anatomy, name, found[name], config, study, bits[name])
         for name in track(bits, "simulating inputs", len(bits))
     }
-    for name, (choice, narrow) in track(inputs.items(), "simulating layers", len(inputs)):
+    for name, (input_range, narrow) in track(inputs.items(), "simulating layers", len(inputs)):
         layer = cast(nn.Linear, module.get_submodule(name))
-        twin = rounded(layer, choice, found[name], config.style, bits[name]).dequantized()
-        rows = choice.fold.apply(found[name].rows)
+        twin = rounded_layer(
+            layer, input_range, found[name], config.style, bits[name]
+        ).dequantized()
+        rows = input_range.fold.apply(found[name].rows)
         twin.bias.add_((layer(rows) - twin(narrow(rows))).mean(0))
         module.set_submodule(name, SimulatedLinear(twin, narrow))
     fit(module, context)
@@ -167,17 +169,17 @@ def _narrowed(
     config: QuantizeConfig,
     study: Simulation,
     bits: int,
-) -> tuple[Choice, Quantizer]:
+) -> tuple[InputRange, Quantizer]:
     """The fold and the quantizer of a layer's input that together leave least error in its output;
     the fold is applied to the model."""
     weight = cast(nn.Linear, anatomy.module.get_submodule(name)).weight
     apply = anatomy.input_fold(name) if config.fold else None
     folds = [folding.identity(weight.shape[1])]
     if apply is not None:
-        folds += folding.candidates(found.low, found.high, _STRENGTHS)
+        folds += folding.reparametrisations(found.low, found.high, _STRENGTHS)
     kind = study.gelu if anatomy.hidden_source(name) else "uniform"
 
-    def tried(fold: Fold) -> tuple[Choice, Quantizer]:
+    def tried(fold: Reparametrisation) -> tuple[InputRange, Quantizer]:
         """The best quantizer of the input under `fold`, weights rounded to nearest."""
         rows, rounded, target = trial(fold, weight, found, config.style, bits)
 
@@ -186,9 +188,9 @@ def _narrowed(
             return float((left - left.mean(0)).square().mean())  # the bias takes the mean
 
         narrow = fitted(kind, rows, study.bits, error)
-        return Choice(fold, rows.amin(), rows.amax(), 1.0, error(narrow(rows))), narrow
+        return InputRange(fold, rows.amin(), rows.amax(), 1.0, error(narrow(rows))), narrow
 
-    choice, narrow = min(map(tried, folds), key=lambda each: each[0].error)
-    if choice.fold.strength and apply is not None:
-        apply(choice.fold.shift, choice.fold.scale)
-    return choice, narrow
+    input_range, narrow = min(map(tried, folds), key=lambda each: each[0].error)
+    if input_range.fold.strength and apply is not None:
+        apply(input_range.fold.shift, input_range.fold.scale)
+    return input_range, narrow

@@ -13,18 +13,18 @@ from torch import nn
 from vitcompress.console import track
 from vitcompress.details import Fact, Row, Table
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.layers import QuantizedLinear
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.context import Context
-from vitcompress.stages.quantize.bits import allocated, chosen_bits
+from vitcompress.stages.quantize.bits import allocated_bits, chosen_bits
 from vitcompress.stages.quantize.config import BitBudget, QuantizeConfig
-from vitcompress.stages.quantize.describe import code_bytes, describe, empty, linears_of
+from vitcompress.stages.quantize.describe import code_bytes, empty, linears_of, with_layers
 from vitcompress.stages.quantize.layer import layer_error, roomy
-from vitcompress.stages.quantize.prepare import Prepared, prepare
+from vitcompress.stages.quantize.prepare import QuantizeSetup, prepare_quantize
 from vitcompress.stages.quantize.rounding import rounding_of
 from vitcompress.stages.quantize.scores import Score, score_of
-from vitcompress.stages.quantize.selection import choices
+from vitcompress.stages.quantize.selection import allowed_widths
 from vitcompress.stages.quantize.sequence import round_in_sequence, sequence
-from vitcompress.stages.quantize.simulate import check, simulated
+from vitcompress.stages.quantize.simulate import check_simulate, simulated
 from vitcompress.stages.stage import Stage, StageResult
 
 _CHARTED = (
@@ -49,8 +49,8 @@ def quantize(model: VitModel, config: QuantizeConfig, context: Context) -> Stage
     Raises `InputError` for a pattern that matches no layer, a budget that cannot be met, and a
     model whose attention cannot be simulated where `simulate` asks for it.
     """
-    check(model, config)
-    known = prepare(model, config, context)
+    check_simulate(model, config)
+    known = prepare_quantize(model, config, context)
     if isinstance(config.bits, int):
         bits = {name: each[0] for name, each in known.allowed.items()}
         rows: list[Row] = [{"layer": name, "bits": b} for name, b in bits.items()]
@@ -58,7 +58,7 @@ def quantize(model: VitModel, config: QuantizeConfig, context: Context) -> Stage
         bits, rows = chosen_bits(model, config, context, known)
     rounded = _rounded(model, config, context, known, bits)
     reached, warnings = _against_limit(known, rounded.layers, config)
-    quantized = describe(model, known.anatomy.module, rounded.layers, config)
+    quantized = with_layers(model, known.anatomy.module, rounded.layers, config)
     score = _deciding(config)
     pictures = score.pictures if score is not None else None
     table = Table.of("layers", _told(model, config, known, rounded, rows), _charted(config))
@@ -76,7 +76,7 @@ def _rounded(
     model: VitModel,
     config: QuantizeConfig,
     context: Context,
-    known: Prepared,
+    known: QuantizeSetup,
     bits: dict[str, int],
 ) -> Rounded:
     """All layers in their `bits`, second terms where they pay."""
@@ -92,7 +92,7 @@ def _rounded(
             weights[name] = known.cost({name: known.float_twin(name, layers[name])})
         costs[name] = max(cost - weights[name], 0.0)
     for name in _finest(costs, known, config.fine):
-        known.choices[name] = roomy(known.choices[name], known.found[name])
+        known.ranges[name] = roomy(known.ranges[name], known.found[name])
         layers[name] = known.ranged(name, layers[name], terms=2)
     # A second term of the few tokens that the head reads costs next to nothing.
     tokens = known.anatomy.prefix_tokens if config.fine else 0
@@ -117,7 +117,7 @@ def _charted(config: QuantizeConfig) -> tuple[str, ...]:
 
 
 def _facts(
-    config: QuantizeConfig, known: Prepared, rounded: Rounded, bits: dict[str, int]
+    config: QuantizeConfig, known: QuantizeSetup, rounded: Rounded, bits: dict[str, int]
 ) -> dict[str, Fact]:
     layers = rounded.layers.values()
     return {
@@ -127,7 +127,9 @@ def _facts(
         "rounding": config.rounding,
         "rounded_in_sequence": rounded.in_sequence,
         "quantized_layers": len(layers),
-        "folded_layers": sum(choice.fold.strength > 0 for choice in known.choices.values()),
+        "folded_layers": sum(
+            input_range.fold.strength > 0 for input_range in known.ranges.values()
+        ),
         "two_term_layers": sum(layer.terms == 2 for layer in layers),
         "of_first_tokens_only": sum(layer.fine_tokens is not None for layer in layers),
     }
@@ -136,7 +138,7 @@ def _facts(
 def _told(
     model: VitModel,
     config: QuantizeConfig,
-    known: Prepared,
+    known: QuantizeSetup,
     rounded: Rounded,
     rows: list[Row],
 ) -> list[Row]:
@@ -144,24 +146,24 @@ def _told(
     sparse = model.architecture.sparse
     told: list[Row] = []
     for (name, layer), row in zip(rounded.layers.items(), rows, strict=True):
-        linear, choice = known.floats[name], known.choices[name]
+        linear, input_range = known.floats[name], known.ranges[name]
         told.append(
             {
                 **row,
                 "weight_bytes": code_bytes(linear, layer.bits, config, sparse.get(name)),
-                "fold": choice.fold.strength,
-                "clipped_share": 1 - choice.share,
+                "fold": input_range.fold.strength,
+                "clipped_share": 1 - input_range.share,
                 "terms": layer.terms,
                 "fine_tokens": layer.fine_tokens,
                 "input_kl": rounded.costs.get(name),
-                "output_error": layer_error(layer, linear, choice, known.found[name]),
+                "output_error": layer_error(layer, linear, input_range, known.found[name]),
             }
         )
     return told
 
 
 def _against_limit(
-    known: Prepared, layers: dict[str, QuantizedLinear], config: QuantizeConfig
+    known: QuantizeSetup, layers: dict[str, QuantizedLinear], config: QuantizeConfig
 ) -> tuple[dict[str, Fact], tuple[str, ...]]:
     """What a limit of KL, which widths are chosen by with float inputs, comes to in the end, and
     a warning where that is more."""
@@ -176,13 +178,13 @@ def _against_limit(
 
 def sensitivity(model: VitModel, config: QuantizeConfig, context: Context) -> Table:
     """What each layer counts, the error each width leaves, and the bits that it would get."""
-    given = choices(model, config)[0] if isinstance(config.bits, int) else {}
+    given = allowed_widths(model, config)[0] if isinstance(config.bits, int) else {}
     if given:  # measured at other widths too, as if it could have any
         widths = {*BitBudget(average=8).widths, *(b for each in given.values() for b in each)}
         budget = BitBudget.model_validate({"average": 8, "widths": sorted(widths)})
         score = "uniform" if model.anatomy.quantized() else config.score  # none decides
         config = config.model_copy(update={"bits": budget, "score": score})
-    rows = chosen_bits(model, config, context, prepare(model, config, context))[1]
+    rows = chosen_bits(model, config, context, prepare_quantize(model, config, context))[1]
     told: list[Row] = [
         {**row, "bits": given.get(str(row["layer"]), (row["bits"],))[0]} for row in rows
     ]
@@ -195,8 +197,8 @@ def plan(model: VitModel, config: QuantizeConfig) -> StageResult:
     A budget of average bits or bytes is met as it would be if all layers counted alike; what a
     limit of KL allows is not known without images, and the widest choices stand for it.
     """
-    check(model, config)
-    allowed = choices(model, config)[0]
+    check_simulate(model, config)
+    allowed = allowed_widths(model, config)[0]
     floats = linears_of(model.module, allowed)
     costs = {
         name: {b: 4.0**-b * floats[name].weight.numel() for b in each}
@@ -205,7 +207,7 @@ def plan(model: VitModel, config: QuantizeConfig) -> StageResult:
     bits = {name: each[-1] for name, each in allowed.items()}
     measured = isinstance(config.bits, BitBudget) and config.bits.max_kl is not None
     if isinstance(config.bits, BitBudget) and not measured:
-        bits = allocated(model, config, floats, costs, lambda _: 0.0)
+        bits = allocated_bits(model, config, floats, costs, lambda _: 0.0)
     layers = {name: empty(floats[name], bits[name], config) for name in floats}
     facts = {
         "average_bits": _average(bits, floats),
@@ -213,7 +215,7 @@ def plan(model: VitModel, config: QuantizeConfig) -> StageResult:
         "quantized_layers": len(layers),
         **({"widths": "the widest; a run chooses them by the KL it measures"} if measured else {}),
     }
-    planned = describe(model, copy.deepcopy(model.module), layers, config)
+    planned = with_layers(model, copy.deepcopy(model.module), layers, config)
     rows: list[Row] = [{"layer": name, "bits": bits[name]} for name in layers]
     return StageResult(planned, facts, (Table.of("layers", rows),))
 
@@ -224,7 +226,7 @@ def _average(bits: dict[str, int], floats: dict[str, nn.Linear]) -> float:
     return sum(weights[name] * b for name, b in bits.items()) / sum(weights.values())
 
 
-def _finest(costs: dict[str, float], known: Prepared, share: float) -> list[str]:
+def _finest(costs: dict[str, float], known: QuantizeSetup, share: float) -> list[str]:
     """Those with `costs` that cost most per multiply-accumulate, up to `share` of all."""
     work = {
         name: float(known.found[name].weight) * linear.weight.numel()
@@ -240,7 +242,7 @@ def _finest(costs: dict[str, float], known: Prepared, share: float) -> list[str]
 
 
 def _costly(
-    costs: dict[str, float], layers: dict[str, QuantizedLinear], known: Prepared
+    costs: dict[str, float], layers: dict[str, QuantizedLinear], known: QuantizeSetup
 ) -> list[str]:
     """Those of one term, at sites, that cost more than the mean of all."""
     return [

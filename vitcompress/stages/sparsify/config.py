@@ -4,12 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from vitcompress.methods.patterns import parse
+from vitcompress.methods.patterns import parse_pattern
 from vitcompress.registry import OneOf
 
 MIXED = "mixed"
 
-Criterion = Annotated[str, OneOf("vitcompress.stages.sparsify.criteria")]
+CriterionName = Annotated[str, OneOf("vitcompress.stages.sparsify.criteria")]
 
 
 class SparsifyConfig(BaseModel):
@@ -40,7 +40,7 @@ class SparsifyConfig(BaseModel):
     density: Annotated[float, Field(gt=0, le=1)] | None = None
     allocation: Literal["distortion", "uniform"] = "distortion"
     floor: Annotated[float, Field(ge=0, le=1)] = 0.05
-    criterion: Criterion = "obs"
+    criterion: CriterionName = "obs"
     reconstruct: bool = True
     permute: bool = True
     storage: Literal["compact", "dense"] = "compact"
@@ -50,5 +50,5 @@ class SparsifyConfig(BaseModel):
     def _known(cls, value: str | dict[str, str]) -> str | dict[str, str]:
         for text in [value] if isinstance(value, str) else value.values():
             if text != MIXED:
-                parse(text)
+                parse_pattern(text)
         return value

@@ -36,7 +36,7 @@ def sparse(
         target = weight @ moments.hessian
         found = sparsity.reconstructed(found, moments.hessian, target, mask, steps or _STEPS)
         if pattern.group and not steps:
-            found = sparsity.refined(found, moments.hessian, target, pattern, _SWEEPS)
+            found = sparsity.refined_groups(found, moments.hessian, target, pattern, _SWEEPS)
             found = sparsity.reconstructed(found, moments.hessian, target, found != 0, _STEPS)
     twin = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
     twin.requires_grad_(False).weight.copy_(found)
@@ -50,6 +50,6 @@ def distortion(layer: nn.Linear, twin: nn.Linear, moments: LayerMoments) -> tupl
     """The squared error of the output of `twin`, its mean made good, each output times its
     importance; and the same as a share of the output's variance."""
     outputs = moments.outputs.double()
-    change = sparsity.error(twin.weight - layer.weight, moments.covariance)
-    whole = sparsity.error(layer.weight, moments.covariance).clamp_min(1e-30)
+    change = sparsity.row_errors(twin.weight - layer.weight, moments.covariance)
+    whole = sparsity.row_errors(layer.weight, moments.covariance).clamp_min(1e-30)
     return float(change @ outputs), float(change.sum() / whole.sum())

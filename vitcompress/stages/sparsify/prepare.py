@@ -15,12 +15,12 @@ from vitcompress.stages.context import Context
 from vitcompress.stages.sparsify.config import SparsifyConfig
 from vitcompress.stages.sparsify.layer import better_order
 from vitcompress.stages.sparsify.moments import LayerMoments
-from vitcompress.stages.sparsify.selection import choices
+from vitcompress.stages.sparsify.selection import allowed_sparsities
 from vitcompress.tasks import Task
 
 
 @dataclass(frozen=True)
-class Prepared:
+class SparsifySetup:
     """A copy of a model, its layers to sparsify, what is known of them and what they may become."""
 
     module: nn.Module
@@ -34,17 +34,17 @@ class Prepared:
         return {name: linear.weight.numel() for name, linear in self.floats.items()}
 
 
-def prepare(model: VitModel, config: SparsifyConfig, context: Context) -> Prepared:
+def prepare_sparsify(model: VitModel, config: SparsifyConfig, context: Context) -> SparsifySetup:
     """Calibrate, and put hidden units in order.
 
-    Raises `InputError` as `choices` does.
+    Raises `InputError` as `allowed_sparsities` does.
     """
-    allowed = choices(model, config)
+    allowed = allowed_sparsities(model, config)
     found = statistics(model, list(allowed), context, "importance")
     module = copy.deepcopy(model.module)
     floats = {name: cast(nn.Linear, module.get_submodule(name)) for name in allowed}
     moments = {n: LayerMoments.of(found.pop(n), _has_bias(floats[n])) for n in allowed}
-    known = Prepared(module, model.task, floats, moments, allowed)
+    known = SparsifySetup(module, model.task, floats, moments, allowed)
     if config.permute and config.reconstruct:
         _order_hidden_units(known)
     return known
@@ -54,7 +54,7 @@ def _has_bias(linear: nn.Linear) -> bool:
     return cast(Tensor | None, linear.bias) is not None
 
 
-def _order_hidden_units(known: Prepared) -> None:
+def _order_hidden_units(known: SparsifySetup) -> None:
     """Reorder the inputs of layers with n:m patterns where that changes nothing else."""
     anatomy = anatomy_of(known.module)
     found = {

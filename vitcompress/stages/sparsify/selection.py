@@ -5,7 +5,7 @@ from typing import cast
 from torch import nn
 
 from vitcompress.errors import InputError
-from vitcompress.methods.patterns import Pattern, parse
+from vitcompress.methods.patterns import Pattern, parse_pattern
 from vitcompress.model.architecture import VitModel
 from vitcompress.stages.sparsify.config import MIXED, SparsifyConfig
 
@@ -14,7 +14,9 @@ GRID = 16  # and what other patterns choose from: so many densities, the last de
 DENSE = (Pattern(), 1.0)
 
 
-def choices(model: VitModel, config: SparsifyConfig) -> dict[str, list[tuple[Pattern, float]]]:
+def allowed_sparsities(
+    model: VitModel, config: SparsifyConfig
+) -> dict[str, list[tuple[Pattern, float]]]:
     """The patterns and densities that each selected layer may have, ascending.
 
     Raises `InputError` for a model that is quantized, for patterns that match no layer or do not
@@ -35,7 +37,7 @@ def choices(model: VitModel, config: SparsifyConfig) -> dict[str, list[tuple[Pat
     for pattern, text in config.patterns.items():
         for name in anatomy.select([pattern], f"{key}.patterns", among=texts):
             texts[name] = text
-    fixed = [name for name, text in texts.items() if text != MIXED and parse(text).group]
+    fixed = [name for name, text in texts.items() if text != MIXED and parse_pattern(text).group]
     if len(fixed) == len(texts) and config.density is not None:
         raise InputError(f"{key}.density: {config.pattern} fixes the density; leave the key out")
     if len(fixed) < len(texts) and config.density is None:
@@ -60,9 +62,9 @@ def choices(model: VitModel, config: SparsifyConfig) -> dict[str, list[tuple[Pat
 
 def _allowed(text: str, config: SparsifyConfig) -> list[tuple[Pattern, float]]:
     if text == MIXED:
-        each = [parse(nm) for nm in NM]
+        each = [parse_pattern(nm) for nm in NM]
         return [(p, p.density(1)) for p in each if p.density(1) >= config.floor] + [DENSE]
-    pattern = parse(text)
+    pattern = parse_pattern(text)
     if pattern.group:
         return [(pattern, pattern.density(1))]
     assert config.density is not None

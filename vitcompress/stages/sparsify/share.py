@@ -24,10 +24,10 @@ from vitcompress.stages.probe import probe_of
 from vitcompress.stages.sparsify.config import SparsifyConfig
 from vitcompress.stages.sparsify.criteria import Asked, criterion_of
 from vitcompress.stages.sparsify.layer import distortion, sparse
-from vitcompress.stages.sparsify.prepare import Prepared
+from vitcompress.stages.sparsify.prepare import SparsifySetup
 from vitcompress.stages.sparsify.selection import GRID
 
-Option = tuple[Pattern, float]
+Sparsity = tuple[Pattern, float]
 """A pattern, and the share of weights that it keeps."""
 
 _KNOTS = (0.125, 0.375, 0.625, 0.875)  # densities that are measured; others lie between
@@ -36,32 +36,32 @@ _EVENNESS = (0.0, 0.4, 0.7, 0.9)  # floors that are tried, from the one asked fo
 
 
 @dataclass(frozen=True)
-class Costs:
+class SparsityCosts:
     """`nats`: of each option of each layer. `measured`: what was probed, option and divergence.
     `joint`: the measured divergence of options for all layers together."""
 
-    nats: dict[str, dict[Option, float]]
-    measured: dict[str, tuple[Option, float]]
-    joint: Callable[[Mapping[str, Option]], float]
+    nats: dict[str, dict[Sparsity, float]]
+    measured: dict[str, tuple[Sparsity, float]]
+    joint: Callable[[Mapping[str, Sparsity]], float]
 
 
-def costs(known: Prepared, config: SparsifyConfig, context: Context) -> Costs:
+def costs(known: SparsifySetup, config: SparsifyConfig, context: Context) -> SparsityCosts:
     """What each option would cost, in the unit of the task's distance: for classes, nats."""
     probe = probe_of(anatomy_of(known.module), known.task, context)
     criterion = criterion_of(config.criterion)
 
-    def quick(name: str, option: Option) -> nn.Linear:
+    def quick(name: str, option: Sparsity) -> nn.Linear:
         linear, moments, (pattern, density) = known.floats[name], known.moments[name], option
         asked = Asked(linear.weight, moments, pattern, density, context.seed)
         mask = criterion.chosen(asked, quick=True)
         return sparse(linear, moments, mask, pattern, config.reconstruct, _QUICK)
 
-    def joint(asked: Mapping[str, Option]) -> float:
+    def joint(asked: Mapping[str, Sparsity]) -> float:
         return probe.cost({name: quick(name, option) for name, option in asked.items()})
 
     found, measured = {}, {}
     for name, linear in track(known.floats.items(), "measuring layers", len(known.floats)):
-        errors: dict[Option, float] = {}
+        errors: dict[Sparsity, float] = {}
         twins = {}
         for option in _measured(known.allowed[name]):
             twin = quick(name, option)
@@ -71,10 +71,10 @@ def costs(known: Prepared, config: SparsifyConfig, context: Context) -> Costs:
         measured[name] = (probed, nats)
         unit = nats / max(errors[probed], 1e-30)
         found[name] = {option: unit * _between(errors, option) for option in known.allowed[name]}
-    return Costs(found, measured, joint)
+    return SparsityCosts(found, measured, joint)
 
 
-def _measured(options: list[Option]) -> list[Option]:
+def _measured(options: list[Sparsity]) -> list[Sparsity]:
     """The options of a layer that stand for all: all n:m patterns, some densities of others."""
     if any(pattern.group for pattern, _ in options):
         return [option for option in options if option[1] < 1]
@@ -82,7 +82,7 @@ def _measured(options: list[Option]) -> list[Option]:
     return [(pattern, density) for density, pattern in sorted(near) if density < 1]
 
 
-def _between(known: Mapping[Option, float], option: Option) -> float:
+def _between(known: Mapping[Sparsity, float], option: Sparsity) -> float:
     """The distortion of `option`: a power of the share removed, between those that are known."""
     density = option[1]
     if density == 1 or option in known:
@@ -94,12 +94,12 @@ def _between(known: Mapping[Option, float], option: Option) -> float:
     return math.exp(y0 + (x - x0) * (y1 - y0) / (x1 - x0))
 
 
-def allocated(
-    nats: Mapping[str, Mapping[Option, float]],
+def allocated_densities(
+    nats: Mapping[str, Mapping[Sparsity, float]],
     weights: Mapping[str, int],
     density: float,
     key: str,
-) -> dict[str, Option]:
+) -> dict[str, Sparsity]:
     """The option of each layer: the least total cost that keeps a share `density` of all weights.
 
     Exact. Raises `InputError` where the sparsest options keep more.
@@ -109,7 +109,7 @@ def allocated(
         for n, each in nats.items()
     ]
     total = sum(weights.values())
-    picked = knapsack.choose(items, math.floor(density * total + 1e-6))
+    picked = knapsack.solve_knapsack(items, math.floor(density * total + 1e-6))
     if picked is None:
         least = sum(min(o.weight for o in each) for each in items) / total
         raise InputError(
@@ -120,14 +120,14 @@ def allocated(
 
 
 def cheapest(
-    costs: Costs, weights: Mapping[str, int], density: float, floor: float, key: str
-) -> tuple[dict[str, Option], Table]:
+    costs: SparsityCosts, weights: Mapping[str, int], density: float, floor: float, key: str
+) -> tuple[dict[str, Sparsity], Table]:
     """The allocation that costs least as measured, and what each that was tried costs.
 
     The allocations differ in the floor under every layer's density, from `floor` up to nearly
-    `density`. Raises `InputError` as `allocated` does.
+    `density`. Raises `InputError` as `allocated_densities` does.
     """
-    tried: list[dict[str, Option]] = []
+    tried: list[dict[str, Sparsity]] = []
     rows = []
     for share in _EVENNESS:
         low = floor + share * (density - floor)
@@ -138,7 +138,7 @@ def cheapest(
         least = sum(weights[n] * min(o[1] for o in each) for n, each in allowed.items())
         if share and least > density * sum(weights.values()):
             break
-        asked = allocated(allowed, weights, density, key)
+        asked = allocated_densities(allowed, weights, density, key)
         if asked not in tried:
             tried.append(asked)
             summed = sum(costs.nats[name][option] for name, option in asked.items())
@@ -147,7 +147,7 @@ def cheapest(
     return tried[best], Table.of("allocations", rows)
 
 
-def knee(nats: Mapping[str, Mapping[Option, float]], weights: Mapping[str, int]) -> float:
+def knee(nats: Mapping[str, Mapping[Sparsity, float]], weights: Mapping[str, int]) -> float:
     """The density below which the cost of a model rises steeply.
 
     The point of the curve of least cost farthest below the line between its ends (Essential
@@ -158,7 +158,7 @@ def knee(nats: Mapping[str, Mapping[Option, float]], weights: Mapping[str, int])
     shares = [low + (1 - low) * step / GRID for step in range(GRID + 1)]
     total = []
     for share in shares:
-        picked = allocated(nats, weights, share + 1e-9, "knee")
+        picked = allocated_densities(nats, weights, share + 1e-9, "knee")
         total.append(sum(nats[n][o] for n, o in picked.items()))
     top = max(total[0], 1e-30)
     return max(shares, key=lambda s: (1 - s) / (1 - low) - total[shares.index(s)] / top)

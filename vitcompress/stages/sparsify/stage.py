@@ -20,9 +20,9 @@ from vitcompress.stages.context import Context
 from vitcompress.stages.sparsify.config import SparsifyConfig
 from vitcompress.stages.sparsify.criteria import Asked, criterion_of
 from vitcompress.stages.sparsify.layer import distortion, sparse
-from vitcompress.stages.sparsify.prepare import Prepared, prepare
-from vitcompress.stages.sparsify.selection import choices
-from vitcompress.stages.sparsify.share import Costs, Option, cheapest, costs, knee
+from vitcompress.stages.sparsify.prepare import SparsifySetup, prepare_sparsify
+from vitcompress.stages.sparsify.selection import allowed_sparsities
+from vitcompress.stages.sparsify.share import Sparsity, SparsityCosts, cheapest, costs, knee
 from vitcompress.stages.stage import Stage, StageResult
 
 
@@ -30,7 +30,7 @@ from vitcompress.stages.stage import Stage, StageResult
 class Spread:
     """The option of each layer under a budget, and what is told of it."""
 
-    asked: dict[str, Option]
+    asked: dict[str, Sparsity]
     facts: Mapping[str, Fact] = field(default_factory=dict)
     tables: tuple[Table, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ def sparsify(model: VitModel, config: SparsifyConfig, context: Context) -> Stage
 
     Raises `InputError` for patterns that match no layer or do not fit it, and budgets out of reach.
     """
-    known = prepare(model, config, context)
+    known = prepare_sparsify(model, config, context)
     if all(len(each) == 1 for each in known.allowed.values()):
         spread = Spread({name: each[0] for name, each in known.allowed.items()})
     else:
@@ -78,7 +78,9 @@ def sparsify(model: VitModel, config: SparsifyConfig, context: Context) -> Stage
     )
 
 
-def _spread(known: Prepared, found: Costs, config: SparsifyConfig, context: Context) -> Spread:
+def _spread(
+    known: SparsifySetup, found: SparsityCosts, config: SparsifyConfig, context: Context
+) -> Spread:
     """The option of each layer under the budget, and where the knee of the whole curve lies."""
     assert config.density is not None
     key = f"stages.{config.name}.density"
@@ -98,7 +100,7 @@ def _spread(known: Prepared, found: Costs, config: SparsifyConfig, context: Cont
 
 def sensitivity(model: VitModel, config: SparsifyConfig, context: Context) -> Table:
     """The KL of zeros in each layer alone, measured for one option and drawn from it for others."""
-    known = prepare(model, config, context)
+    known = prepare_sparsify(model, config, context)
     found = costs(known, config, context)
     asked = {name: each[0] for name, each in known.allowed.items()}
     if config.density is not None:
@@ -120,14 +122,14 @@ def sensitivity(model: VitModel, config: SparsifyConfig, context: Context) -> Ta
 
 def plan(model: VitModel, config: SparsifyConfig) -> StageResult:
     """A model with as many zeros, not where they will be; budgets are spread evenly."""
-    allowed, wanted = choices(model, config), config.density or 1.0
+    allowed, wanted = allowed_sparsities(model, config), config.density or 1.0
     asked = {n: min(each, key=lambda o: abs(o[1] - wanted)) for n, each in allowed.items()}
     module, weights = copy.deepcopy(model.module), dict[str, int]()
     for name, (pattern, density) in asked.items():
         weight = cast(nn.Linear, module.get_submodule(name)).weight
         weights[name] = weight.numel()
         kept = sparsity.keep(sparsity.cells(weight.abs(), pattern.cell), pattern, density)
-        weight.mul_(sparsity.spread(kept, pattern.cell, weight.shape))
+        weight.mul_(sparsity.weight_mask(kept, pattern.cell, weight.shape))
     rows: list[Row] = [{"layer": name, "pattern": words(option)} for name, option in asked.items()]
     return StageResult(
         _described(model, module, asked, config),
@@ -136,7 +138,7 @@ def plan(model: VitModel, config: SparsifyConfig) -> StageResult:
     )
 
 
-def words(option: Option) -> str:
+def words(option: Sparsity) -> str:
     """An option's pattern as a recipe writes it."""
     pattern, density = option
     if density == 1:
@@ -146,12 +148,12 @@ def words(option: Option) -> str:
     return "unstructured" if pattern == Pattern() else "x".join(map(str, pattern.cell))
 
 
-def _average(asked: Mapping[str, Option], weights: Mapping[str, int]) -> float:
+def _average(asked: Mapping[str, Sparsity], weights: Mapping[str, int]) -> float:
     return sum(weights[n] * d for n, (_, d) in asked.items()) / sum(weights[n] for n in asked)
 
 
 def _described(
-    model: VitModel, module: nn.Module, asked: Mapping[str, Option], config: SparsifyConfig
+    model: VitModel, module: nn.Module, asked: Mapping[str, Sparsity], config: SparsifyConfig
 ) -> VitModel:
     """`module` with the description of how its layers are stored."""
     patterns = {n: words(option) for n, option in asked.items() if option[1] < 1}

@@ -1,7 +1,7 @@
 """Tail: the last block computes only what the head reads. Exact."""
 
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.tail import obstacle, tailed
+from vitcompress.model.tail import tail_obstacle, tailed
 from vitcompress.stages.context import Context
 from vitcompress.stages.stage import Stage, StageResult
 from vitcompress.stages.tail.config import TailConfig
@@ -16,7 +16,7 @@ def plan(model: VitModel, config: TailConfig) -> StageResult:
     """As `tail`, which needs no images."""
     left = tailed(model)
     if left is None:
-        why = f"{model.architecture.timm}: {obstacle(model.anatomy)}; all of it is computed"
+        why = f"{model.architecture.timm}: {tail_obstacle(model.anatomy)}; all of it is computed"
         told = f"stages.{config.name}: skipped: {why}"
         return StageResult(model, {"skipped": why}, warnings=(told,))
     return StageResult(left, {"tokens_in_last_block": left.architecture.tail_tokens})

@@ -12,17 +12,18 @@ from onnxscript import ir
 from onnxscript import opset23 as op
 
 from vitcompress.methods import selection  # noqa: F401  (registers operators)
-from vitcompress.methods.compact import counts
+from vitcompress.methods.compact import cell_counts
 from vitcompress.methods.packing import parts
 from vitcompress.methods.quantizer import MULTIPLIER_BITS
-from vitcompress.model import compact, layers  # noqa: F401  (register operators)
+from vitcompress.model import compact  # noqa: F401  (registers its operator)
+from vitcompress.model.modules import attention, quantized  # noqa: F401  (register operators)
 from vitcompress.targets import OperatorTable
 
 _END = 2**31 - 1  # of a Slice: as far as there is something
 
 
 def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any = None) -> Any:
-    """`model.layers.attend`, its `bias` float32 [B or 1, heads or 1, M or 1, N].
+    """`model.modules.attention.attend`, its `bias` float32 [B or 1, heads or 1, M or 1, N].
 
     onnxruntime 1.32 spreads a bias over images and heads itself, be it constant or computed:
     [1, 1, M, N], [1, heads, M, N], [B, 1, M, N] and [B, heads, M, N] are taken as they are. What it
@@ -170,8 +171,8 @@ def _integer_matmul(
 def _expanded(
     values: Any, mask: Any, kept: int, bits: int, rows: int, columns: int, cell: Sequence[int]
 ) -> Any:
-    """`model.compact.expanded`: each cell takes its place in the row of those left, or a zero."""
-    (high, wide), (down, across) = cell, counts(rows, columns, (cell[0], cell[1]))
+    """`model.compact.expanded_cells`: each cell takes its place in its row, or a zero."""
+    (high, wide), (down, across) = cell, cell_counts(rows, columns, (cell[0], cell[1]))
     present = op.Cast(_unpacked_bits(mask, 1, down), to=ir.DataType.INT32)
     flat = op.Reshape(present, _ints(-1))
     place = op.Mul(op.CumSum(flat, op.Constant(value_int=0)), flat)  # 0 for a cell that is zero

@@ -8,11 +8,11 @@ from vitcompress.methods import saliency
 from vitcompress.methods.compensation import covariance
 from vitcompress.methods.elimination import eliminate
 from vitcompress.model.anatomy import Site
-from vitcompress.stages.prune.config import Kind
+from vitcompress.stages.prune.config import StructureKind
 from vitcompress.stages.prune.worth import Evidence, Saliency
 
 
-def worth(evidence: Evidence, site: Site, kind: Kind) -> Tensor:
+def worth(evidence: Evidence, site: Site, kind: StructureKind) -> Tensor:
     """The loss of what each unit adds, in the Fisher information."""
     if kind == "query_key":
         found = evidence.moments.query_key[site.name]

@@ -4,11 +4,11 @@ from torch import Tensor
 
 from vitcompress.methods import saliency
 from vitcompress.model.anatomy import Site
-from vitcompress.stages.prune.config import Kind
+from vitcompress.stages.prune.config import StructureKind
 from vitcompress.stages.prune.worth import Evidence, Saliency
 
 
-def worth(evidence: Evidence, site: Site, kind: Kind) -> Tensor:
+def worth(evidence: Evidence, site: Site, kind: StructureKind) -> Tensor:
     return saliency.taylor(evidence.gradient_sums[site.name, kind])
 
 

@@ -81,4 +81,4 @@ class Rounding:
 
 
 def rounding_of(name: str) -> Rounding:
-    return cast(Rounding, registry.load(PACKAGE, name).ROUNDING)
+    return cast(Rounding, registry.load_module(PACKAGE, name).ROUNDING)

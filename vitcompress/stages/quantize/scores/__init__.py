@@ -86,4 +86,4 @@ distances of layers rounded one at a time."""
 
 
 def score_of(name: str) -> Score:
-    return cast(Score, registry.load(PACKAGE, name).SCORE)
+    return cast(Score, registry.load_module(PACKAGE, name).SCORE)

@@ -50,10 +50,10 @@ def by_score(score: Callable[[Asked], Tensor], by_row: bool = False) -> Criterio
         values = sparsity.cells(score(asked), cell)
         alike = by_row and cell == (1, 1)
         mask = sparsity.keep(values, asked.pattern, asked.density, alike)
-        return sparsity.spread(mask, cell, asked.weight.shape)
+        return sparsity.weight_mask(mask, cell, asked.weight.shape)
 
     return Criterion(kept)
 
 
 def criterion_of(name: str) -> Criterion:
-    return cast(Criterion, registry.load(PACKAGE, name).CRITERION)
+    return cast(Criterion, registry.load_module(PACKAGE, name).CRITERION)

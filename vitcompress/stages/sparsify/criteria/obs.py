@@ -14,7 +14,7 @@ def kept(asked: Asked) -> Tensor:
     if pattern.group:
         return sparsity.sweep(weight, hessian, pattern)
     left = sparsity.thinned(weight, hessian, pattern, asked.density)
-    return sparsity.spread(left, pattern.cell, weight.shape)
+    return sparsity.weight_mask(left, pattern.cell, weight.shape)
 
 
 def at_once(asked: Asked) -> Tensor:
@@ -22,7 +22,7 @@ def at_once(asked: Asked) -> Tensor:
     weight, pattern = asked.weight, asked.pattern
     values = sparsity.block_scores(weight, asked.moments.inverse, pattern.cell)
     mask = sparsity.keep(values, pattern, asked.density)
-    return sparsity.spread(mask, pattern.cell, weight.shape)
+    return sparsity.weight_mask(mask, pattern.cell, weight.shape)
 
 
 CRITERION = Criterion(kept, at_once)

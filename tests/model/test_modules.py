@@ -10,9 +10,11 @@ from timm.layers import GluMlp, RmsNorm, SwiGLU
 from torch import Tensor, nn
 
 from vitcompress.methods import quantizer
-from vitcompress.model import layers
 from vitcompress.model.architecture import VitModel, set_tail
-from vitcompress.model.layers import Attention, GatedMlp, QuantizedLinear
+from vitcompress.model.modules.attention import Attention, attend, attention
+from vitcompress.model.modules.mlp import GatedMlp
+from vitcompress.model.modules.quantized import QuantizedLinear, quantized_linear
+from vitcompress.terms import Activations
 
 MakeModule = Callable[..., nn.Module]
 MakeVit = Callable[..., VitModel]
@@ -82,8 +84,8 @@ def test_a_gated_mlp_is_that_of_timm(kind: str, bias: bool, x: Tensor) -> None:
 @pytest.mark.parametrize("few", [None, 2])
 def test_the_operator_computes_the_same(few: int | None, x: Tensor) -> None:
     q, k, v = x[:, :few], x.flip(1), x.flip(2)
-    expected = layers.attend(q, k, v, 4, 0.3)
-    assert torch.equal(layers.attention(q, k, v, 4, 0.3), expected)
+    expected = attend(q, k, v, 4, 0.3)
+    assert torch.equal(attention(q, k, v, 4, 0.3), expected)
     heads = [t.unflatten(-1, (4, 16)).transpose(1, 2) for t in (q, k, v)]
     shares = (heads[0] @ heads[1].mT * 0.3).softmax(-1)
     assert torch.allclose(expected, (shares @ heads[2]).transpose(1, 2).flatten(2), atol=1e-5)
@@ -113,7 +115,7 @@ def test_the_tail_block_keeps_the_logits(
     assert module.forward_features(pixels).shape[1] == tokens
 
 
-def filled(activations: layers.Activations, bits: int = 8, terms: int = 1) -> QuantizedLinear:
+def filled(activations: Activations, bits: int = 8, terms: int = 1) -> QuantizedLinear:
     generator = torch.Generator().manual_seed(2)
     layer = QuantizedLinear(64, 24, bits, activations, terms)
     limit = quantizer.weight_range(bits)[1]
@@ -131,7 +133,7 @@ def filled(activations: layers.Activations, bits: int = 8, terms: int = 1) -> Qu
 @pytest.mark.parametrize("bits", [2, 3, 5, 8])
 @pytest.mark.parametrize("activations", ["static", "dynamic"])
 def test_a_quantized_linear_is_near_the_linear_of_its_codes(
-    activations: layers.Activations, bits: int, terms: int, x: Tensor
+    activations: Activations, bits: int, terms: int, x: Tensor
 ) -> None:
     layer = filled(activations, bits, terms)
     weight = quantizer.unpack_weight(layer.codes, bits, 64) * layer.scale[:, None]
@@ -142,7 +144,7 @@ def test_a_quantized_linear_is_near_the_linear_of_its_codes(
 
 @pytest.mark.parametrize("activations", ["static", "dynamic"])
 def test_a_second_term_of_the_first_tokens_leaves_the_others(
-    activations: layers.Activations, x: Tensor
+    activations: Activations, x: Tensor
 ) -> None:
     one, two, few = (filled(activations, 8, terms) for terms in (1, 2, 2))
     few.fine_tokens = 2
@@ -170,16 +172,16 @@ def test_only_a_static_linear_stores_a_range() -> None:
 
 def test_the_operators_are_well_formed(x: Tensor) -> None:
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(layers.attention, (x, x, x, 4, 0.25), test_utils=checks)
+    torch.library.opcheck(attention, (x, x, x, 4, 0.25), test_utils=checks)
     layer = filled("static")
     arguments = (x, layer.codes, layer.scale, layer.bias)
     ranges = (layer.activation_scale, layer.activation_zero_point)
     torch.library.opcheck(
-        layers.quantized_linear, (*arguments, *ranges, None, 8, 0, 1, None), test_utils=checks
+        quantized_linear, (*arguments, *ranges, None, 8, 0, 1, None), test_utils=checks
     )
     for fine in (None, 1):
         torch.library.opcheck(
-            layers.quantized_linear,
+            quantized_linear,
             (*arguments, None, None, None, 8, 0, 2, fine),
             test_utils=checks,
         )

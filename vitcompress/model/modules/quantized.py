@@ -1,0 +1,132 @@
+"""The Linear in integers, as one PyTorch custom operator: one node when a model is exported."""
+
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from vitcompress.methods import quantizer
+from vitcompress.terms import Activations
+
+
+@torch.library.custom_op("vitcompress::quantized_linear", mutates_args=())
+def quantized_linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    activation_scale: Tensor | None,
+    activation_zero_point: Tensor | None,
+    multipliers: Tensor | None,
+    bits: int,
+    group: int,
+    terms: int,
+    fine_tokens: int | None,
+) -> Tensor:
+    """A Linear in integer arithmetic, exactly as the integer kernels compute it.
+
+    Args:
+        x: float32 [..., in].
+        codes: uint8, packed weight codes of `bits` bits (methods.quantizer.pack_weight).
+        scale: float32 [out], of the weights.
+        bias: float32 [out].
+        activation_scale: float32 scalar, or None to take the range of `x` at each call.
+        activation_zero_point: uint8 scalar, or None likewise.
+        multipliers: uint8, packed multipliers of groups of inputs, or None.
+        bits: width of the weight codes.
+        group: how many inputs share a multiplier.
+        terms: how many 8-bit terms the input is the sum of, 1 or 2.
+        fine_tokens: how many leading tokens have the second term; None: all.
+    """
+    static_range = None
+    if activation_scale is not None and activation_zero_point is not None:
+        static_range = (activation_scale, activation_zero_point.float())
+    weight = quantizer.whole_weight(codes, multipliers, bits, group, x.shape[-1])
+    return quantizer.integer_linear(x, weight, scale, bias, static_range, terms, fine_tokens)
+
+
+@quantized_linear.register_fake
+def _(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    activation_scale: Tensor | None,
+    activation_zero_point: Tensor | None,
+    multipliers: Tensor | None,
+    bits: int,
+    group: int,
+    terms: int,
+    fine_tokens: int | None,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], scale.shape[0])
+
+
+class QuantizedLinear(nn.Module):
+    """A Linear whose weights are packed codes and whose input is one or two unsigned 8-bit terms.
+
+    Made empty, to be filled by `load_state_dict` or by the quantize stage.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor
+    activation_scale: Tensor | None
+    activation_zero_point: Tensor | None
+    multipliers: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bits: int,
+        activations: Activations,
+        terms: Literal[1, 2] = 1,
+        fine_tokens: int | None = None,
+        group: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.bits = bits
+        self.activations: Activations = activations
+        self.terms: Literal[1, 2] = terms
+        self.fine_tokens = fine_tokens
+        self.group = group
+        zeros = torch.zeros(out_features, in_features)
+        self.register_buffer("codes", quantizer.pack_weight(zeros, bits))
+        self.register_buffer("scale", torch.ones(out_features))
+        self.register_buffer("bias", torch.zeros(out_features))
+        static = activations == "static"
+        self.register_buffer("activation_scale", torch.tensor(1.0) if static else None)
+        zero_point = torch.tensor(0, dtype=torch.uint8) if static else None
+        self.register_buffer("activation_zero_point", zero_point)
+        groups = None if group is None else torch.ones(-(-in_features // group), out_features)
+        packed = None if groups is None else quantizer.pack_multipliers(groups.to(torch.int8))
+        self.register_buffer("multipliers", packed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = quantized_linear(
+            x,
+            self.codes,
+            self.scale,
+            self.bias,
+            self.activation_scale,
+            self.activation_zero_point,
+            self.multipliers,
+            self.bits,
+            self.group or 0,
+            self.terms,
+            self.fine_tokens,
+        )
+        return cast(Tensor, output)
+
+    def dequantized(self) -> nn.Linear:
+        """The float layer that the codes and the bias stand for."""
+        whole = quantizer.whole_weight(
+            self.codes, self.multipliers, self.bits, self.group or 0, self.in_features
+        )
+        linear = nn.Linear(self.in_features, self.out_features, device=self.codes.device)
+        linear.requires_grad_(False)
+        linear.weight.copy_(whole * self.scale[:, None])
+        linear.bias.copy_(self.bias)
+        return linear
