@@ -1,6 +1,6 @@
 from rich.console import Console, RenderableType
 
-from vitcompress.details import Table
+from vitcompress.details import Row, Table
 from vitcompress.report import terminal
 from vitcompress.report.model import Report
 
@@ -53,7 +53,7 @@ def test_markup_in_a_warning_is_only_text(report: Report) -> None:
 
 
 def test_heads_of_columns_are_never_cut_short() -> None:
-    row = {"layer": "a.name.that.is.long", **{f"importance_{i}": 0.5 for i in range(8)}}
+    row: Row = {"layer": "a.name.that.is.long", **{f"importance_{i}": 0.5 for i in range(8)}}
     console = Console(width=60, color_system=None, force_terminal=False)
     with console.capture() as capture:
         console.print(terminal.table("quant", Table.of("sensitivities", [row])), crop=False)
