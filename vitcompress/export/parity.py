@@ -81,7 +81,7 @@ def check_parity(
                 f"{difference.mean():.4g}, beyond the quantization noise of {noise:.4g}"
             )
     else:
-        far, allowed = int((~(difference.max(1) <= tolerance)).sum()), 0.0
+        far, allowed = int((~(difference.reshape(len(pixels), -1).max(1) <= tolerance)).sum()), 0.0
         if model.architecture.merging is not None:
             facts["tied_images"], allowed = far, _TIED * len(pixels)
         if far > allowed:
@@ -96,7 +96,7 @@ def check_parity(
 def _demand_finite(path: Path, outputs: Mapping[str, np.ndarray]) -> None:
     """Raise `ParityError` for an output that cannot be compared with anything."""
     for whose, values in outputs.items():
-        bad = int((~np.isfinite(values)).any(1).sum())
+        bad = int((~np.isfinite(values)).reshape(len(values), -1).any(1).sum())
         if bad:
             raise ParityError(
                 f"{path.name}: the logits of {whose} are infinite or no number for {bad} of "

@@ -22,14 +22,16 @@ attn_head_dim attn_pool_num_heads head_hidden_size inner_dim key_dim rel_pos_dim
 img_size patch_size window_size window_ratio pretrained_window_sizes reg_tokens num_reg_tokens
 swiglu_align_to first_stride output_stride stem_stride patch_kernel patch_stride patch_padding
 q_stride mask_unit_size global_pos_size global_attn_indexes ref_feat_shape kernel_sizes sr_ratios
-wss rope_mrope_section
+wss rope_mrope_section window_sizes local_conv_size base_dims heads layers stem_hidden_dim
+focal_levels focal_windows num_blocks stride down_kernel_size serial_depths parallel_depth
 """
 _CLASSES = "num_classes"
 _NUMBERS = """
 mlp_ratio mlp_ratios mlp_ratio_token_only attn_pool_mlp_ratio attn_ratio dim_mul head_mul eta
 init_values ls_init_value head_init_scale norm_eps drop_rate drop_path_rate proj_drop_rate
 pos_drop_rate patch_drop_rate attn_drop_rate rope_temperature rope_grid_offset rope_shift_coords
-rope_jitter_coords rope_rescale_coords
+rope_jitter_coords rope_rescale_coords mbconv_expand_ratio expand_ratio layerscale_value
+layer_scale layer_scale_init_values
 """
 _SWITCHES = """
 class_token no_embed_class pool_include_prefix pre_norm final_norm fc_norm use_fc_norm qk_norm
@@ -39,11 +41,11 @@ use_shared_rel_pos_bias shared_rel_pos use_rot_pos_emb use_rope rope_rotate_half
 use_post_norm use_pre_transformer_norm use_post_transformer_norm use_expand_proj always_partition
 strict_img_size dynamic_img_size dynamic_img_pad fix_init sep_pos_embed abs_win_pos_embed
 mask_unit_attn sequential_attn extra_norm_stage attn_only_layer_scale tokens_norm head_norm_first
-legacy linear distilled
+legacy linear distilled nlhb stem_norm mlp_bias use_mlp_head
 """
 _WORDS = """
 global_pool pos_embed weight_init act_layer attn_act_layer norm_layer embed_norm_layer attn_type
-rope_type rope_grid_indexing rel_pos_type stem_type down_op
+attn_types rope_type rope_grid_indexing rel_pos_type stem_type down_op
 """
 _WORD = re.compile(r"[a-z0-9_]{0,32}")
 

@@ -95,7 +95,7 @@ class QuantizeSetup:
             for rung in direction:
                 tried = ranged(best, self.floats[name], rungs[rung], found)
                 price = self._distances(name, tried, least)
-                if price is None or mean(price) >= mean(least):
+                if price is None or not mean(price) < mean(least):  # NaN is no gain
                     break
                 best, least = tried, price
                 self.ranges[name] = rungs[rung]
