@@ -155,7 +155,7 @@ def _told(
                 "clipped_share": 1 - input_range.share,
                 "terms": layer.terms,
                 "fine_tokens": layer.fine_tokens,
-                "input_kl": rounded.costs.get(name),
+                f"input_{known.task.word}": rounded.costs.get(name),
                 "output_error": layer_error(layer, linear, input_range, known.found[name]),
             }
         )
@@ -165,15 +165,15 @@ def _told(
 def _against_limit(
     known: QuantizeSetup, layers: dict[str, QuantizedLinear], config: QuantizeConfig
 ) -> tuple[dict[str, Fact], tuple[str, ...]]:
-    """What a limit of KL, which widths are chosen by with float inputs, comes to in the end, and
-    a warning where that is more."""
+    """What a limit of KL, or of the task's own distance, comes to with inputs rounded too, which
+    widths are chosen without, and a warning where that is more."""
     limit = config.bits.max_kl if isinstance(config.bits, BitBudget) else None
     if limit is None:
         return {}, ()
     reached = known.cost(layers)
     key = f"stages.{config.name}.bits.max_kl"
-    told = f"{key}: {reached:.3g} nats with inputs rounded too; {limit:g} held for weights alone"
-    return {"kl_reached": reached}, (told,) if reached > limit else ()
+    told = f"{key}: {reached:.3g} with inputs rounded too; {limit:g} held for weights alone"
+    return {f"{known.task.word}_reached": reached}, (told,) if reached > limit else ()
 
 
 def sensitivity(model: VitModel, config: QuantizeConfig, context: Context) -> Table:

@@ -38,11 +38,13 @@ _EVENNESS = (0.0, 0.4, 0.7, 0.9)  # floors that are tried, from the one asked fo
 @dataclass(frozen=True)
 class SparsityCosts:
     """`nats`: of each option of each layer. `measured`: what was probed, option and divergence.
-    `joint`: the measured divergence of options for all layers together."""
+    `joint`: the measured divergence of options for all layers together. `word`: what the task calls
+    its distance."""
 
     nats: dict[str, dict[Sparsity, float]]
     measured: dict[str, tuple[Sparsity, float]]
     joint: Callable[[Mapping[str, Sparsity]], float]
+    word: str
 
 
 def costs(known: SparsifySetup, config: SparsifyConfig, context: Context) -> SparsityCosts:
@@ -71,7 +73,7 @@ def costs(known: SparsifySetup, config: SparsifyConfig, context: Context) -> Spa
         measured[name] = (probed, nats)
         unit = nats / max(errors[probed], 1e-30)
         found[name] = {option: unit * _between(errors, option) for option in known.allowed[name]}
-    return SparsityCosts(found, measured, joint)
+    return SparsityCosts(found, measured, joint, known.task.word)
 
 
 def _measured(options: list[Sparsity]) -> list[Sparsity]:
@@ -127,7 +129,7 @@ def cheapest(
     The allocations differ in the floor under every layer's density, from `floor` up to nearly
     `density`. Raises `InputError` as `allocated_densities` does.
     """
-    tried: list[dict[str, Sparsity]] = []
+    tried, measured = list[dict[str, Sparsity]](), f"{costs.word}_measured"
     rows = []
     for share in _EVENNESS:
         low = floor + share * (density - floor)
@@ -142,8 +144,9 @@ def cheapest(
         if asked not in tried:
             tried.append(asked)
             summed = sum(costs.nats[name][option] for name, option in asked.items())
-            rows.append({"floor": low, "kl_summed": summed, "kl_measured": costs.joint(asked)})
-    best = min(range(len(rows)), key=lambda i: rows[i]["kl_measured"])
+            joint = costs.joint(asked)
+            rows.append({"floor": low, f"{costs.word}_summed": summed, measured: joint})
+    best = min(range(len(rows)), key=lambda i: rows[i][measured])
     return tried[best], Table.of("allocations", rows)
 
 

@@ -99,7 +99,7 @@ def _spread(
 
 
 def sensitivity(model: VitModel, config: SparsifyConfig, context: Context) -> Table:
-    """The KL of zeros in each layer alone, measured for one option and drawn from it for others."""
+    """What zeros in each layer alone cost, measured for one option and drawn from it for others."""
     known = prepare_sparsify(model, config, context)
     found = costs(known, config, context)
     asked = {name: each[0] for name, each in known.allowed.items()}
@@ -110,14 +110,14 @@ def sensitivity(model: VitModel, config: SparsifyConfig, context: Context) -> Ta
             "layer": name,
             "weights": known.weights[name],
             "measured": f"{words(found.measured[name][0])} {found.measured[name][0][1]:.3g}",
-            "measured_kl": found.measured[name][1],
+            f"measured_{found.word}": found.measured[name][1],
             "pattern": words(asked[name]),
             "density": asked[name][1],
-            "kl": found.nats[name][asked[name]],
+            found.word: found.nats[name][asked[name]],
         }
         for name in known.floats
     ]
-    return Table.of("sensitivities", rows, charted=("density", "kl"))
+    return Table.of("sensitivities", rows, charted=("density", found.word))
 
 
 def plan(model: VitModel, config: SparsifyConfig) -> StageResult:
