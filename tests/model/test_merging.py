@@ -194,7 +194,13 @@ def test_a_model_read_again_gives_the_same_logits(
     assert torch.equal(load_folder(tmp_path).module(pixels), model.module(pixels))
 
 
-EXPORTED = [(method, "class token") for method in METHODS] + [
+# Of the methods one that reads the stream, and one that reads keys, in every run.
+EXPORTED: list[Any] = [
+    pytest.param(
+        method, "class token", marks=() if method in ("fisher", "ppt") else pytest.mark.slow
+    )
+    for method in METHODS
+] + [
     ("fisher", "mean"),
     ("fisher", "distilled"),
     ("tome", "rotary"),
