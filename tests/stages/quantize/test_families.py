@@ -123,7 +123,8 @@ def test_a_mixed_choice_of_zeros(model: VitModel, context: Context) -> None:
     config = SparsifyConfig(pattern="mixed", layers=("blocks",), density=0.7)
     result = sparsify(model, config, context)
     assert result.facts["density"] <= 0.7
-    assert all(row["kl_measured"] > 0 for row in result.table("allocations").rows)
+    column = f"{model.task.word}_measured"
+    assert all(row[column] > 0 for row in result.table("allocations").rows)
 
 
 def test_words_hold_without_a_head(make_vit: MakeVit) -> None:
