@@ -1,8 +1,6 @@
 """Telling the timm model from tensor shapes and file names."""
 
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitcompress.errors import InputError
-from vitcompress.model.naming import hub_config, infer_name, matching_models
+from vitcompress.model.naming import infer_name, matching_models
 
 
 def shapes(name: str, **options: Any) -> dict[str, Tensor]:
@@ -113,16 +111,3 @@ def test_file_names(source: str, expected: str) -> None:
 def test_part_of_a_word_is_no_name() -> None:
     with pytest.raises(InputError, match="cannot tell"):
         infer_name(shapes("vit_tiny_patch16_224"), "xvit_tiny_patch16_2240.pth")
-
-
-def test_config_of_a_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "vit_tiny_patch16_224"
-    folder.mkdir()
-    assert hub_config(folder) == {}
-    assert infer_name({}, str(folder)) == "vit_tiny_patch16_224"
-    (folder / "config.json").write_text(json.dumps({"architecture": "deit_tiny_patch16_224"}))
-    assert infer_name({}, str(folder)) == "deit_tiny_patch16_224"
-    for text, told in (("{", "JSON"), ("[]", "not a JSON object")):
-        (folder / "config.json").write_text(text)
-        with pytest.raises(InputError, match=told):
-            infer_name({}, str(folder))

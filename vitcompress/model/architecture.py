@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 from torch import Tensor, nn
 
 from vitcompress import tasks
+from vitcompress.console import say
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.methods import patterns, quantizer
-from vitcompress.model import checkpoint, compact, naming
+from vitcompress.model import checkpoint, compact, layouts
 from vitcompress.model.anatomy import Alteration, Anatomy
 from vitcompress.model.embedding import resize_embedding
 from vitcompress.model.families import adopt, anatomy_of
 from vitcompress.model.merging import Merging, MergingBlocks
 from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.model.options import ModelOptions
+from vitcompress.model.reading import read_source
 from vitcompress.model.sizes import BlockSizes, narrowable, resize
 from vitcompress.terms import Activations
 
@@ -53,6 +55,7 @@ def _pattern(text: str) -> str:
 class Architecture(BaseModel):
     """All that `build` needs to make the module whose tensors are stored beside it.
 
+    `norm_eps`: of all normalisations of `timm` (None: as timm has it).
     `tail_tokens`: the last block computes only so many leading tokens (None: all of them).
     `blocks`: the sizes of all blocks of a pruned model (None: as timm makes them).
     `embedding`: the width of its stream of tokens (None: as timm makes it).
@@ -66,6 +69,7 @@ class Architecture(BaseModel):
 
     timm: str
     options: ModelOptions = {}
+    norm_eps: PositiveFloat | None = None
     tail_tokens: int | None = None
     blocks: tuple[BlockSizes, ...] | None = None
     embedding: Annotated[int, Field(ge=2)] | None = None
@@ -134,6 +138,7 @@ def from_source(
     Raises `InputError` for whatever is wrong with the checkpoint, and for images of another size
     than the model takes.
     """
+    task = None
     if source.startswith("timm:"):
         module, spec = checkpoint.pretrained_model(source.removeprefix("timm:"))
     else:
@@ -143,18 +148,24 @@ def from_source(
             name, options = glyphs.TIMM_NAME, {**glyphs.TIMM_OPTIONS, **options}
             preprocess = {"mean": glyphs.MEAN, "std": glyphs.STD, "crop_pct": 1.0, **preprocess}
             source = str(Path(glyphs.__file__).with_name("glyphs.safetensors"))
-        home = Path(source).parent if Path(source).name == "model.safetensors" else Path(source)
-        if isinstance(naming.hub_config(home).get("architecture"), dict):
+        found = read_source(Path(source))
+        if isinstance(found.config.get("architecture"), dict):
             raise InputError(
                 f"{source}: an output of vitcompress; give the checkpoint it was made from"
             )
-        state = checkpoint.read_state_dict(Path(source))
-        module, spec = checkpoint.load_model(state, name, options, num_classes, source=source)
+        converted = layouts.convert(found)
+        for note in converted.notes:
+            say(note)
+        converted = replace(converted, timm=name or converted.timm)
+        module, spec = checkpoint.load_model(converted, options, num_classes, source=source)
+        preprocess = {**converted.preprocess, **preprocess}
+        task = converted.task
     facts = checkpoint.pretrained_cfg(spec)
     model = VitModel(
         module=adopt(module, facts["input_size"]),
-        architecture=Architecture(timm=spec.timm, options=spec.options),
+        architecture=Architecture(**spec.model_dump()),
         preprocess=Preprocess.from_timm(facts, **preprocess),
+        task_name=task,
     )
     patches: Any = getattr(model.module, "patch_embed", None)
     size = tuple(getattr(patches, "img_size", None) or ())
@@ -197,16 +208,22 @@ def merging_blocks(module: nn.Module, merging: Merging) -> MergingBlocks:
     )
 
 
+def spec_of(architecture: Architecture) -> checkpoint.ModelSpec:
+    """What rebuilds the dense module that `architecture` was made from."""
+    given = architecture.model_dump(include=set(checkpoint.ModelSpec.model_fields))
+    return checkpoint.ModelSpec.model_validate(given)
+
+
 def build(architecture: Architecture) -> nn.Module:
     """The module that `architecture` describes, its tensors not yet filled in.
 
     Raises `InputError` when the installed timm does not know the name, and for a description that
     does not fit the model.
     """
-    name, options = architecture.timm, architecture.options
-    made = naming.build_timm(name, options, f"timm {name}")
-    facts = checkpoint.pretrained_cfg(checkpoint.ModelSpec(timm=name, options=options))
-    module = adopt(made, facts["input_size"])
+    name = architecture.timm
+    spec = spec_of(architecture)
+    facts = checkpoint.pretrained_cfg(spec)
+    module = adopt(spec.build(f"timm {name}"), facts["input_size"])
     if architecture.tail_tokens is not None:
         _check(module, "tail", name)
         set_tail(module, architecture.tail_tokens)
@@ -239,7 +256,7 @@ def _check(module: nn.Module, change: Alteration, name: str) -> None:
 
 def unfilled(model: VitModel) -> VitModel:
     """The dense model that `model` was made from, its tensors not filled in."""
-    dense = Architecture(timm=model.architecture.timm, options=model.architecture.options)
+    dense = Architecture(**spec_of(model.architecture).model_dump())
     return replace(model, module=build(dense), architecture=dense)
 
 

@@ -1,7 +1,6 @@
 """Which timm model a state dict belongs to, told from its tensor shapes or its file name."""
 
 import difflib
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ def check_name(name: str, source: str) -> None:
     """Raise `InputError` for a name, or a pretrained tag after its dot, that timm does not know."""
     import timm
 
-    if not _known(name):
+    if not is_known(name):
         names = [*timm.list_models(), *timm.list_pretrained()]
         near = difflib.get_close_matches(name, names, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -189,16 +188,11 @@ def _outline(state: Mapping[str, Tensor]) -> dict[str, str]:
 def infer_name(state: Mapping[str, Tensor], source: str) -> str:
     """Return the timm name of the model in `state`, read from the file or folder `source`.
 
-    A folder's config.json names it, else the file's name (a known pretrained tag such as
-    `.augreg_in21k` included), else the shapes do: when all models that fit compute the same from
-    the same preprocessing.
+    The file's name tells it (a known pretrained tag such as `.augreg_in21k` included), else the
+    shapes do: when all models that fit compute the same from the same preprocessing.
 
-    Raises `InputError` when that leaves none or several, and as `hub_config`.
+    Raises `InputError` when that leaves none or several.
     """
-    config = hub_config(Path(source))
-    if isinstance(architecture := config.get("architecture"), str):
-        tagged = f"{architecture}.{(config.get('pretrained_cfg') or {}).get('tag')}"
-        return tagged if _known(tagged) else architecture
     named = _names_in(Path(source).name)
     if len(named) == 1:
         return named[0]
@@ -215,25 +209,6 @@ def infer_name(state: Mapping[str, Tensor], source: str) -> str:
         f"{source}: cannot tell which model it is: its tensors fit {several},"
         f" which differ in what they compute or how images are prepared; {_REMEDY}"
     )
-
-
-def hub_config(path: Path) -> dict[str, Any]:
-    """Return the config.json of a Hugging Face folder; nothing for a file or a folder without one.
-
-    timm writes `architecture`, `model_args` and `pretrained_cfg` (mean, std, …) there.
-
-    Raises `InputError` when it is not a JSON object.
-    """
-    file = path / "config.json"
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not readable as JSON: {one_line(error)}; mend it") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{file}: not a JSON object; give the config.json that timm wrote")
-    return config
 
 
 def _names_in(filename: str) -> list[str]:
@@ -254,7 +229,7 @@ def _stands_in(name: str, text: str) -> bool:
     return name in text and bool(re.search(rf"(?<![a-z0-9]){re.escape(name)}(?![a-z0-9])", text))
 
 
-def _known(name: str) -> bool:
+def is_known(name: str) -> bool:
     """Whether timm knows the model `name`, and its pretrained tag if there is one."""
     import timm
 
