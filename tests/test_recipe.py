@@ -68,9 +68,10 @@ def message(text: str | bytes, *overrides: str) -> str:
             "  rounding: gtpq",
             "6: stages.quant.rounding: must be 'descent', 'gptq' or 'nearest', not 'gtpq'",
         ),
-        ("  fine: 2", "6: stages.quant.fine: must be at most 1.0, not 2"),
-        ("  fine: some", "6: stages.quant.fine: must be a number, not 'some'"),
-        ("  fold: 3", "6: stages.quant.fold: must be true or false, not 3"),
+        ("  residual: 2", "6: stages.quant.residual: must be at most 1.0, not 2"),
+        ("  residual: some", "6: stages.quant.residual: must be a number, not 'some'"),
+        ("  reparametrise: 3", "6: stages.quant.reparametrise: must be true or false, not 3"),
+        ("  fold: false", "4: stages.quant: fold is called reparametrise now; write that"),
         ("  layers: head", "6: stages.quant.layers: must be a list, not 'head'"),
         ("  layers: []", "6: stages.quant.layers: has 0 values; the least is 1"),
         ("  layers: [1]", "6: stages.quant.layers.1: must be text, not 1; put it in quotes"),
@@ -177,7 +178,7 @@ def test_another_version_is_told_before_all_that_it_makes_unknown() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_of_several_errors_the_first_line_is_told_and_the_others_counted() -> None:
-    told = message(f"gates: {{mx: {{}}}}\n{BASE}  bts: 8\n  fine: 2\n")
+    told = message(f"gates: {{mx: {{}}}}\n{BASE}  bts: 8\n  residual: 2\n")
     assert told == "recipes/x.yaml:1: gates.mx: unknown key; did you mean max? (and 2 more)"
 
 
@@ -223,20 +224,20 @@ def test_an_anchor_may_be_used_again_and_its_keys_changed() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_overrides_are_applied_in_order_and_before_validation() -> None:
-    text = BASE + "  bits: 9\n  fine: 7\n"  # wrong as it stands
+    text = BASE + "  bits: 9\n  residual: 7\n"  # wrong as it stands
     recipe = load(
         text,
         "stages.quant.bits=8",
-        "stages.quant.fine=0.5",
+        "stages.quant.residual=0.5",
         "stages.quant.name=q",
-        "stages.q.fine=0.25",
+        "stages.q.residual=0.25",
         "gates.max_drop.top1=1",
         "model.options.img_size=96",
         "data.mean=[0.5, 0.5, 0.5]",
     )
     dumped = recipe.model_dump()
     assert dumped["stages"][1]["name"] == "q"
-    assert dumped["stages"][1]["fine"] == 0.25
+    assert dumped["stages"][1]["residual"] == 0.25
     assert recipe.gates.max_drop.top1 == 1
     assert recipe.model.options == {"img_size": 96}
     assert recipe.data.preprocess_overrides() == {"mean": (0.5, 0.5, 0.5)}
@@ -324,7 +325,7 @@ def test_inputs_that_are_not_there_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_an_error_of_the_file_beside_an_override_keeps_its_line() -> None:
-    told = message(BASE + "  bts: 8\n", "stages.quant.fine=2")
+    told = message(BASE + "  bts: 8\n", "stages.quant.residual=2")
     assert (
         told == "recipes/x.yaml:6: stages.quant.bts: unknown key; did you mean bits? (and 1 more)"
     )

@@ -24,7 +24,7 @@ data:
 stages:
   - {name: narrow, type: prune, budget: {macs: 0.9}, multiple: 4}
   - {name: fewer, type: merge, method: fisher, schedule: constant, budget: {macs: 0.7}}
-  - {name: quant, type: quantize, fine: 0}
+  - {name: quant, type: quantize, residual: 0}
 """
 
 

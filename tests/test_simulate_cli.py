@@ -15,7 +15,12 @@ data:
   evaluation: "example:glyphs/evaluation"
   images: 64
 stages:
-  - {name: quant, type: quantize, layers: ["blocks.0.*"], rounding: nearest, fold: false, fine: 0}
+  - name: quant
+    type: quantize
+    layers: ["blocks.0.*"]
+    rounding: nearest
+    reparametrise: false
+    residual: 0
 """
 
 

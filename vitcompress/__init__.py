@@ -33,7 +33,7 @@ def compress(
 ) -> "Report":
     """Run `recipe` on `model` and write the folder `out`, as `vitcompress run` does.
 
-    `settings` are overrides such as `"stages.quant.fine=0"`; `options` are the fields of
+    `settings` are overrides such as `"stages.quant.residual=0"`; `options` are the fields of
     `pipeline.Options` (seed, device, threads, limit, resume). A failed gate is no error: look at
     `report.passed`.
 

@@ -112,7 +112,7 @@ def _onnx_of(path: str) -> Path:
 def _model_facts(model: VitModel) -> dict[str, Any]:
     layers = Counter(
         f"{layer.bits}-bit weights, {layer.activations} activations, {layer.terms} term(s)"
-        + (f" for {layer.fine_tokens} token(s)" if layer.fine_tokens else "")
+        + (f" for {layer.residual_tokens} token(s)" if layer.residual_tokens else "")
         for layer in model.architecture.quantized.values()
     )
     return {

@@ -39,8 +39,8 @@ QUANTIZED = {
     "blocks.0.mlp.fc2": QuantizedLayer(bits=6, activations="static", terms=2),
     "blocks.1.attn.qkv": QuantizedLayer(bits=8, activations="dynamic", terms=2),
     "blocks.1.attn.proj": QuantizedLayer(bits=6, activations="dynamic"),
-    "blocks.1.mlp.fc1": QuantizedLayer(bits=8, activations="dynamic", terms=2, fine_tokens=1),
-    "blocks.1.mlp.fc2": QuantizedLayer(bits=8, activations="static", terms=2, fine_tokens=1),
+    "blocks.1.mlp.fc1": QuantizedLayer(bits=8, activations="dynamic", terms=2, residual_tokens=1),
+    "blocks.1.mlp.fc2": QuantizedLayer(bits=8, activations="static", terms=2, residual_tokens=1),
     "head": QuantizedLayer(bits=8, activations="static"),
 }
 HALF, CODED = ("pos_embed", "cls_token", "blocks.0.mlp.fc1.scale"), ("patch_embed.proj.weight",)
@@ -300,7 +300,7 @@ def test_a_layer_is_one_node_of_its_name(quantized: Exported) -> None:
     for name, layer in QUANTIZED.items():
         kinds = [n.op_type for n in functions[calls[name].op_type].node]
         assert kinds.count("MatMulInteger") == layer.terms
-        assert kinds[-1] == ("Concat" if layer.fine_tokens else "Add")
+        assert kinds[-1] == ("Concat" if layer.residual_tokens else "Add")
 
 
 @pytest.mark.parametrize("which", ["plain", "quantized"])

@@ -78,11 +78,18 @@ def test_one_image_in_eight_may_have_a_tie_where_tokens_merge(
 
 
 @pytest.mark.parametrize("activations", ["static", "dynamic"])
-@pytest.mark.parametrize("fine", [0.0, 1.0])
+@pytest.mark.parametrize("residual", [0.0, 1.0])
 def test_a_quantized_export_passes(
-    activations: str, fine: float, vit: VitModel, context: Context, pixels: Tensor, tmp_path: Path
+    activations: str,
+    residual: float,
+    vit: VitModel,
+    context: Context,
+    pixels: Tensor,
+    tmp_path: Path,
 ) -> None:
-    model = quantized(vit, context, activations=activations, fine=fine, layers=["blocks.*", "head"])
+    model = quantized(
+        vit, context, activations=activations, residual=residual, layers=["blocks.*", "head"]
+    )
     path = tmp_path / "m.onnx"
     export_onnx(model, path, {})
     facts = check_parity(path, model, pixels, 1)
@@ -94,7 +101,7 @@ def test_layers_that_are_alike_share_a_function(
     vit: VitModel, context: Context, tmp_path: Path
 ) -> None:
     path = tmp_path / "m.onnx"
-    export_onnx(quantized(vit, context, fine=0.0, bits=4, pin={"blocks.1.*": 8}), path, {})
+    export_onnx(quantized(vit, context, residual=0.0, bits=4, pin={"blocks.1.*": 8}), path, {})
     exported = onnx.load(path)
     used = {n.name: n.op_type for n in exported.graph.node if n.domain == "vitcompress"}
     assert len(used) == 8
@@ -124,7 +131,7 @@ def test_one_changed_code_is_found_with_its_layer(
 def test_a_layer_that_is_not_fused_is_named(
     vit: VitModel, context: Context, pixels: Tensor, tmp_path: Path
 ) -> None:
-    model = quantized(vit, context, fine=0.0)
+    model = quantized(vit, context, residual=0.0)
     path = tmp_path / "m.onnx"
     export_onnx(model, path, {})
     graph_model = onnx.load(path)

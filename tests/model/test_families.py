@@ -200,10 +200,10 @@ def test_inputs_that_can_be_folded_keep_the_logits(
     expected = ours(images)
     anatomy = anatomy_of(ours)
     for layer in anatomy.linears():
-        if (fold := anatomy.input_fold(layer)) is not None:
+        if (reparametrisation := anatomy.input_reparametrisation(layer)) is not None:
             channels = ours.get_submodule(layer).in_features
             draw = torch.Generator().manual_seed(channels)
-            fold(*torch.randn(2, channels, generator=draw).div(4).exp())
+            reparametrisation(*torch.randn(2, channels, generator=draw).div(4).exp())
     logits = ours(images)
     assert (logits - expected).norm() <= 5e-5 * expected.norm()
 
@@ -212,9 +212,9 @@ def test_padded_windows_and_norms_that_follow_cannot_take_a_fold_before_attentio
     for kind, allowed in (("Swin", True), ("Swin, padded", False), ("Swin V2", False)):
         _, name, options = MODELS[kind]
         anatomy = anatomy_of(adopted(name, options))
-        fold = anatomy.input_fold("layers.0.blocks.0.attn.qkv")
-        assert (fold is not None) == allowed
-        assert anatomy.input_fold("layers.0.blocks.0.attn.proj") is not None
+        reparametrisation = anatomy.input_reparametrisation("layers.0.blocks.0.attn.qkv")
+        assert (reparametrisation is not None) == allowed
+        assert anatomy.input_reparametrisation("layers.0.blocks.0.attn.proj") is not None
 
 
 REFUSED = {

@@ -147,11 +147,11 @@ def test_a_second_term_of_the_first_tokens_leaves_the_others(
     activations: Activations, x: Tensor
 ) -> None:
     one, two, few = (filled(activations, 8, terms) for terms in (1, 2, 2))
-    few.fine_tokens = 2
+    few.residual_tokens = 2
     assert torch.equal(few(x)[:, :2], two(x)[:, :2])
     assert torch.equal(few(x)[:, 2:], one(x)[:, 2:])
     assert not torch.equal(one(x)[:, :2], two(x)[:, :2])
-    few.fine_tokens = x.shape[1]
+    few.residual_tokens = x.shape[1]
     assert torch.equal(few(x), two(x))
 
 
@@ -179,9 +179,9 @@ def test_the_operators_are_well_formed(x: Tensor) -> None:
     torch.library.opcheck(
         quantized_linear, (*arguments, *ranges, None, 8, 0, 1, None), test_utils=checks
     )
-    for fine in (None, 1):
+    for residual in (None, 1):
         torch.library.opcheck(
             quantized_linear,
-            (*arguments, None, None, None, 8, 0, 2, fine),
+            (*arguments, None, None, None, 8, 0, 2, residual),
             test_utils=checks,
         )

@@ -1,4 +1,4 @@
-"""Patterns over layer names, and folds that leave no trace in the logits."""
+"""Patterns over layer names, and reparametrisations that leave no trace in the logits."""
 
 from collections.abc import Callable
 from functools import partial
@@ -68,7 +68,9 @@ def test_a_broken_expression_is_named() -> None:
         match(["re:("], NAMES, "key")
 
 
-FOLDED = [f"blocks.{i}.{kind}" for i in range(2) for kind in ("attn.qkv", "attn.proj", "mlp.fc1")]
+REPARAMETRISED = [
+    f"blocks.{i}.{kind}" for i in range(2) for kind in ("attn.qkv", "attn.proj", "mlp.fc1")
+]
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("vit_tiny_patch16_224", {}),
     "LayerScale": ("vit_tiny_patch16_224", {"init_values": 0.1}),
@@ -90,52 +92,52 @@ def seen_input(module: nn.Module, layer: str, pixels: Tensor) -> tuple[Tensor, T
     return seen[0], logits
 
 
-def random_fold(channels: int) -> tuple[Tensor, Tensor]:
+def random_reparametrisation(channels: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(channels)
     shift = torch.randn(channels, generator=generator)
     return shift, torch.randn(channels, generator=generator).exp()
 
 
-def check_fold(module: nn.Module, layer: str, pixels: Tensor) -> None:
-    """Fold the input of `layer` in `module` at random, and see what changes."""
-    shift, scale = random_fold(module.get_submodule(layer).in_features)
+def check_reparametrisation(module: nn.Module, layer: str, pixels: Tensor) -> None:
+    """Reparametrise the input of `layer` in `module` at random, and see what changes."""
+    shift, scale = random_reparametrisation(module.get_submodule(layer).in_features)
     x, logits = seen_input(module, layer, pixels)
-    fold = anatomy_of(module).input_fold(layer)
-    assert fold is not None
-    fold(shift, scale)
-    folded, after = seen_input(module, layer, pixels)
+    reparametrisation = anatomy_of(module).input_reparametrisation(layer)
+    assert reparametrisation is not None
+    reparametrisation(shift, scale)
+    reparametrised, after = seen_input(module, layer, pixels)
     expected = (x - shift) / scale
-    assert torch.allclose(folded, expected, rtol=1e-4, atol=1e-4)
-    assert (folded - x).abs().mean() > 0.5
+    assert torch.allclose(reparametrised, expected, rtol=1e-4, atol=1e-4)
+    assert (reparametrised - x).abs().mean() > 0.5
     assert (after - logits).norm() <= 1e-5 * logits.norm()
 
 
 @pytest.mark.parametrize(("name", "options"), MODELS.values(), ids=MODELS)
-@pytest.mark.parametrize("layer", FOLDED)
-def test_a_fold_moves_the_input_and_keeps_the_logits(
+@pytest.mark.parametrize("layer", REPARAMETRISED)
+def test_a_reparametrisation_moves_the_input_and_keeps_the_logits(
     name: str, options: dict[str, Any], layer: str, make_vit: MakeVit, pixels: Tensor
 ) -> None:
-    check_fold(make_vit(name, **options).module, layer, pixels)
+    check_reparametrisation(make_vit(name, **options).module, layer, pixels)
 
 
 def test_folds_of_all_layers_add_up(vit: VitModel, pixels: Tensor) -> None:
     logits = vit.module(pixels)
-    for layer in FOLDED:
-        fold = anatomy_of(vit.module).input_fold(layer)
-        assert fold is not None
-        fold(*random_fold(64))
+    for layer in REPARAMETRISED:
+        reparametrisation = anatomy_of(vit.module).input_reparametrisation(layer)
+        assert reparametrisation is not None
+        reparametrisation(*random_reparametrisation(64))
     assert (vit.module(pixels) - logits).norm() <= 5e-5 * logits.norm()
 
 
-@pytest.mark.parametrize("layer", FOLDED[3:])
+@pytest.mark.parametrize("layer", REPARAMETRISED[3:])
 def test_a_tail_block_can_be_folded(layer: str, vit: VitModel, pixels: Tensor) -> None:
     set_tail(vit.module, 1)
-    check_fold(vit.module, layer, pixels)
+    check_reparametrisation(vit.module, layer, pixels)
 
 
 @pytest.mark.parametrize("layer", ["blocks.0.mlp.fc2", "blocks.1.mlp.fc2", "head"])
 def test_nothing_linear_comes_before_these(layer: str, vit: VitModel) -> None:
-    assert anatomy_of(vit.module).input_fold(layer) is None
+    assert anatomy_of(vit.module).input_reparametrisation(layer) is None
 
 
 FORBIDDEN: dict[str, tuple[dict[str, Any], set[str]]] = {
@@ -154,37 +156,37 @@ FORBIDDEN: dict[str, tuple[dict[str, Any], set[str]]] = {
 
 
 @pytest.mark.parametrize(("options", "forbidden"), FORBIDDEN.values(), ids=FORBIDDEN)
-def test_what_lies_between_may_forbid_a_fold(
+def test_what_lies_between_may_forbid_a_reparametrisation(
     options: dict[str, Any],
     forbidden: set[str],
     make_module: Callable[..., nn.Module],
     pixels: Tensor,
 ) -> None:
-    for layer in FOLDED:
+    for layer in REPARAMETRISED:
         module = adopt(make_module(**options))
         if layer.rpartition(".")[2] in forbidden:
-            assert anatomy_of(module).input_fold(layer) is None
+            assert anatomy_of(module).input_reparametrisation(layer) is None
         else:
-            check_fold(module, layer, pixels)
+            check_reparametrisation(module, layer, pixels)
 
 
 def test_gated_attention_cannot_be_folded(vit: VitModel, pixels: Tensor) -> None:
     block = vit.module.blocks[0]
     block.attn.gate = nn.Linear(64, 64)
-    assert anatomy_of(vit.module).input_fold("blocks.0.attn.qkv") is None
-    assert anatomy_of(vit.module).input_fold("blocks.0.attn.proj") is None
-    check_fold(vit.module.requires_grad_(False), "blocks.0.mlp.fc1", pixels)
+    assert anatomy_of(vit.module).input_reparametrisation("blocks.0.attn.qkv") is None
+    assert anatomy_of(vit.module).input_reparametrisation("blocks.0.attn.proj") is None
+    check_reparametrisation(vit.module.requires_grad_(False), "blocks.0.mlp.fc1", pixels)
 
 
-def test_a_quantized_qkv_cannot_take_a_fold(vit: VitModel) -> None:
+def test_a_quantized_qkv_cannot_take_a_reparametrisation(vit: VitModel) -> None:
     vit.module.set_submodule("blocks.0.attn.qkv", QuantizedLinear(64, 192, 8, "static"))
-    assert anatomy_of(vit.module).input_fold("blocks.0.attn.proj") is None
+    assert anatomy_of(vit.module).input_reparametrisation("blocks.0.attn.proj") is None
 
 
 @pytest.mark.parametrize("layer", ["attn_out.proj", "attn_in.qk", "mlp.fc1"])
 def test_blocks_of_other_make_are_left_alone(layer: str) -> None:
     tnt = timm.create_model("tnt_s_legacy_patch16_224", depth=1, num_classes=3)
-    assert anatomy_of(adopt(tnt)).input_fold(f"blocks.0.{layer}") is None
+    assert anatomy_of(adopt(tnt)).input_reparametrisation(f"blocks.0.{layer}") is None
 
 
 def test_layers_that_are_quantized_already_are_told_apart() -> None:

@@ -101,7 +101,7 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         PLAIN,
         {"type": "sparsify", "pattern": "4x4", "density": 0.5, "criterion": "wanda"},
     ),
-    "quantize by descent": (PLAIN, {"type": "quantize", "fine": 0.5, "layers": ["blocks.1.*"]}),
+    "quantize by descent": (PLAIN, {"type": "quantize", "residual": 0.5, "layers": ["blocks.1.*"]}),
     "quantize by gptq": (PLAIN, {**QUANTIZE, "rounding": "gptq", "activations": "dynamic"}),
     "quantize in sequence": (
         PLAIN,

@@ -27,7 +27,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "prune": {"budget": {"params": 0.8}, "allocate": "uniform", "multiple": 4},
     "merge": {"method": "tome", "schedule": "constant", "budget": {"macs": 0.8}, "images": 8},
     "sparsify": {"layers": ["blocks.*"]},
-    "quantize": {"rounding": "nearest", "fine": 0, "layers": ["*.fc1"]},
+    "quantize": {"rounding": "nearest", "residual": 0, "layers": ["*.fc1"]},
 }
 
 REFUSED = {

@@ -191,7 +191,7 @@ def mismatch(layer: QuantizedLinear, x: Tensor, output: Tensor) -> float:
     expected = cast(Tensor, layer(x))
     step = (x_scale * layer.scale.abs()).expand_as(expected).clone()
     if layer.terms == 2:
-        step[..., : layer.fine_tokens, :] /= 256
+        step[..., : layer.residual_tokens, :] /= 256
     # float32 holds seven digits of the output, whatever the step.
     tolerance = 0.5 * step + 2e-6 * expected.abs().amax()
     same = (output - expected).abs() <= tolerance  # what is no number is not

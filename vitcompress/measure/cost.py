@@ -14,10 +14,10 @@ from vitcompress.model.modules.quantized import QuantizedLinear
 
 @register_flop_formula(torch.ops.vitcompress.quantized_linear, get_raw=True)
 def _quantized_linear_flops(x: Any, codes: Any, scale: Any, *args: Any, **kwargs: Any) -> int:
-    terms, fine_tokens = args[-2:]
+    terms, residual_tokens = args[-2:]
     inputs = int(x.numel())
     if terms == 2:
-        inputs += int(x[..., :fine_tokens, :].numel()) if fine_tokens else inputs
+        inputs += int(x[..., :residual_tokens, :].numel()) if residual_tokens else inputs
     return 2 * inputs * int(scale.numel())
 
 

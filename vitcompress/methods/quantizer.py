@@ -238,7 +238,7 @@ def integer_linear(
     bias: Tensor,
     static_range: tuple[Tensor, Tensor] | None,
     terms: int = 1,
-    fine_tokens: int | None = None,
+    residual_tokens: int | None = None,
 ) -> Tensor:
     """A Linear as the integer kernels compute it, [..., out]: exact sums, then a rescale.
 
@@ -250,8 +250,8 @@ def integer_linear(
         static_range: scale and zero point of the input, or None to take them from `x`.
         terms: 1, or 2 to quantize also what the first quantization left over, in a second sum with
             the same weights: an input of nearly 16 bits for twice the work.
-        fine_tokens: with 2 terms, how many leading tokens of x [..., tokens, in] have the second
-            (None: all inputs).
+        residual_tokens: with 2 terms, how many leading tokens of x [..., tokens, in] have the
+            second (None: all inputs).
     """
     if static_range is None:
         static_range = activation_parameters(x.amin(), x.amax())
@@ -260,7 +260,7 @@ def integer_linear(
     output = whole_sums(x_codes, codes) * (x_scale * scale) + bias
     if terms == 1:
         return output
-    few = slice(None) if fine_tokens is None else (..., slice(fine_tokens), slice(None))
+    few = slice(None) if residual_tokens is None else (..., slice(residual_tokens), slice(None))
     rest_scale, rest_zero_point = rest_range(x_scale)
     excess = x_codes[few] * x_scale - x[few]
     rest_codes = quantize_activation(excess, rest_scale, rest_zero_point)

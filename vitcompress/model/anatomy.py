@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple, cast
 from torch import Tensor, nn
 
 from vitcompress.errors import InputError
-from vitcompress.model.folds import Reparametrise, norm_fold, value_fold
 from vitcompress.model.modules.block import Block
 from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.model.patterns import match
+from vitcompress.model.reparametrise import Reparametrise, through_norm, through_values
 
 SiteKind = Literal["attention", "mlp"]
 
@@ -121,17 +121,17 @@ class Site:
             return None
         return self.first_name if isinstance(mlp.fc1, nn.Linear) else None
 
-    def input_fold(self, name: str) -> Reparametrise | None:
-        """As `Anatomy.input_fold`, for a layer of this site."""
+    def input_reparametrisation(self, name: str) -> Reparametrise | None:
+        """As `Anatomy.input_reparametrisation`, for a layer of this site."""
         operator, attention = self.operator, self.kind == "attention"
         if attention and operator.gate is not None:
             return None
         if name == self.first_name and not self.block.norm_after:
             known = attention or getattr(operator, "gates", None) is not None
             padded = attention and operator.windows is not None and operator.windows.padded
-            return norm_fold(self.norm, self.first) if known and not padded else None
+            return through_norm(self.norm, self.first) if known and not padded else None
         if name == self.last_name and attention and isinstance(operator.norm, nn.Identity):
-            return value_fold(operator.qkv, self.last)
+            return through_values(operator.qkv, self.last)
         return None
 
 
@@ -243,7 +243,7 @@ class Anatomy:
         site = self.site_of(name)
         return None if site is None else site.hidden_source(name)
 
-    def input_fold(self, name: str) -> Reparametrise | None:
+    def input_reparametrisation(self, name: str) -> Reparametrise | None:
         """How the input channels of the Linear `name` can be shifted and scaled without a trace.
 
         None where something before the layer forbids it. Three kinds of input allow it: those of
@@ -251,7 +251,7 @@ class Anatomy:
         one.
         """
         site = self.site_of(name)
-        return None if site is None else site.input_fold(name)
+        return None if site is None else site.input_reparametrisation(name)
 
     def tokens_at(self, site: Site) -> SiteTokens | None:
         """How many tokens `site` computes with; None where that is not known."""

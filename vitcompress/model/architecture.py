@@ -33,9 +33,9 @@ SCALE = ".scale"
 class QuantizedLayer(BaseModel):
     """How one Linear is quantized: the width of its weight codes, and its activations.
 
-    `terms`: 2 where the input is the sum of two 8-bit terms, worth nearly 16 bits; `fine_tokens`:
-    how many leading tokens have the second (None: all). `group`: how many inputs share a whole
-    multiplier of the codes (None: there are none).
+    `terms`: 2 where the input is the sum of two 8-bit terms, worth nearly 16 bits;
+    `residual_tokens`: how many leading tokens have the second (None: all). `group`: how many
+    inputs share a whole multiplier of the codes (None: there are none).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,7 +44,7 @@ class QuantizedLayer(BaseModel):
     activations: Activations
     group: Annotated[int, Field(ge=1)] | None = None
     terms: Literal[1, 2] = 1
-    fine_tokens: Annotated[int, Field(ge=1)] | None = None
+    residual_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
 def _pattern(text: str) -> str:

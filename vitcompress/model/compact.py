@@ -136,7 +136,7 @@ class CompactQuantizedLinear(nn.Module):
         super().__init__()
         self.shape, self.cell = (layer.in_features, layer.out_features), list(_cell(pattern))
         self.bits, self.group, self.terms = layer.bits, layer.group, layer.terms
-        self.fine_tokens = layer.fine_tokens
+        self.residual_tokens = layer.residual_tokens
         for name, tensor in packed(nn.ModuleDict({"layer": layer}), {"layer": pattern}).items():
             self.register_buffer(name.removeprefix("layer."), tensor)
         for name in ("activation_scale", "activation_zero_point", "multipliers"):
@@ -156,7 +156,7 @@ class CompactQuantizedLinear(nn.Module):
             8,
             self.group or 0,
             self.terms,
-            self.fine_tokens,
+            self.residual_tokens,
         )
         return cast(Tensor, output)
 

@@ -40,7 +40,13 @@ BLOCKS = [
 
 
 def run(vit: VitModel, context: Context, **options: Any) -> StageResult:
-    given = {"fine": 0, "fold": False, "rounding": "gptq", "activations": "dynamic", **options}
+    given = {
+        "residual": 0,
+        "reparametrise": False,
+        "rounding": "gptq",
+        "activations": "dynamic",
+        **options,
+    }
     return quantize(vit, QuantizeConfig(**given), context)
 
 
@@ -225,7 +231,7 @@ def test_a_layer_that_the_output_ignores_counts_nothing(
 
 @pytest.mark.parametrize("score", ["lrp", "fisher"])
 def test_importance_counts_by_its_square_root(score: Any, vit: VitModel, context: Context) -> None:
-    rows = sensitivity(vit, QuantizeConfig(bits=4, score=score, fold=False), context).rows
+    rows = sensitivity(vit, QuantizeConfig(bits=4, score=score, reparametrise=False), context).rows
     found = importance(vit, score, context).values()
     roots = [value**0.5 for value in found]
     assert [row["importance"] for row in rows] == pytest.approx([r / sum(roots) for r in roots])
@@ -275,8 +281,8 @@ def test_a_model_whose_output_never_changes_has_no_such_score(
 def test_layers_that_round_tokens_unlike_have_no_error_on_the_sample(
     vit: VitModel, context: Context
 ) -> None:
-    rows = run(vit, context, bits=8, fine=0.01).table("layers").rows
-    few = [row for row in rows if row["fine_tokens"] is not None]
+    rows = run(vit, context, bits=8, residual=0.01).table("layers").rows
+    few = [row for row in rows if row["residual_tokens"] is not None]
     assert few
     assert all((row["output_error"] is None) == (row in few) for row in rows)
 

@@ -89,7 +89,13 @@ def test_a_mean_of_5_bits(
     score: str, model: VitModel, context: Context, pixels: Tensor, tmp_path: Path
 ) -> None:
     budget = {"average": 5}
-    options = {"bits": budget, "score": score, "rounding": "gptq", "fine": 0, "pin": {"head": 8}}
+    options = {
+        "bits": budget,
+        "score": score,
+        "rounding": "gptq",
+        "residual": 0,
+        "pin": {"head": 8},
+    }
     config = QuantizeConfig.model_validate({"layers": ["blocks", "head"], **options})
     result = quantize(model, config, context)
     widths = {name: q.bits for name, q in result.model.architecture.quantized.items()}
@@ -107,7 +113,7 @@ def test_zeros_then_bits_in_sequence(
     sparse = sparsify(model, SparsifyConfig(), context).model
     zeros = {name: layer.weight == 0 for name, layer in sparse.anatomy.linears().items()}
     assert {name for name, each in zeros.items() if each.any()} == set(sparse.architecture.sparse)
-    config = QuantizeConfig(bits=6, sequential=True, rounding="gptq", fold=False)
+    config = QuantizeConfig(bits=6, sequential=True, rounding="gptq", reparametrise=False)
     result = quantize(sparse, config, context)
     for name in sparse.architecture.sparse:
         if name in result.model.architecture.quantized:

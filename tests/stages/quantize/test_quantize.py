@@ -44,7 +44,7 @@ def quantized_layers(module: nn.Module) -> dict[str, QuantizedLinear]:
 
 
 def run(vit: VitModel, context: Context, **options: Any) -> StageResult:
-    return quantize(vit, QuantizeConfig(**{"fine": 0, **options}), context)
+    return quantize(vit, QuantizeConfig(**{"residual": 0, **options}), context)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_the_layers_asked_for_are_quantized(
     options: dict[str, Any], expected: list[str], vit: VitModel, context: Context
 ) -> None:
     assert selected(vit, QuantizeConfig(**options)) == expected
-    result = run(vit, context, rounding="nearest", fold=False, **options)
+    result = run(vit, context, rounding="nearest", reparametrise=False, **options)
     model = result.model
     assert list(quantized_layers(model.module)) == expected
     assert list(model.architecture.quantized) == expected
@@ -77,7 +77,7 @@ def test_a_pattern_without_a_layer_is_an_error(key: str, vit: VitModel, context:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"layers": ()}, {"bits": 7}, {"fine": 1.5}, {"rest": "int4"}, {"bit": 8}]
+    "wrong", [{"layers": ()}, {"bits": 7}, {"residual": 1.5}, {"rest": "int4"}, {"bit": 8}]
 )
 def test_a_wrong_config_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -105,8 +105,8 @@ def seen_inputs(module: nn.Module, layers: list[str], pixels: Tensor) -> dict[st
 def test_the_output_of_each_layer_stays_near(
     activations: str, rounding: str, vit: VitModel, context: Context
 ) -> None:
-    # Without folds each layer has the input it had.
-    result = run(vit, context, activations=activations, rounding=rounding, fold=False)
+    # Without reparametrisations each layer has the input it had.
+    result = run(vit, context, activations=activations, rounding=rounding, reparametrise=False)
     model = result.model
     pixels = torch.cat(list(context.calibration_batches("")))
     inputs = seen_inputs(vit.module, BLOCKS, pixels)
@@ -124,17 +124,17 @@ def test_the_output_of_each_layer_stays_near(
         assert (found - target).mean(0).abs().max() < 1e-5 * target.abs().max()
 
 
-@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("reparametrise", [True, False])
 @pytest.mark.parametrize("activations", MODES)
 def test_the_logits_stay_near(
-    activations: str, fold: bool, vit: VitModel, context: Context
+    activations: str, reparametrise: bool, vit: VitModel, context: Context
 ) -> None:
-    result = run(vit, context, activations=activations, fold=fold)
+    result = run(vit, context, activations=activations, reparametrise=reparametrise)
     model = result.model
     pixels = torch.cat(list(context.calibration_batches("")))
     logits, after = vit.module(pixels), model.module(pixels)
     assert 0 < (after - logits).norm() < 0.05 * logits.norm()
-    assert (result.facts["folded_layers"] > 0) == fold
+    assert (result.facts["reparametrised_layers"] > 0) == reparametrise
     assert {layer.activations for layer in quantized_layers(model.module).values()} == {activations}
 
 
@@ -157,7 +157,7 @@ def calibrated(vit: VitModel, context: Context) -> dict[str, LayerStatistics]:
 def chosen(
     module: nn.Module, name: str, found: LayerStatistics, config: QuantizeConfig
 ) -> InputRange:
-    return best_input_range(anatomy_of(module), name, found, config.style, 8, config.fold)
+    return best_input_range(anatomy_of(module), name, found, config.style, 8, config.reparametrise)
 
 
 @pytest.mark.parametrize("activations", MODES)
@@ -167,23 +167,25 @@ def test_folding_never_chooses_a_larger_error(
     for vit, much in ((make_vit(), False), (outlying(make_vit), True)):
         found = calibrated(vit, context)
         for name in BLOCKS:
-            folded, plain = (
+            reparametrised, plain = (
                 chosen(
                     copy.deepcopy(vit.module),
                     name,
                     found[name],
-                    QuantizeConfig(activations=activations, fold=fold),
+                    QuantizeConfig(activations=activations, reparametrise=reparametrise),
                 )
-                for fold in (True, False)
+                for reparametrise in (True, False)
             )
-            assert folded.error <= plain.error
-            assert plain.fold.strength == 0
+            assert reparametrised.error <= plain.error
+            assert plain.change.strength == 0
             if much and not name.endswith("fc2"):
-                assert folded.error < 0.5 * plain.error
-                assert folded.fold.strength > 0
+                assert reparametrised.error < 0.5 * plain.error
+                assert reparametrised.change.strength > 0
 
 
-def test_a_chosen_fold_is_applied_to_the_model(make_vit: MakeVit, context: Context) -> None:
+def test_a_chosen_reparametrisation_is_applied_to_the_model(
+    make_vit: MakeVit, context: Context
+) -> None:
     vit = outlying(make_vit)
     found = calibrated(vit, context)
     pixels = torch.cat(list(context.calibration_batches("")))
@@ -192,8 +194,8 @@ def test_a_chosen_fold_is_applied_to_the_model(make_vit: MakeVit, context: Conte
         choice = chosen(module, name, found[name], QuantizeConfig())
         before = seen_inputs(vit.module, [name], pixels)[name]
         after = seen_inputs(module, [name], pixels)[name]
-        assert choice.fold.strength > 0
-        assert torch.allclose(after, choice.fold.apply(before), rtol=1e-3, atol=1e-3)
+        assert choice.change.strength > 0
+        assert torch.allclose(after, choice.change.apply(before), rtol=1e-3, atol=1e-3)
         assert torch.allclose(module(pixels), vit.module(pixels), rtol=1e-3, atol=1e-3)
 
 
@@ -203,7 +205,9 @@ def test_static_ranges_are_never_worse_than_the_whole_range(
     found = calibrated(vit, context)
     for name in BLOCKS:
         choices = [
-            chosen(vit.module, name, found[name], QuantizeConfig(activations=mode, fold=False))
+            chosen(
+                vit.module, name, found[name], QuantizeConfig(activations=mode, reparametrise=False)
+            )
             for mode in ("static", "dynamic")
         ]
         assert choices[0].error <= choices[1].error
@@ -216,7 +220,7 @@ def test_error_feedback_lowers_the_error_of_weights(vit: VitModel, context: Cont
     found = calibrated(vit, context)
     losses = {}
     for rounding in ("gptq", "nearest"):
-        model = run(vit, context, rounding=rounding, fold=False).model
+        model = run(vit, context, rounding=rounding, reparametrise=False).model
         for name, layer in quantized_layers(model.module).items():
             codes = quantizer.unpack_weight(layer.codes, 8, layer.in_features)
             change = codes * layer.scale[:, None] - vit.module.get_submodule(name).weight
@@ -227,7 +231,8 @@ def test_error_feedback_lowers_the_error_of_weights(vit: VitModel, context: Cont
 
 def test_two_runs_give_equal_tensors(make_vit: MakeVit, make_context: Callable[..., Any]) -> None:
     results = [
-        quantize(make_vit(), QuantizeConfig(fine=0.3), make_context(resume=False)) for _ in range(2)
+        quantize(make_vit(), QuantizeConfig(residual=0.3), make_context(resume=False))
+        for _ in range(2)
     ]
     one, other = results
     assert one.model.architecture == other.model.architecture
@@ -237,7 +242,7 @@ def test_two_runs_give_equal_tensors(make_vit: MakeVit, make_context: Callable[.
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("options", [{}, {"fine": 1.0, "rest": "float16", "layers": ("*",)}])
+@pytest.mark.parametrize("options", [{}, {"residual": 1.0, "rest": "float16", "layers": ("*",)}])
 def test_the_model_given_is_not_changed(
     options: dict[str, Any], make_vit: MakeVit, context: Context
 ) -> None:
@@ -255,7 +260,7 @@ def test_the_description_makes_the_model_again(
     set_tail(vit.module, 1)
     tail = vit.architecture.model_copy(update={"tail_tokens": 1})
     vit = VitModel(vit.module, tail, vit.preprocess)
-    model = run(vit, context, activations=activations, fine=0.3, rest="float16").model
+    model = run(vit, context, activations=activations, residual=0.3, rest="float16").model
     again = build(Architecture.model_validate_json(model.architecture.model_dump_json()))
     again.load_state_dict(stored_tensors(model))
     assert torch.equal(again(pixels), model.module(pixels))
@@ -284,7 +289,9 @@ def test_what_stays_float_can_be_stored_in_half(vit: VitModel, context: Context)
 def test_weights_that_stay_float_can_be_stored_in_bytes(
     vit: VitModel, context: Context, pixels: Tensor
 ) -> None:
-    model = run(vit, context, rest="int8", pin={"blocks.0.mlp.fc1": "float32"}, fold=False).model
+    model = run(
+        vit, context, rest="int8", pin={"blocks.0.mlp.fc1": "float32"}, reparametrise=False
+    ).model
     assert set(model.architecture.half) == {"cls_token", "pos_embed"}
     assert set(model.architecture.coded) == {"patch_embed.proj.weight", "head.weight"}
     stored, state = stored_tensors(model), model.module.state_dict()
@@ -301,7 +308,7 @@ def test_weights_that_stay_float_can_be_stored_in_bytes(
 
 
 def test_without_half_all_floats_stay(vit: VitModel, context: Context) -> None:
-    model = run(vit, context, fold=False).model
+    model = run(vit, context, reparametrise=False).model
     assert model.architecture.half == ()
     for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "head.weight"):
         assert torch.equal(model.module.state_dict()[name], vit.module.state_dict()[name])
@@ -320,8 +327,8 @@ def test_fine_decides_how_many_layers_have_two_terms(
     pixels = torch.cat(list(context.calibration_batches("")))
     logits = vit.module(pixels)
     errors = []
-    for fine, bounds in ((0.0, (0, 0)), (0.4, (1, 7)), (1.0, (8, 8))):
-        result = run(vit, context, fine=fine, activations=activations)
+    for residual, bounds in ((0.0, (0, 0)), (0.4, (1, 7)), (1.0, (8, 8))):
+        result = run(vit, context, residual=residual, activations=activations)
         model = result.model
         count = terms(model).count(2)
         assert bounds[0] <= count <= bounds[1]
@@ -334,21 +341,21 @@ def test_fine_decides_how_many_layers_have_two_terms(
 def test_fine_layers_stay_within_their_share_and_cost_most(
     bits: int, vit: VitModel, context: Context
 ) -> None:
-    result = run(vit, context, fine=0.3, bits=bits)
+    result = run(vit, context, residual=0.3, bits=bits)
     model = result.model
     work = {n: layer.codes.numel() for n, layer in quantized_layers(model.module).items()}
-    fine = {
+    residual = {
         entry["layer"]
         for entry in result.table("layers").rows
-        if entry["terms"] == 2 and entry["fine_tokens"] is None
+        if entry["terms"] == 2 and entry["residual_tokens"] is None
     }
-    assert 0 < sum(work[name] for name in fine) <= 0.3 * sum(work.values())
+    assert 0 < sum(work[name] for name in residual) <= 0.3 * sum(work.values())
     worth = {
         e["layer"]: e["input_kl"] / work[e["layer"]]
         for e in result.table("layers").rows
         if e["input_kl"] is not None
     }
-    assert max(worth, key=worth.__getitem__) in fine
+    assert max(worth, key=worth.__getitem__) in residual
 
 
 def test_where_the_class_token_is_costly_it_alone_gets_a_second_term(
@@ -357,19 +364,21 @@ def test_where_the_class_token_is_costly_it_alone_gets_a_second_term(
     vit = make_vit()
     vit.module.pos_embed[:, 1:] *= 30  # patches widen the range, and nobody reads them
     vit.module.blocks[1].norm2 = nn.Identity()
-    result = run(vit, context, fine=1e-6, fold=False)
+    result = run(vit, context, residual=1e-6, reparametrise=False)
     model = result.model
-    fine = {n: q.fine_tokens for n, q in quantized_layers(model.module).items() if q.terms == 2}
-    assert "blocks.1.mlp.fc1" in fine
-    assert set(fine.values()) == {1}
-    assert result.facts["of_first_tokens_only"] == len(fine)
-    described = {n: q.fine_tokens for n, q in model.architecture.quantized.items()}
-    assert {n: described[n] for n in fine} == fine
+    residual = {
+        n: q.residual_tokens for n, q in quantized_layers(model.module).items() if q.terms == 2
+    }
+    assert "blocks.1.mlp.fc1" in residual
+    assert set(residual.values()) == {1}
+    assert result.facts["of_first_tokens_only"] == len(residual)
+    described = {n: q.residual_tokens for n, q in model.architecture.quantized.items()}
+    assert {n: described[n] for n in residual} == residual
 
 
 def test_without_a_class_token_no_token_is_special(make_vit: MakeVit, context: Context) -> None:
     vit = make_vit(class_token=False, global_pool="avg")
-    model = run(vit, context, fine=1e-6).model
+    model = run(vit, context, residual=1e-6).model
     assert all(q.terms == 1 for q in quantized_layers(model.module).values())
 
 
@@ -389,7 +398,7 @@ def test_a_layer_whose_output_is_constant_is_no_trouble(vit: VitModel, context: 
     fc2 = vit.module.blocks[0].mlp.fc2
     fc2.weight.zero_()
     fc2.bias.zero_()
-    result = run(vit, context, fine=0.3)
+    result = run(vit, context, residual=0.3)
     model = result.model
     assert all((entry["output_error"] or 0) >= 0 for entry in result.table("layers").rows)  # no NaN
     assert (model.module.blocks[0].mlp.fc2(torch.ones(5, 256)) == 0).all()

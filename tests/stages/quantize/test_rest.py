@@ -9,7 +9,7 @@ from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import QuantizeConfig
 from vitcompress.stages.quantize.stage import plan, quantize
 
-CONFIG = QuantizeConfig(rest="float16", fine=0, rounding="nearest", activations="dynamic")
+CONFIG = QuantizeConfig(rest="float16", residual=0, rounding="nearest", activations="dynamic")
 
 
 @torch.no_grad()

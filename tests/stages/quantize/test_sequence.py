@@ -32,7 +32,7 @@ BLOCKS = [f"blocks.{i}.{kind}" for i in range(2) for kind in KINDS]
 
 def run(vit: VitModel, context: Context, **options: Any) -> StageResult:
     return quantize(
-        vit, QuantizeConfig(**{"bits": 3, "fine": 0, "sequential": True, **options}), context
+        vit, QuantizeConfig(**{"bits": 3, "residual": 0, "sequential": True, **options}), context
     )
 
 
@@ -47,7 +47,7 @@ def test_on_the_inputs_it_had_a_layer_is_rounded_as_without(
 ) -> None:
     monkeypatch.setattr(prepare, "_weights", lambda *_: "even")  # as they are in sequence
     for name in (BLOCKS[0], BLOCKS[3]):
-        options = {"layers": (name,), "activations": "dynamic", "fold": False}
+        options = {"layers": (name,), "activations": "dynamic", "reparametrise": False}
         result = run(make_vit(), context, **options)
         one = result.model
         other = run(make_vit(), context, sequential=False, **options).model
@@ -74,7 +74,7 @@ def test_the_logits_come_nearer(
 
 def test_the_mean_error_of_every_layer_is_made_good(vit: VitModel, context: Context) -> None:
     pixels = torch.cat(list(context.calibration_batches("")))
-    model = run(vit, context, fold=False).model
+    model = run(vit, context, reparametrise=False).model
     outputs: dict[int, list[Tensor]] = {0: [], 1: []}
     for place, module in enumerate((vit.module, model.module)):
         for name in BLOCKS:
@@ -86,7 +86,7 @@ def test_the_mean_error_of_every_layer_is_made_good(vit: VitModel, context: Cont
 
 
 def test_layers_of_8_bits_are_what_they_were(make_vit: MakeVit, context: Context) -> None:
-    options = {"pin": {"*.fc1": 8}, "fold": False}
+    options = {"pin": {"*.fc1": 8}, "reparametrise": False}
     result, without = (run(make_vit(), context, sequential=on, **options) for on in (True, False))
     one, other = result.model, without.model
     assert result.facts["rounded_in_sequence"] == 6
@@ -119,7 +119,7 @@ def test_a_last_block_of_few_tokens_and_layers_without_bias_are_rounded_too(
     set_tail(vit.module, 1)
     tail = vit.architecture.model_copy(update={"tail_tokens": 1})
     vit = VitModel(vit.module, tail, vit.preprocess)
-    result = run(vit, context, fold=False)
+    result = run(vit, context, reparametrise=False)
     model = result.model
     assert result.facts["rounded_in_sequence"] == 8
     again = build(model.architecture)

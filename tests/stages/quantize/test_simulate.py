@@ -40,7 +40,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def run(
     vit: VitModel, context: Context, study: dict[str, Any] | None, **options: Any
 ) -> StageResult:
-    given = {"fine": 0, "rounding": "nearest", "layers": ("*",), "simulate": study, **options}
+    given = {"residual": 0, "rounding": "nearest", "layers": ("*",), "simulate": study, **options}
     return quantize(vit, QuantizeConfig(**given), context)
 
 
@@ -113,7 +113,7 @@ def test_more_bits_come_nearer_to_the_float_model(
 
 
 def test_8_uniform_bits_are_those_of_the_exported_model(vit: VitModel, context: Context) -> None:
-    result = run(vit, context, {"bits": 8, "softmax": "uniform"}, fold=False)
+    result = run(vit, context, {"bits": 8, "softmax": "uniform"}, reparametrise=False)
     model, (study,) = result.model, result.studies
     layers = kinds(study.module, SimulatedLinear)
     for name, layer in layers.items():
@@ -142,8 +142,12 @@ def test_folds_lower_the_error_where_channels_differ(make_vit: MakeVit, context:
     pixels = pixels_of(context)
     logits = vit.module(pixels)
     errors = [
-        float((simulate(vit, context, {"bits": 4}, fold=fold)(pixels) - logits).norm())
-        for fold in (True, False)
+        float(
+            (
+                simulate(vit, context, {"bits": 4}, reparametrise=reparametrise)(pixels) - logits
+            ).norm()
+        )
+        for reparametrise in (True, False)
     ]
     assert errors[0] < 0.7 * errors[1]
 
@@ -202,7 +206,7 @@ def test_a_wrong_study_is_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_the_bias_takes_the_mean_error(vit: VitModel, context: Context) -> None:
-    layer = simulate(vit, context, {"bits": 3}, fold=False).blocks[0].attn.qkv
+    layer = simulate(vit, context, {"bits": 3}, reparametrise=False).blocks[0].attn.qkv
     exact = vit.module.blocks[0].attn.qkv
     seen: list[Tensor] = []
     exact.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

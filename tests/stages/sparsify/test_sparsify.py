@@ -215,7 +215,7 @@ def test_a_plan_foretells_the_bytes(
     model = run(vit, context, **options).model
     assert stored_bytes(planned) == stored_bytes(model)
     assert result.facts["density"] == pytest.approx(0.5)
-    config = QuantizeConfig(bits=8, rounding="nearest", fold=False, fine=0)
+    config = QuantizeConfig(bits=8, rounding="nearest", reparametrise=False, residual=0)
     less = stored_bytes(quantizing.plan(planned, config).model)
     assert less == pytest.approx(stored_bytes(quantize(model, config, context).model), rel=0.05)
 

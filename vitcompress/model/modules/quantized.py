@@ -21,7 +21,7 @@ def quantized_linear(
     bits: int,
     group: int,
     terms: int,
-    fine_tokens: int | None,
+    residual_tokens: int | None,
 ) -> Tensor:
     """A Linear in integer arithmetic, exactly as the integer kernels compute it.
 
@@ -36,13 +36,13 @@ def quantized_linear(
         bits: width of the weight codes.
         group: how many inputs share a multiplier.
         terms: how many 8-bit terms the input is the sum of, 1 or 2.
-        fine_tokens: how many leading tokens have the second term; None: all.
+        residual_tokens: how many leading tokens have the second term; None: all.
     """
     static_range = None
     if activation_scale is not None and activation_zero_point is not None:
         static_range = (activation_scale, activation_zero_point.float())
     weight = quantizer.whole_weight(codes, multipliers, bits, group, x.shape[-1])
-    return quantizer.integer_linear(x, weight, scale, bias, static_range, terms, fine_tokens)
+    return quantizer.integer_linear(x, weight, scale, bias, static_range, terms, residual_tokens)
 
 
 @quantized_linear.register_fake
@@ -57,7 +57,7 @@ def _(
     bits: int,
     group: int,
     terms: int,
-    fine_tokens: int | None,
+    residual_tokens: int | None,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], scale.shape[0])
 
@@ -82,7 +82,7 @@ class QuantizedLinear(nn.Module):
         bits: int,
         activations: Activations,
         terms: Literal[1, 2] = 1,
-        fine_tokens: int | None = None,
+        residual_tokens: int | None = None,
         group: int | None = None,
     ) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class QuantizedLinear(nn.Module):
         self.bits = bits
         self.activations: Activations = activations
         self.terms: Literal[1, 2] = terms
-        self.fine_tokens = fine_tokens
+        self.residual_tokens = residual_tokens
         self.group = group
         zeros = torch.zeros(out_features, in_features)
         self.register_buffer("codes", quantizer.pack_weight(zeros, bits))
@@ -116,7 +116,7 @@ class QuantizedLinear(nn.Module):
             self.bits,
             self.group or 0,
             self.terms,
-            self.fine_tokens,
+            self.residual_tokens,
         )
         return cast(Tensor, output)
 

@@ -1,7 +1,7 @@
 """What a recipe says of the quantize stage."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -94,12 +94,12 @@ class QuantizeConfig(BaseModel):
     codes one by one, and the scales. `sequential`: layers below 8 bits are rounded one after the
     other, each fitted to what those before leave of its input; in models whose tokens merge, and
     for `nearest`, each is rounded for the input it had. `group`: how many inputs share a
-    multiplier, in codes of 6 bits or less. `fold`: move channel ranges into the neighbouring
-    tensors where that lowers the error. `fine`: the share of the layers' multiply-accumulates that
-    may be spent once more, on a second 8-bit term of the inputs whose rounding costs most for that
-    work; beyond it, in costly layers the class token alone has a second term where that takes away
-    most of the cost. `rest`: the type in which matrices that stay float (patch and position
-    embeddings, …) are stored; `int8` is for the weights among them, the others have float16 then.
+    multiplier, in codes of 6 bits or less. `reparametrise`: move channel ranges into the
+    neighbouring tensors where that lowers the error. `residual`: the share of the layers'
+    multiply-accumulates that may be spent once more, on a second 8-bit term of the inputs whose
+    rounding costs most for that work; beyond it, in costly layers the class token alone has a
+    second term where that takes away most of the cost. `rest`: the type in which matrices that
+    stay float (patch and position embeddings, …) are stored; `int8` is for the weights among them, the others have float16 then.
     `simulate`: measure besides what inputs of fewer bits would cost; the model that is exported
     stays the same.
     """
@@ -118,10 +118,18 @@ class QuantizeConfig(BaseModel):
     rounding: RoundingName = "descent"
     sequential: bool = False
     group: Annotated[int, Field(ge=8)] | None = 24
-    fold: bool = True
-    fine: Annotated[float, Field(ge=0, le=1)] = 0.05
+    reparametrise: bool = True
+    residual: Annotated[float, Field(ge=0, le=1)] = 0.05
     rest: Literal["float16", "float32", "int8"] = "float32"
     simulate: Simulation | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, data: Any) -> Any:
+        for old, new in (("fold", "reparametrise"), ("fine", "residual")):
+            if isinstance(data, dict) and old in data:
+                raise ValueError(f"{old} is called {new} now; write that")
+        return data
 
     @property
     def style(self) -> Style:

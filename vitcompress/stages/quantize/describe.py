@@ -69,7 +69,7 @@ def with_layers(
             bits=q.bits,
             activations=q.activations,
             terms=q.terms,
-            fine_tokens=q.fine_tokens,
+            residual_tokens=q.residual_tokens,
             group=q.group,
         )
         for name, q in layers.items()

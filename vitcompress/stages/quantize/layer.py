@@ -1,4 +1,4 @@
-"""One layer of the quantize stage: its fold, the range of its input, its rounded weights."""
+"""One layer of the quantize stage: the channels and the range of its input, its rounded weights."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -7,10 +7,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from vitcompress.methods import folding, quantizer
+from vitcompress.methods import quantizer
 from vitcompress.methods.compensation import VARYING, varying
-from vitcompress.methods.folding import Reparametrisation
 from vitcompress.methods.histogram import quantiles
+from vitcompress.methods.reparametrisation import Reparametrisation, identity, reparametrisations
 from vitcompress.methods.rounding import output_error
 from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.modules.quantized import QuantizedLinear
@@ -27,9 +27,9 @@ _DAMPING = 0.01  # of what errors of weights are measured by; more, the fewer to
 
 @dataclass(frozen=True)
 class InputRange:
-    """One way to quantize a layer's input: its fold, its range, and the error of the output."""
+    """One way to quantize a layer's input: how its channels change, its range, the error left."""
 
-    fold: Reparametrisation
+    change: Reparametrisation
     low: Tensor
     high: Tensor
     share: float
@@ -43,54 +43,72 @@ class InputRange:
 
 
 def best_input_range(
-    anatomy: Anatomy, name: str, found: LayerStatistics, style: Style, bits: int, fold: bool
+    anatomy: Anatomy,
+    name: str,
+    found: LayerStatistics,
+    style: Style,
+    bits: int,
+    reparametrise: bool,
 ) -> InputRange:
-    """The fold and the range of the least output error; the fold is applied to the model."""
+    """The change and the range of the least output error; the change is applied to the model."""
     weight = cast(nn.Linear, anatomy.module.get_submodule(name)).weight
-    plain = _best_range(folding.identity(weight.shape[1]), weight, found, style, bits)
-    apply = anatomy.input_fold(name) if fold else None
+    plain = _best_range(identity(weight.shape[1]), weight, found, style, bits)
+    apply = anatomy.input_reparametrisation(name) if reparametrise else None
     if apply is None:
         return plain
-    folds = folding.reparametrisations(found.low, found.high)
-    folded = (_best_range(each, weight, found, style, bits) for each in folds)
-    best = min((plain, *folded), key=lambda input_range: input_range.error)
+    changes = reparametrisations(found.low, found.high)
+    reparametrised = (_best_range(each, weight, found, style, bits) for each in changes)
+    best = min((plain, *reparametrised), key=lambda input_range: input_range.error)
     if best is not plain:
-        apply(best.fold.shift, best.fold.scale)
+        apply(best.change.shift, best.change.scale)
     return best
 
 
 def _best_range(
-    fold: Reparametrisation, weight: Tensor, found: LayerStatistics, style: Style, bits: int
+    change: Reparametrisation,
+    weight: Tensor,
+    found: LayerStatistics,
+    style: Style,
+    bits: int,
 ) -> InputRange:
-    """The activation range with the least output error under `fold`, weights rounded to nearest."""
-    rows, weight, target = trial(fold, weight, found, style, bits)
+    """The range with the least output error under `change`, weights rounded to nearest."""
+    rows, weight, target = trial(change, weight, found, style, bits)
     whole = _power(target)
 
     def input_range(low: Tensor, high: Tensor, share: float) -> InputRange:
         x = quantizer.rounded_input(rows, quantizer.activation_parameters(low, high))
         error = (x @ weight.T).sub_(target).square_().mean()
-        return InputRange(fold, low, high, share, float(error / whole))
+        return InputRange(change, low, high, share, float(error / whole))
 
-    ranges = _ranges(fold, found)
+    ranges = _ranges(change, found)
     if style.activations == "dynamic":
         ranges = ranges[:1]
     return min((input_range(*r) for r in ranges), key=lambda c: c.error)
 
 
 def trial(
-    fold: Reparametrisation, weight: Tensor, found: LayerStatistics, style: Style, bits: int
+    change: Reparametrisation,
+    weight: Tensor,
+    found: LayerStatistics,
+    style: Style,
+    bits: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Some rows of the input under `fold`, weights rounded to nearest, and the float outputs."""
-    rows = fold.apply(found.rows[:_JUDGED_ROWS])
-    weight = weight * fold.scale
-    lattice = Lattice.of(weight, gram(fold, found).diagonal(), bits, style.grouped(bits))
+    """Some rows of the input under `change`, weights rounded to nearest, and the float outputs."""
+    rows = change.apply(found.rows[:_JUDGED_ROWS])
+    weight = weight * change.scale
+    lattice = Lattice.of(weight, gram(change, found).diagonal(), bits, style.grouped(bits))
     return rows, lattice.nearest(weight) * lattice.step, rows @ weight.T
 
 
-def _ranges(fold: Reparametrisation, found: LayerStatistics) -> list[tuple[Tensor, Tensor, float]]:
-    """Ranges of the folded input that hold the shares `_SHARES` of all values, widest first."""
-    low, high = (found.low - fold.shift) / fold.scale, (found.high - fold.shift) / fold.scale
-    centres = (found.histogram.centres() - fold.shift[:, None]) / fold.scale[:, None]
+def _ranges(
+    change: Reparametrisation, found: LayerStatistics
+) -> list[tuple[Tensor, Tensor, float]]:
+    """Ranges of the changed input that hold the shares `_SHARES` of all values, widest first."""
+    low, high = (
+        (found.low - change.shift) / change.scale,
+        (found.high - change.shift) / change.scale,
+    )
+    centres = (found.histogram.centres() - change.shift[:, None]) / change.scale[:, None]
     shares = torch.tensor(_SHARES[1:])
     ends = quantiles(
         centres.flatten(), found.counts.flatten(), torch.cat([(1 - shares) / 2, (1 + shares) / 2])
@@ -108,28 +126,28 @@ def _power(target: Tensor) -> Tensor:
     return whole.clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def gram(fold: Reparametrisation, found: LayerStatistics) -> Tensor:
-    """The mean of x xᵀ of the folded input, float64 [in, in]."""
-    mean, shift = found.total / found.weight, fold.shift.double()
+def gram(change: Reparametrisation, found: LayerStatistics) -> Tensor:
+    """The mean of x xᵀ of the changed input, float64 [in, in]."""
+    mean, shift = found.total / found.weight, change.shift.double()
     moved = found.gram / found.weight - torch.outer(shift, mean) - torch.outer(mean, shift)
-    return (moved + torch.outer(shift, shift)) / torch.outer(fold.scale, fold.scale)
+    return (moved + torch.outer(shift, shift)) / torch.outer(change.scale, change.scale)
 
 
-def input_covariance(fold: Reparametrisation, found: LayerStatistics) -> Tensor:
-    """The covariance of the folded input, float64 [in, in], since the mean error of an output goes
+def input_covariance(change: Reparametrisation, found: LayerStatistics) -> Tensor:
+    """The covariance of the changed input, float64 [in, in], since the mean error of an output goes
     into its bias; the mean of x xᵀ for an input that never changes, whose covariance is rounding
     errors."""
     mean = found.total / found.weight
     covariance = (found.gram / found.weight - torch.outer(mean, mean)) / torch.outer(
-        fold.scale, fold.scale
+        change.scale, change.scale
     )
-    return varying(covariance, gram(fold, found))
+    return varying(covariance, gram(change, found))
 
 
-def metric(fold: Reparametrisation, found: LayerStatistics, bits: int) -> Metric:
+def metric(change: Reparametrisation, found: LayerStatistics, bits: int) -> Metric:
     """What errors of weights are measured by: the `input_covariance`; for 8 bits, whose rounding
     loses little, the mean of x xᵀ."""
-    moments = input_covariance(fold, found) if bits < 8 else gram(fold, found)
+    moments = input_covariance(change, found) if bits < 8 else gram(change, found)
     return damped(moments, float(found.effective))
 
 
@@ -141,8 +159,8 @@ def damped(moments: Tensor, tokens: float) -> Metric:
 def rounded_layer(
     layer: nn.Linear, input_range: InputRange, found: LayerStatistics, style: Style, bits: int
 ) -> QuantizedLinear:
-    """The quantized twin of `layer`, whose weights are already folded."""
-    quantized = coded(layer.weight, metric(input_range.fold, found, bits), style, bits)
+    """The quantized twin of `layer`, whose weights are already reparametrised."""
+    quantized = coded(layer.weight, metric(input_range.change, found, bits), style, bits)
     return ranged(quantized, layer, input_range, found)
 
 
@@ -168,8 +186,8 @@ def weight_error(
     """The mean squared error of the output that weights of `bits` bits leave, as a share of its
     variance: rounded as asked for, but for the last refinement."""
     measure, variance = (
-        metric(input_range.fold, found, bits),
-        input_covariance(input_range.fold, found),
+        metric(input_range.change, found, bits),
+        input_covariance(input_range.change, found),
     )
     lattice = Lattice.of(layer.weight, measure.gram.diagonal(), bits, style.grouped(bits))
     codes = rounding_of(style.rounding).codes(layer.weight, lattice, measure)
@@ -184,7 +202,7 @@ def ranged(
     input_range: InputRange,
     found: LayerStatistics,
     terms: Literal[1, 2] = 1,
-    fine_tokens: int | None = None,
+    residual_tokens: int | None = None,
 ) -> QuantizedLinear:
     """`quantized` with the range of `input_range`, and the bias that makes its mean error zero.
 
@@ -192,10 +210,10 @@ def ranged(
     Where only some tokens have a second term, the mean is that of the others.
     """
     twin = with_range(copy.deepcopy(quantized), input_range)
-    twin.terms, twin.fine_tokens = terms, fine_tokens
-    rows = input_range.fold.apply(found.rows)
+    twin.terms, twin.residual_tokens = terms, residual_tokens
+    rows = input_range.change.apply(found.rows)
     fixed = input_range.static_range(quantized.activations)
-    seen = quantizer.rounded_input(rows, fixed, 1 if fine_tokens else terms)
+    seen = quantizer.rounded_input(rows, fixed, 1 if residual_tokens else terms)
     # Layers are linear: the mean of the outputs is the output of the mean.
     missing = layer(rows.mean(0, dtype=torch.float64).float())
     twin.bias = torch.zeros_like(twin.bias)
@@ -219,20 +237,20 @@ def layer_error(
 
     None where some tokens have a second term: the sample does not tell which its rows are.
     """
-    if quantized.fine_tokens is not None:
+    if quantized.residual_tokens is not None:
         return None
-    rows = input_range.fold.apply(found.rows)
+    rows = input_range.change.apply(found.rows)
     target = layer(rows)
     return float((quantized(rows) - target).square().mean() / _power(target))
 
 
-def roomy(input_range: InputRange, found: LayerStatistics) -> InputRange:
+def with_residual(input_range: InputRange, found: LayerStatistics) -> InputRange:
     """Half as much again as was ever seen: with two terms there are steps to spare."""
-    low, high, share = _ranges(input_range.fold, found)[0]
+    low, high, share = _ranges(input_range.change, found)[0]
     return replace(input_range, low=1.5 * low, high=1.5 * high, share=share)
 
 
 def ladder(input_range: InputRange, found: LayerStatistics) -> list[InputRange]:
     """`input_range` with all ranges that are tried, widest first."""
-    ranges = _ranges(input_range.fold, found)
+    ranges = _ranges(input_range.change, found)
     return [replace(input_range, low=low, high=high, share=s) for low, high, s in ranges]

@@ -1,4 +1,4 @@
-"""What the quantize stage knows of a model before it decides: statistics, folds, ranges, costs."""
+"""What the quantize stage knows of a model before it decides: statistics, ranges, costs."""
 
 import copy
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from vitcompress.tasks import Task
 
 @dataclass(frozen=True)
 class QuantizeSetup:
-    """A folded copy of a model, what is known of the layers to quantize, and what they may be.
+    """A reparametrised copy of a model, what is known of its layers, and what they may be.
 
     `floats`: these layers, as they lie in the model. `allowed`: their widths, ascending. `ranges`:
     what their inputs become, so far. `probe`: measures what replacing some costs.
@@ -59,17 +59,21 @@ class QuantizeSetup:
         name: str,
         layer: QuantizedLinear,
         terms: Literal[1, 2] = 1,
-        fine_tokens: int | None = None,
+        residual_tokens: int | None = None,
     ) -> QuantizedLinear:
         """A rounded layer with the input that is chosen by now."""
         input_range, found = self.ranges[name], self.found[name]
-        return ranged(layer, self.floats[name], input_range, found, terms, fine_tokens)
+        return ranged(layer, self.floats[name], input_range, found, terms, residual_tokens)
 
     def float_twin(self, name: str, quantized: QuantizedLinear) -> nn.Linear:
         """The weights of `quantized` for float inputs, the mean error in the bias."""
-        layer, found, fold = self.floats[name], self.found[name], self.ranges[name].fold
+        layer, found, change = (
+            self.floats[name],
+            self.found[name],
+            self.ranges[name].change,
+        )
         twin = quantized.dequantized()
-        mean = fold.apply((found.total / found.weight).float())
+        mean = change.apply((found.total / found.weight).float())
         twin.bias.copy_((layer.weight - twin.weight) @ mean)
         if layer.bias is not None:
             twin.bias.add_(layer.bias)
@@ -111,7 +115,7 @@ class QuantizeSetup:
 
 
 def prepare_quantize(model: VitModel, config: QuantizeConfig, context: Context) -> QuantizeSetup:
-    """Calibrate, fold, and choose the ranges of the inputs.
+    """Calibrate, reparametrise, and choose the ranges of the inputs.
 
     Raises `InputError` for a pattern that matches no layer.
     """
@@ -121,7 +125,7 @@ def prepare_quantize(model: VitModel, config: QuantizeConfig, context: Context) 
     # Foldings first: that of one layer may change the weights of another.
     chosen = {
         name: best_input_range(
-            anatomy, name, found[name], config.style, _typical(config, each), config.fold
+            anatomy, name, found[name], config.style, _typical(config, each), config.reparametrise
         )
         for name, each in track(allowed.items(), "choosing ranges", len(allowed))
     }
@@ -138,6 +142,6 @@ def _weights(anatomy: Anatomy, allowed: Mapping[str, tuple[int, ...]]) -> Weight
 
 
 def _typical(config: QuantizeConfig, allowed: tuple[int, ...]) -> int:
-    """The width that a layer's fold is judged at, before its own is known."""
+    """The width that a layer's reparametrisation is judged at, before its own is known."""
     average = config.bits.average if isinstance(config.bits, BitBudget) else config.bits
     return min(allowed, key=lambda b: abs(b - (average or 6)))

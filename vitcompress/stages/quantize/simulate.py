@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from vitcompress.console import track
 from vitcompress.errors import InputError
-from vitcompress.methods import folding
-from vitcompress.methods.folding import Reparametrisation
 from vitcompress.methods.grids import Quantizer, fitted
+from vitcompress.methods.reparametrisation import Reparametrisation, identity, reparametrisations
 from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
@@ -26,7 +25,8 @@ from vitcompress.stages.quantize.config import QuantizeConfig, Simulation
 from vitcompress.stages.quantize.layer import InputRange, rounded_layer, trial
 from vitcompress.stages.stage import Study
 
-_STRENGTHS = (0.5, 0.75, 1.0)  # of folds: the fewer the values, the more a full one pays
+# Of reparametrisations: the fewer the values, the more a full one pays.
+_STRENGTHS = (0.5, 0.75, 1.0)
 _FITTED_IMAGES = 8  # that the quantizers of attention are fitted to: each has every token and head
 
 
@@ -140,7 +140,7 @@ def simulation(
     for name in _attentions(anatomy):
         attention = cast(Attention, module.get_submodule(name))
         module.set_submodule(name, SimulatedAttention(attention, study))
-    # Folds first: that of one layer may change the weights of another.
+    # Reparametrisations first: that of one layer may change the weights of another.
     inputs = {
         name: _narrowed(anatomy, name, found[name], config, study, bits[name])
         for name in track(bits, "simulating inputs", len(bits))
@@ -150,7 +150,7 @@ def simulation(
         twin = rounded_layer(
             layer, input_range, found[name], config.style, bits[name]
         ).dequantized()
-        rows = input_range.fold.apply(found[name].rows)
+        rows = input_range.change.apply(found[name].rows)
         twin.bias.add_((layer(rows) - twin(narrow(rows))).mean(0))
         module.set_submodule(name, SimulatedLinear(twin, narrow))
     fit(module, context)
@@ -170,27 +170,27 @@ def _narrowed(
     study: Simulation,
     bits: int,
 ) -> tuple[InputRange, Quantizer]:
-    """The fold and the quantizer of a layer's input that together leave least error in its output;
-    the fold is applied to the model."""
+    """The change and the quantizer of a layer's input that together leave least error in its
+    output; the change is applied to the model."""
     weight = cast(nn.Linear, anatomy.module.get_submodule(name)).weight
-    apply = anatomy.input_fold(name) if config.fold else None
-    folds = [folding.identity(weight.shape[1])]
+    apply = anatomy.input_reparametrisation(name) if config.reparametrise else None
+    changes = [identity(weight.shape[1])]
     if apply is not None:
-        folds += folding.reparametrisations(found.low, found.high, _STRENGTHS)
+        changes += reparametrisations(found.low, found.high, _STRENGTHS)
     kind = study.gelu if anatomy.hidden_source(name) else "uniform"
 
-    def tried(fold: Reparametrisation) -> tuple[InputRange, Quantizer]:
-        """The best quantizer of the input under `fold`, weights rounded to nearest."""
-        rows, rounded, target = trial(fold, weight, found, config.style, bits)
+    def tried(change: Reparametrisation) -> tuple[InputRange, Quantizer]:
+        """The best quantizer of the input under `change`, weights rounded to nearest."""
+        rows, rounded, target = trial(change, weight, found, config.style, bits)
 
         def error(x: Tensor) -> float:
             left = x @ rounded.T - target
             return float((left - left.mean(0)).square().mean())  # the bias takes the mean
 
         narrow = fitted(kind, rows, study.bits, error)
-        return InputRange(fold, rows.amin(), rows.amax(), 1.0, error(narrow(rows))), narrow
+        return InputRange(change, rows.amin(), rows.amax(), 1.0, error(narrow(rows))), narrow
 
-    input_range, narrow = min(map(tried, folds), key=lambda each: each[0].error)
-    if input_range.fold.strength and apply is not None:
-        apply(input_range.fold.shift, input_range.fold.scale)
+    input_range, narrow = min(map(tried, changes), key=lambda each: each[0].error)
+    if input_range.change.strength and apply is not None:
+        apply(input_range.change.shift, input_range.change.scale)
     return input_range, narrow

@@ -18,7 +18,7 @@ from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.bits import allocated_bits, chosen_bits
 from vitcompress.stages.quantize.config import BitBudget, QuantizeConfig
 from vitcompress.stages.quantize.describe import code_bytes, empty, linears_of, with_layers
-from vitcompress.stages.quantize.layer import layer_error, roomy
+from vitcompress.stages.quantize.layer import layer_error, with_residual
 from vitcompress.stages.quantize.prepare import QuantizeSetup, prepare_quantize
 from vitcompress.stages.quantize.rounding import rounding_of
 from vitcompress.stages.quantize.scores import Score, score_of
@@ -91,11 +91,11 @@ def _rounded(
         if bits[name] < 8:
             weights[name] = known.cost({name: known.float_twin(name, layers[name])})
         costs[name] = max(cost - weights[name], 0.0)
-    for name in _finest(costs, known, config.fine):
-        known.ranges[name] = roomy(known.ranges[name], known.found[name])
+    for name in _residual_layers(costs, known, config.residual):
+        known.ranges[name] = with_residual(known.ranges[name], known.found[name])
         layers[name] = known.ranged(name, layers[name], terms=2)
     # A second term of the few tokens that the head reads costs next to nothing.
-    tokens = known.anatomy.prefix_tokens if config.fine else 0
+    tokens = known.anatomy.prefix_tokens if config.residual else 0
     for name in _costly(costs, layers, known) if tokens else ():
         finer = known.ranged(name, layers[name], 2, tokens)
         if known.cost({name: finer}) - weights[name] < costs[name] / 2:
@@ -127,11 +127,11 @@ def _facts(
         "rounding": config.rounding,
         "rounded_in_sequence": rounded.in_sequence,
         "quantized_layers": len(layers),
-        "folded_layers": sum(
-            input_range.fold.strength > 0 for input_range in known.ranges.values()
+        "reparametrised_layers": sum(
+            input_range.change.strength > 0 for input_range in known.ranges.values()
         ),
         "two_term_layers": sum(layer.terms == 2 for layer in layers),
-        "of_first_tokens_only": sum(layer.fine_tokens is not None for layer in layers),
+        "of_first_tokens_only": sum(layer.residual_tokens is not None for layer in layers),
     }
 
 
@@ -151,10 +151,10 @@ def _told(
             {
                 **row,
                 "weight_bytes": code_bytes(linear, layer.bits, config, sparse.get(name)),
-                "fold": input_range.fold.strength,
+                "reparametrisation": input_range.change.strength,
                 "clipped_share": 1 - input_range.share,
                 "terms": layer.terms,
-                "fine_tokens": layer.fine_tokens,
+                "residual_tokens": layer.residual_tokens,
                 f"input_{known.task.word}": rounded.costs.get(name),
                 "output_error": layer_error(layer, linear, input_range, known.found[name]),
             }
@@ -226,7 +226,7 @@ def _average(bits: dict[str, int], floats: dict[str, nn.Linear]) -> float:
     return sum(weights[name] * b for name, b in bits.items()) / sum(weights.values())
 
 
-def _finest(costs: dict[str, float], known: QuantizeSetup, share: float) -> list[str]:
+def _residual_layers(costs: dict[str, float], known: QuantizeSetup, share: float) -> list[str]:
     """Those with `costs` that cost most per multiply-accumulate, up to `share` of all."""
     work = {
         name: float(known.found[name].weight) * linear.weight.numel()

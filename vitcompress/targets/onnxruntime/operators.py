@@ -124,7 +124,7 @@ def _quantized_linear(
     bits: int,
     group: int,
     terms: int,
-    fine_tokens: int | None,
+    residual_tokens: int | None,
 ) -> Any:
     rows = int(x.shape[-1])
     whole = _unpacked(codes, bits, rows)
@@ -140,10 +140,10 @@ def _quantized_linear(
     if terms == 1:
         return output
     others = None
-    if fine_tokens is not None and fine_tokens < x.shape[-2]:
-        x, x_codes = _tokens(x, 0, fine_tokens), _tokens(x_codes, 0, fine_tokens)
-        others = _tokens(output, fine_tokens, _END)
-        output = _tokens(output, 0, fine_tokens)
+    if residual_tokens is not None and residual_tokens < x.shape[-2]:
+        x, x_codes = _tokens(x, 0, residual_tokens), _tokens(x_codes, 0, residual_tokens)
+        others = _tokens(output, residual_tokens, _END)
+        output = _tokens(output, 0, residual_tokens)
     # Both factors of the second product are negative: onnxruntime cannot load a model with one
     # signed weight in two kernels where it has to make weights unsigned (processors without VNNI).
     negative = op.Cast(op.Neg(whole), to=ir.DataType.INT8)

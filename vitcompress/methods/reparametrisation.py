@@ -1,8 +1,8 @@
 """Per-channel shifts and scales of activations that the neighbouring weights absorb.
 
 Channels with wide ranges decide the step of a per-tensor quantizer and the narrow ones pay.
-RepQ-ViT (2212.08254, section 3.2) quantizes each channel on its own and folds the difference into
-the LayerNorm before and the weights after. Here the folding is partial and the scales of
+RepQ-ViT (2212.08254, section 3.2) quantizes each channel on its own and moves the difference into
+the LayerNorm before and the weights after. Here it is moved in part and the scales of
 outlier channels are clipped, since a wide channel comes back as a wide weight column.
 """
 
@@ -22,7 +22,7 @@ class Reparametrisation(NamedTuple):
     clip: float
 
     def apply(self, x: Tensor) -> Tensor:
-        """`x` [..., channels], folded."""
+        """`x` [..., channels], reparametrised."""
         return (x - self.shift) / self.scale
 
 
@@ -33,7 +33,7 @@ def identity(channels: int) -> Reparametrisation:
 def reparametrisations(
     low: Tensor, high: Tensor, strengths: Sequence[float] = (0.5, 0.75)
 ) -> Iterator[Reparametrisation]:
-    """Folds that bring channels with the ranges `low` … `high` [channels] nearer to one range.
+    """Those that bring channels with the ranges `low` … `high` [channels] nearer to one range.
 
     The scale is (range / mean range)^strength, ranges first limited to their own quantiles
     `clip` … 1 − `clip`; the shift moves the middle of each range towards 0 by `strength`.

@@ -11,30 +11,30 @@ Reparametrise = Callable[[Tensor, Tensor], None]
 input x becomes (x − shift) / scale, and the layer itself, so that its output stays."""
 
 
-def norm_fold(norm: Any, layer: nn.Linear) -> Reparametrise | None:
+def through_norm(norm: Any, layer: nn.Linear) -> Reparametrise | None:
     """For a layer that reads a LayerNorm alone, and all of it."""
     if not (isinstance(norm, nn.LayerNorm) and cast(Tensor | None, norm.bias) is not None):
         return None
 
-    def fold(shift: Tensor, scale: Tensor) -> None:
+    def change(shift: Tensor, scale: Tensor) -> None:
         norm.bias.copy_((norm.bias - shift) / scale)
         norm.weight.div_(scale)
         _absorb(layer, shift, scale)
 
-    return fold
+    return change
 
 
-def value_fold(qkv: Any, layer: nn.Linear) -> Reparametrise | None:
+def through_values(qkv: Any, layer: nn.Linear) -> Reparametrise | None:
     """For a layer that reads mixtures of the values of `qkv`, with weights that sum to one."""
     if not isinstance(qkv, nn.Linear) or cast(Tensor | None, qkv.bias) is None:
         return None
 
-    def fold(shift: Tensor, scale: Tensor) -> None:
+    def change(shift: Tensor, scale: Tensor) -> None:
         qkv.bias[-len(scale) :].sub_(shift).div_(scale)
         qkv.weight[-len(scale) :].div_(scale[:, None])
         _absorb(layer, shift, scale)
 
-    return fold
+    return change
 
 
 def _absorb(layer: nn.Linear, shift: Tensor, scale: Tensor) -> None:
