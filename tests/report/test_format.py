@@ -20,6 +20,7 @@ from vitcompress.report import format as fmt
         (fmt.percent(100.0), "100.0 %"),
         (fmt.similarity(0.98765), "0.9877"),
         (fmt.similarity(0.99996), "0.999960"),
+        (fmt.similarity(1 - 7.4e-13), "1 − 7e−13"),
         (fmt.similarity(1.0), "1.0000"),
         (fmt.similarity(-0.5), "−0.5000"),
         (fmt.points(-0.2), "−0.2 points"),

@@ -104,12 +104,12 @@ def ratio(value: float | None) -> str:
 
 
 def similarity(value: float | None) -> str:
-    """`0.9987`; what is not quite 1 is never rounded up to it."""
+    """`0.9987`, `1 − 7e−13`; what is not quite 1 is never rounded up to it."""
     if value is None:
         return DASH
-    texts = (f"{value:.{digits}f}" for digits in (4, 6, 8))
-    shown = next(t for t in (*texts, repr(value)) if value >= 1 or float(t) < 1)
-    return _signed(shown)
+    texts = (f"{value:.{digits}f}" for digits in (4, 6))
+    rest = f"1 − {1 - value:.0e}"
+    return _signed(next((t for t in texts if value >= 1 or float(t) < 1), rest))
 
 
 def times(value: float | None) -> str:
