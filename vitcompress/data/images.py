@@ -3,7 +3,7 @@
 import hashlib
 import os
 import random
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from PIL.Image import Image
 
 from vitcompress.console import console, printable
+from vitcompress.data.labels import labels_of
 from vitcompress.data.preprocess import Preprocess, model_input
-from vitcompress.data.sources import Label, Listing, decode, list_source
+from vitcompress.data.sources import Label, decode, list_source
 from vitcompress.errors import InputError
 
 if TYPE_CHECKING:
@@ -99,15 +100,15 @@ def open_images(
 ) -> ImageSet:
     """Open the images of a folder, a .tar, a .npz or `example:glyphs/{calibration,evaluation}`.
 
-    A folder has one folder a class, or, when no labels are asked for, images at any depth. A .tar
-    has class folders or webdataset members KEY.jpg, KEY.cls. A .npz has uint8 `images` (or `x`)
-    [n, H, W, 3] or [n, H, W] and `labels` (or `y`): integers [n], or 0 and 1 [n, outputs].
+    A folder has one folder a class, or, when no labels are asked for, images at any depth, or
+    nothing but .tar files. A .tar has class folders or webdataset members KEY.jpg, KEY.cls. A .npz
+    has uint8 `images` (or `x`) [n, H, W, 3] or [n, H, W] and `labels` (or `y`): integers [n], or 0
+    and 1 [n, outputs].
 
     `labelled`: whether labels are asked for; None: where all images have one.
 
-    The label of a class folder is its line in the file `classes` (one folder name a line; blank
-    lines, lines starting with # and columns after a tab are ignored), without that file its place
-    in the sorted order of folder names, as in torchvision's ImageFolder.
+    Labels are those of `labels.labels_of`: the place of a class in the file `classes`, or in timm's
+    order of folder names.
 
     `limit` takes that many images, in sorted order. With a `seed` they are a random sample spread
     over the classes as evenly as it can be; without one they are evenly spaced in sorted order.
@@ -117,7 +118,7 @@ def open_images(
     listing = list_source(str(source))
     if labelled is None:
         labelled = None not in listing.classes
-    labels, num_classes = _labels(listing, str(source), classes) if labelled else (None, None)
+    labels, num_classes = labels_of(listing, str(source), classes) if labelled else (None, None)
     chosen = _sample(listing.classes, limit, seed)
     return ImageSet(
         source=printable(str(source)),
@@ -126,41 +127,6 @@ def open_images(
         num_classes=num_classes,
         fetch=lambda index: listing.fetch(chosen[index]),
     )
-
-
-def _labels(listing: Listing, source: str, classes: Path | None) -> tuple[list[Label], int | None]:
-    if None in listing.classes:
-        name = listing.names[listing.classes.index(None)]
-        raise InputError(
-            f"{source}: {name} has no label; put images in one folder a class, "
-            "or give a .tar or .npz with labels"
-        )
-    names = _read_classes(classes) if classes else listing.class_names
-    places = {name: place for place, name in enumerate(names)}
-    labels: list[Label] = []
-    for found in listing.classes:
-        label = found if isinstance(found, (int, tuple)) else places.get(str(found))
-        if label is None:
-            raise InputError(f"{source}: class {found} is not named in {classes}; add it there")
-        if classes and isinstance(label, int) and label >= len(names):
-            raise InputError(f"{source}: label {label}, but {classes} has {len(names)} classes")
-        labels.append(label)
-    return labels, len(names) or None
-
-
-def _read_classes(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read the classes file ({error})") from error
-    names = [line.partition("\t")[0].strip() for line in lines if not line.startswith("#")]
-    names = [name for name in names if name]
-    if not names:
-        raise InputError(f"{path}: the classes file names no class; write one folder name a line")
-    name, times = Counter(names).most_common(1)[0]
-    if times > 1:
-        raise InputError(f"{path}: class {name} is named {times} times; name each class once")
-    return names
 
 
 def _sample(groups: Sequence[Hashable], limit: int | None, seed: int | None) -> Sequence[int]:

@@ -2,11 +2,13 @@
 
 import io
 import os
+import posixpath
+import re
 import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -92,11 +94,30 @@ def _folder(root: Path) -> Listing:
     found, folders = _walked(root)
     paths = {path.relative_to(root).as_posix(): path for path in _distinct(found)}
     raw = sorted(name for name in paths if _is_image(PurePosixPath(name)))
+    shards = [paths[name] for name in sorted(paths) if name.lower().endswith(".tar")]
+    if shards and not raw:
+        return _together({path.relative_to(root).as_posix(): _tar(path) for path in shards})
     if not raw:
         raise _no_images(root)
     names = [printable(name) for name in raw]
     classes = [printable(name) for name in sorted(f.name for f in folders if f.parent == root)]
     return Listing(names, _first_folders(names), classes, lambda i: paths[raw[i]].read_bytes())
+
+
+def _together(parts: Mapping[str, Listing]) -> Listing:
+    """The images of several listings, named `PART/NAME`, one part after the other."""
+    places = [(part, i) for part in parts.values() for i in range(len(part.names))]
+
+    def fetch(index: int) -> bytes:
+        part, i = places[index]
+        return part.fetch(i)
+
+    return Listing(
+        names=[f"{name}/{each}" for name, part in parts.items() for each in part.names],
+        classes=[each for part in parts.values() for each in part.classes],
+        class_names=sorted({each for part in parts.values() for each in part.class_names}),
+        fetch=fetch,
+    )
 
 
 def _walked(root: Path) -> tuple[list[Path], list[Path]]:
@@ -163,21 +184,30 @@ def _first_folders(names: list[str]) -> list[str | Label | None]:
 def _tar(path: Path) -> Listing:
     """Classes are KEY.cls texts beside KEY.jpg (webdataset), otherwise the first folder.
 
-    The archive is indexed once; each image is read at its offset when it is asked for.
+    The archive is indexed once; each image is read at its offset when it is asked for. Links are
+    followed to what the archive holds.
     """
     places: dict[str, tuple[int, int]] = {}
     texts: dict[str, str] = {}
+    seen: set[tuple[int, int]] = set()
     try:
         with tarfile.open(path, "r:") as archive:
-            for member in archive:
+            members = {posixpath.normpath(member.name): member for member in archive}
+            # Of several names of one file the one that is no link stays, as in folders.
+            for member in sorted(members.values(), key=lambda member: not member.isfile()):
                 name = PurePosixPath(member.name)
-                if member.isfile() and _is_image(name):
-                    places[printable(str(name))] = (member.offset_data, member.size)
-                elif member.isfile() and name.suffix == ".cls":
-                    content = archive.extractfile(member)
-                    texts[_key(printable(str(name)))] = (
-                        content.read().decode().strip() if content else ""
-                    )
+                if not (_is_image(name) or name.suffix == ".cls"):
+                    continue
+                held = _followed(member, members, path)
+                if not held.isfile():
+                    continue
+                if name.suffix == ".cls":
+                    content = archive.extractfile(held)
+                    text = content.read().decode().strip() if content else ""
+                    texts[_key(printable(str(name)))] = text
+                elif (place := (held.offset_data, held.size)) not in seen:
+                    seen.add(place)
+                    places[printable(str(name))] = place
     except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}: not a readable, uncompressed tar ({error}); pack it again"
@@ -199,6 +229,25 @@ def _tar(path: Path) -> Listing:
     return Listing(names, classes, sorted({c for c in classes if isinstance(c, str)}), fetch)
 
 
+def _followed(
+    member: tarfile.TarInfo, members: Mapping[str, tarfile.TarInfo], path: Path
+) -> tarfile.TarInfo:
+    """What `member` leads to, by as many links as there are."""
+    held = member
+    for _ in members:
+        if not (held.islnk() or held.issym()):
+            return held
+        inside = posixpath.dirname(held.name) if held.issym() else ""
+        target = posixpath.normpath(posixpath.join(inside, held.linkname))
+        if target not in members:
+            break
+        held = members[target]
+    raise InputError(
+        f"{path}: {member.name} is a link to {member.linkname}, which leads to nothing in it; "
+        "pack it again with what links lead to (tar --dereference)"
+    )
+
+
 def _key(name: str) -> str:
     path = PurePosixPath(name)
     return str(path.with_name(path.name.partition(".")[0]))
@@ -206,7 +255,7 @@ def _key(name: str) -> str:
 
 def _parsed(texts: list[str | None]) -> list[str | Label | None]:
     """Labels when every text is a number, otherwise class names."""
-    if all(text is None or text.isdecimal() for text in texts):
+    if all(text is None or re.fullmatch(r"-?\d+", text) for text in texts):
         return [None if text is None else int(text) for text in texts]
     return list(texts)
 

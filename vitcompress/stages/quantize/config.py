@@ -99,9 +99,9 @@ class QuantizeConfig(BaseModel):
     multiply-accumulates that may be spent once more, on a second 8-bit term of the inputs whose
     rounding costs most for that work; beyond it, in costly layers the class token alone has a
     second term where that takes away most of the cost. `rest`: the type in which matrices that
-    stay float (patch and position embeddings, …) are stored; `int8` is for the weights among them, the others have float16 then.
-    `simulate`: measure besides what inputs of fewer bits would cost; the model that is exported
-    stays the same.
+    stay float (patch and position embeddings, …) are stored; `int8` is for the weights among them,
+    the others have float16 then. `simulate`: measure besides what inputs of fewer bits would cost;
+    the model that is exported stays the same.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

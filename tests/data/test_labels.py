@@ -1,0 +1,142 @@
+"""Classes as people have them: lists in several forms, orders of folders, stored numbers."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitcompress.data.images import open_images
+from vitcompress.data.labels import in_order, read_classes
+from vitcompress.errors import InputError
+
+WNIDS = ["n03", "n01", "n02"]
+
+
+def png(value: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def folders(root: Path, *names: str) -> Path:
+    for value, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        (root / name / "a.png").write_bytes(png(value))
+    return root
+
+
+def tar(path: Path, files: dict[str, bytes], links: dict[str, str]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        for name, target in links.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            archive.addfile(info)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("wnids.txt", "n03\nn01\nn02\n"),
+        ("synset_words.txt", "n03 tench, Tinca tinca\nn01 goldfish\nn02 great white shark\n"),
+        ("tabs.tsv", "n03\ttench\nn01\tgoldfish\nn02\tshark\n"),
+        (
+            "table.csv",
+            'wnid_first,"tench, Tinca"\n'.replace("wnid_first", "n03") + "n01,a\nn02,b\n",
+        ),
+        ("names_first.csv", "tench,n03\ngoldfish,n01\nshark,n02\n"),
+        ("numbered.txt", "0 n03\n1 n01\n2 n02\n"),
+        ("numbered_out_of_order.csv", "1,n01\n2,n02\n0,n03\n"),
+        ("list.json", json.dumps(WNIDS)),
+        ("class_index.json", json.dumps({str(i): [w, "name"] for i, w in enumerate(WNIDS)})),
+        ("places.json", json.dumps({"n01": 1, "n02": 2, "n03": 0})),
+    ],
+)
+def test_lists_of_classes(name: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    assert read_classes(path, {"n01", "n02"}) == WNIDS
+    images = open_images(folders(tmp_path / "r", "n01", "n02"), classes=path, labelled=True)
+    assert (images.labels, images.num_classes) == ([1, 2], 3)
+
+
+def test_a_name_of_several_words_is_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("great white shark\ntiger shark\n")
+    assert read_classes(path, {"tiger shark"}) == ["great white shark", "tiger shark"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_json_without_names_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "classes.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"classes\.json: (not readable|the classes file names)"):
+        read_classes(path, set())
+
+
+def test_folders_are_in_the_order_of_timm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from timm.data.readers.reader_image_folder import find_images_and_targets
+
+    names = ("0", "1", "2", "10", "Zebra", "ant", "b12", "b2")
+    root = folders(tmp_path, *names)
+    _, places = find_images_and_targets(str(root))
+    images = open_images(root, labelled=True)
+    assert images.labels is not None
+    found = {n.partition("/")[0]: at for n, at in zip(images.names, images.labels, strict=True)}
+    assert found == places
+    assert "timm's order" in capsys.readouterr().err
+    assert in_order(["a", "b"], "x") == ["a", "b"]
+    assert capsys.readouterr().err == ""
+
+
+def test_names_are_compared_after_normalisation(tmp_path: Path) -> None:
+    path = tmp_path / "classes.txt"
+    path.write_text("cafe\u0301\nbar\n", encoding="utf-8")
+    root = folders(tmp_path / "r", "caf\u00e9")
+    assert open_images(root, classes=path, labelled=True).labels == [0]
+
+
+def test_a_label_below_zero_is_refused(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", {"0.png": png(), "0.cls": b"-1"}, {})
+    with pytest.raises(InputError, match="label -1, which is no class"):
+        open_images(path, labelled=True)
+
+
+def test_links_inside_a_tar_are_followed(tmp_path: Path) -> None:
+    files = {"blobs/x": png(1), "blobs/y": png(2), "bee/z.png": png(3)}
+    links = {"ant/x.png": "../blobs/x", "bee/y.png": "y.link", "bee/y.link": "../blobs/y"}
+    images = open_images(tar(tmp_path / "a.tar", files, links), labelled=True)
+    assert images.names == ["ant/x.png", "bee/y.png", "bee/z.png"]
+    assert images.labels == [0, 1, 1]
+    assert [images.read(i).getpixel((0, 0)) for i in range(3)] == [(v, v, v) for v in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("target", ["../gone.png", "x.png", "/etc/passwd"])
+def test_a_link_to_nothing_in_the_tar_is_refused(target: str, tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", {"ant/a.png": png()}, {"ant/x.png": target})
+    with pytest.raises(InputError, match="leads to nothing in it"):
+        open_images(path, labelled=True)
+
+
+def test_a_file_with_two_names_in_a_tar_is_one_image(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", {"ant/b.png": png()}, {"ant/a.png": "b.png"})
+    assert open_images(path, labelled=True).names == ["ant/b.png"]
+
+
+def test_a_folder_of_shards(tmp_path: Path) -> None:
+    tar(tmp_path / "s-1.tar", {"0.png": png(1), "0.cls": b"bee"}, {})
+    tar(tmp_path / "s-0.tar", {"0.png": png(0), "0.cls": b"ant"}, {})
+    images = open_images(tmp_path, labelled=True)
+    assert images.names == ["s-0.tar/0.png", "s-1.tar/0.png"]
+    assert images.labels == [0, 1]
+    assert images.read(1).getpixel((0, 0)) == (1, 1, 1)

@@ -1,0 +1,142 @@
+"""Which number a class has: its place in a list of classes, or in the order of folder names."""
+
+import csv
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vitcompress.console import say
+from vitcompress.data.sources import Label, Listing
+from vitcompress.errors import InputError
+
+
+def labels_of(
+    listing: Listing, source: str, classes: Path | None
+) -> tuple[list[Label], int | None]:
+    """The label of each image, and how many classes there are; None where the source stores numbers
+    without saying.
+
+    A class has the place of its name in the file `classes`, see `read_classes`; without one, its
+    place among the names in timm's order, see `natural_key`.
+
+    Raises `InputError` for an image without a label, and for a class that the file does not name.
+    """
+    if None in listing.classes:
+        name = listing.names[listing.classes.index(None)]
+        raise InputError(
+            f"{source}: {name} has no label; put images in one folder a class, "
+            "or give a .tar or .npz with labels"
+        )
+    stored = {found for found in listing.classes if isinstance(found, str)}
+    if classes is not None:
+        names = read_classes(classes, stored)
+    else:
+        names = in_order(listing.class_names, source)
+    places = {normal(name): place for place, name in enumerate(names)}
+    labels: list[Label] = []
+    for found in listing.classes:
+        label = found if isinstance(found, (int, tuple)) else places.get(normal(str(found)))
+        if label is None:
+            raise InputError(f"{source}: class {found} is not named in {classes}; add it there")
+        if isinstance(label, int) and label < 0:
+            raise InputError(
+                f"{source}: has the label {label}, which is no class; take those images out, or "
+                "number the classes from 0"
+            )
+        if classes and isinstance(label, int) and label >= len(names):
+            raise InputError(f"{source}: label {label}, but {classes} has {len(names)} classes")
+        labels.append(label)
+    return labels, len(names) or None
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """The key of timm's order of names: numbers in them by value, letters whatever their case."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p]
+
+
+def in_order(names: Sequence[str], source: str) -> list[str]:
+    """`names` in timm's order; where another library would have another order, that is said."""
+    found = sorted(names, key=lambda name: (natural_key(name), name))
+    if found != (plain := sorted(names)):
+        at = next(place for place, name in enumerate(found) if name != plain[place])
+        say(
+            f"{source}: classes are in timm's order, in which class {at} is {found[at]} and not "
+            f"{plain[at]} as in torchvision's; --classes FILE gives another"
+        )
+    return found
+
+
+def normal(name: str) -> str:
+    """`name` as names are compared: é is the same in one character and in two."""
+    return unicodedata.normalize("NFC", name)
+
+
+def read_classes(path: Path, wanted: set[str]) -> list[str]:
+    """The names of classes in their order, from a list of them; those in `wanted` are among them.
+
+    A text has one class a line: its name alone, or in a column of a line that has several (with
+    tabs, commas or spaces between: `n01440764 tench, Tinca tinca`; `0 n01440764`). The column with
+    `wanted` in it counts, else the first; one that counts from 0 gives the order. Blank lines and
+    lines that start with # are ignored. A .json is a list of names, an object of names and their
+    places, or of places and names (`{"0": ["n01440764", "tench"]}`).
+
+    Raises `InputError` for a file that is none of these, and for a name that is there twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read the classes file ({error})") from error
+    rows = _json_rows(text, path) if path.suffix.lower() == ".json" else None
+    readings = [rows] if rows is not None else list(_text_rows(text))
+    readings = [rows for rows in readings if rows]
+    if not readings:
+        raise InputError(f"{path}: the classes file names no class; write one folder name a line")
+    columns = [column for rows in readings for column in _columns(rows)]
+    have = {normal(name) for name in wanted}
+    fitting = (column for column in columns if have <= {normal(name) for name in column})
+    names = next(fitting, columns[0])
+    name, times = Counter(map(normal, names)).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{path}: class {name} is named {times} times; name each class once")
+    return names
+
+
+Rows = list[list[str]]
+
+
+def _text_rows(text: str) -> Iterator[Rows]:
+    """The lines of `text` in columns, by each of the signs that may stand between them."""
+    lines = [line.strip() for line in text.splitlines() if not line.startswith("#")]
+    lines = [line for line in lines if line]
+    yield [line.split("\t") for line in lines]
+    yield [row for row in csv.reader(lines, skipinitialspace=True) if row]
+    yield [line.split(None, 1) for line in lines]
+
+
+def _json_rows(text: str, path: Path) -> Rows:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); mend it") from error
+    items = list(content.items()) if isinstance(content, dict) else list(enumerate(content))
+    if items and all(type(place) is int for _, place in items):
+        items = [(place, name) for name, place in items]
+    return [[str(k), *map(str, v if isinstance(v, list) else [v])] for k, v in items]
+
+
+def _columns(rows: Rows) -> Iterator[list[str]]:
+    """The columns that all `rows` have, in the order of the one that counts from 0, if any does."""
+    width = min(map(len, rows))
+    columns = [[row[at].strip() for row in rows] for at in range(width)]
+    count = [str(place) for place in range(len(rows))]
+    for column in columns:
+        if width > 1 and sorted(column) == sorted(count):
+            order = [place for _, place in sorted((int(n), at) for at, n in enumerate(column))]
+            columns = [[each[place] for place in order] for each in columns if each is not column]
+            columns.append(count)  # folders may be named by these numbers
+            break
+    yield from columns
