@@ -61,6 +61,15 @@ def joined(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
     return found
 
 
+def needed(tensors: Mapping[str, Tensor], key: str, dims: int, place: str) -> Tensor:
+    """`tensors[key]`, of so many dimensions. Raises `InputError` where it is not there."""
+    tensor = tensors.get(key)
+    if tensor is None or tensor.ndim != dims:
+        found = "is missing" if tensor is None else f"has the shape {list(tensor.shape)}"
+        raise InputError(f"{place}: {key} {found}; give the whole model")
+    return tensor
+
+
 def blocks_in(tensors: Mapping[str, Tensor], pattern: str = r"blocks\.(\d+)\.") -> int:
     """How many blocks there are, by the highest number that `pattern` finds at a key's start."""
     numbers = [int(match[1]) for key in tensors if (match := re.match(pattern, key))]
