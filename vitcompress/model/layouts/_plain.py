@@ -10,6 +10,15 @@ from vitcompress.model.layouts._renaming import blocks_in, needed
 # ViT-H, g, G and e; narrower models, and one of 1536 channels, have a head for each 64.
 _OF_SIXTEEN_HEADS = (1280, 1408, 1664, 1792)
 
+_BLOCK = r"blocks\.(\d+)\."
+PLAIN = (
+    (r"(cls_token|pos_embed)", r"\1"),
+    (r"(patch_embed\.proj\..+)", r"\1"),
+    (_BLOCK + r"((?:norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\..+)", r"blocks.\1.\2"),
+    (r"((?:norm|head)\.(?:weight|bias))", r"\1"),
+)
+"""Rules that leave the names of a plain ViT as they are."""
+
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 """Fields of `Preprocess` for pixels normalised by the statistics of ImageNet."""
 

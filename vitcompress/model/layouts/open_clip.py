@@ -44,9 +44,13 @@ _CROP_MODES = {"shortest": "center", "squash": "squash", "longest": "border"}
 
 
 def matches(source: Source) -> bool:
-    tower = {key.removeprefix("visual.") for key in source.tensors}
+    keys = source.tensors.keys()
     own = {"class_embedding", "conv1.weight", "transformer.resblocks.0.ln_1.weight"}
-    return own <= tower or any(key.startswith("trunk.") for key in tower)
+    return (
+        own <= {key.removeprefix("visual.") for key in keys}
+        or any(key.startswith("visual.trunk.") for key in keys)
+        or all(key.startswith(("trunk.", "head.")) for key in keys)
+    )
 
 
 def convert(source: Source) -> Converted:
