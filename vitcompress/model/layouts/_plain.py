@@ -41,7 +41,7 @@ def plain_options(tensors: Mapping[str, Tensor], place: str) -> dict[str, Any]:
     """
     stem = needed(tensors, "patch_embed.proj.weight", 4, place)
     width, channels, *patch = stem.shape
-    head = tensors.get("head.weight")
+    headless = "head.weight" not in tensors
     return {
         "embed_dim": width,
         "in_chans": channels,
@@ -51,7 +51,7 @@ def plain_options(tensors: Mapping[str, Tensor], place: str) -> dict[str, Any]:
         "mlp_ratio": mlp_ratio(len(needed(tensors, "blocks.0.mlp.fc1.weight", 2, place)), width),
         "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
         "init_values": 1e-5 if "blocks.0.ls1.gamma" in tensors else None,
-        "num_classes": 0 if head is None else len(head),
+        "num_classes": 0 if headless else len(needed(tensors, "head.weight", 2, place)),
     }
 
 

@@ -76,13 +76,23 @@ def blocks_in(tensors: Mapping[str, Tensor], pattern: str = r"blocks\.(\d+)\.") 
     return max(numbers, default=-1) + 1
 
 
-def setting(config: Mapping[str, Any], key: str, kind: type, default: Any, place: str) -> Any:
-    """`config[key]`, of the type `kind`; `default` where it is not there. Raises `InputError`."""
+def setting(
+    config: Mapping[str, Any],
+    key: str,
+    kind: type,
+    default: Any,
+    place: str,
+    file: str = "config.json",
+) -> Any:
+    """`config[key]`, of the type `kind`; `default` where it is not there. Raises `InputError`.
+
+    `file`: what the description at `place` is called.
+    """
     value = config.get(key)
     if value is None:
         return default
     if kind is float and isinstance(value, int):
         value = float(value)
     if not isinstance(value, kind):
-        raise InputError(f"{place}: {key} of its config.json is {value!r}; correct it there")
+        raise InputError(f"{place}: {key} of its {file} is {value!r}; correct it there")
     return value

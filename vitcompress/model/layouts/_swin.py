@@ -30,7 +30,7 @@ def swin_options(tensors: Mapping[str, Tensor], place: str) -> dict[str, Any]:
     stages = blocks_in(tensors, r"layers\.(\d+)\.")
     hidden = len(needed(tensors, "layers.0.blocks.0.mlp.fc1.weight", 2, place))
     biases = ("attn.qkv.bias", "attn.q_bias")
-    head = next((tensors[k] for k in ("head.weight", "head.fc.weight") if k in tensors), None)
+    head = next((key for key in ("head.weight", "head.fc.weight") if key in tensors), None)
     options = {
         "embed_dim": width,
         "in_chans": channels,
@@ -40,7 +40,7 @@ def swin_options(tensors: Mapping[str, Tensor], place: str) -> dict[str, Any]:
         "window_size": _window(tensors, 0),
         "mlp_ratio": mlp_ratio(hidden, width),
         "qkv_bias": any(f"layers.0.blocks.0.{bias}" in tensors for bias in biases),
-        "num_classes": 0 if head is None else len(head),
+        "num_classes": 0 if head is None else len(needed(tensors, head, 2, place)),
         "img_size": patch * _grid(tensors, stages),
     }
     if "layers.0.blocks.0.attn.logit_scale" in tensors:
@@ -52,14 +52,15 @@ def _heads(tensors: Mapping[str, Tensor], stage: int, place: str) -> int:
     first = f"layers.{stage}.blocks.0.attn."
     scale = tensors.get(first + "logit_scale")
     if scale is not None:
-        return len(scale)
+        return scale.numel()
     return needed(tensors, first + "relative_position_bias_table", 2, place).shape[1]
 
 
 def _window(tensors: Mapping[str, Tensor], stage: int) -> int:
     """The side of the windows of `stage`; 8, which is usual for Swin-V2, where nothing tells it."""
     first = f"layers.{stage}.blocks.0.attn."
-    if (table := tensors.get(first + "relative_position_bias_table")) is not None:
+    table = tensors.get(first + "relative_position_bias_table")
+    if table is not None and table.ndim == 2:
         return (math.isqrt(len(table)) + 1) // 2
     if (coordinates := tensors.get(first + "relative_coords_table")) is not None:
         return (math.isqrt(coordinates.numel() // 2) + 1) // 2
@@ -72,7 +73,8 @@ def _grid(tensors: Mapping[str, Tensor], stages: int) -> int:
     """How many patches an image has along a side: as many as the masks of shifted windows are for;
     where there are none, the last stage is one window."""
     for key, mask in tensors.items():
-        if found := re.fullmatch(r"layers\.(\d+)\.blocks\.\d+\.attn_mask", key):
+        found = re.fullmatch(r"layers\.(\d+)\.blocks\.\d+\.attn_mask", key)
+        if found and mask.ndim == 3:
             stage = int(found[1])
             return math.isqrt(len(mask)) * _window(tensors, stage) * 2**stage
     return _window(tensors, stages - 1) * 2 ** (stages - 1)

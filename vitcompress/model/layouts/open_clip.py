@@ -3,6 +3,7 @@ tower."""
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from vitcompress.model.layouts._renaming import needed, renamed, setting
 from vitcompress.model.naming import check_name
 
 _FILE = "open_clip_config.json"
+_setting = partial(setting, file=_FILE)
 _TEXT = (
     r"(text|transformer|token_embedding|ln_final|text_decoder|text_projection)\..+"
     r"|text_projection|positional_embedding|logit_scale|logit_bias|attn_mask"
@@ -103,7 +105,7 @@ def _own_tower(source: Source, tower: Mapping[str, Tensor]) -> Converted:
         timm="vit_base_patch16_clip_224",
         tensors=tensors,
         options=options,
-        norm_eps=setting(norm, "eps", float, 1e-5, place),
+        norm_eps=_setting(norm, "eps", float, 1e-5, place),
         preprocess=_preprocess(source, _CLIP),
         notes=(assumed(facts, "model.options.num_heads", activation, "data.mean", "data.std"),),
     )
@@ -113,15 +115,15 @@ def _said_options(source: Source, said: Mapping[str, Any], width: int) -> dict[s
     """Options that no tensor tells, from its description; nothing where there is none."""
     if not source.config:
         return {}
-    quick = setting(_section(source, "model_cfg"), "quick_gelu", bool, False, source.place)
+    quick = _setting(_section(source, "model_cfg"), "quick_gelu", bool, False, source.place)
     tanh = _section(source, "model_cfg", "vision_cfg", "act_kwargs").get("approximate") == "tanh"
     options: dict[str, Any] = {
-        "num_heads": width // max(1, setting(said, "head_width", int, 64, source.place)),
+        "num_heads": width // max(1, _setting(said, "head_width", int, 64, source.place)),
         "act_layer": "quick_gelu" if quick else "gelu_tanh" if tanh else "gelu",
     }
     if said.get("image_size"):
         options["img_size"] = said["image_size"]
-    pool = setting(said, "pool_type", str, "tok", source.place)
+    pool = _setting(said, "pool_type", str, "tok", source.place)
     if pool not in ("tok", "avg"):
         raise InputError(f"{source.place}: pool_type {pool!r} of its {_FILE} is none of tok, avg")
     if pool == "avg":
@@ -135,7 +137,7 @@ def _timm_tower(
     """timm's model, with the projection that follows it as its head."""
     place = source.place
     said = _section(source, "model_cfg", "vision_cfg")
-    name = setting(said, "timm_model_name", str, None, place)
+    name = _setting(said, "timm_model_name", str, None, place)
     siglip = "attn_pool.latent" in trunk
     if name is not None:
         check_name(name, f"{place}: its {_FILE}")
@@ -152,12 +154,12 @@ def _timm_tower(
         (r"head\.mlp\.fc1\.(.+)", r"head.pre_logits.fc.\1"),
     )
     head = renamed(beside, rules, place, "open_clip")
-    weight = head.get(f"{layer}.weight")
-    if weight is not None:
+    if f"{layer}.weight" in head:
+        weight = needed(head, f"{layer}.weight", 2, place)
         head.setdefault(f"{layer}.bias", weight.new_zeros(len(weight)))
         options["num_classes"] = len(weight)
     if (hidden := head.get("head.pre_logits.fc.weight")) is not None:
-        options["head_hidden_size"] = len(hidden)
+        options["head_hidden_size"] = hidden.shape[0]
     kind = "SigLIP" if siglip else "CLIP"
     facts = f"exact GELU, heads usual for the width, and images prepared as those of {kind}"
     return Converted(
@@ -204,9 +206,9 @@ def _section(source: Source, *path: str) -> Mapping[str, Any]:
 
 def _preprocess(source: Source, default: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of `Preprocess` from the description, else those of `default`."""
-    said = {k: v for k, v in _section(source, "preprocess_cfg").items() if v is not None}
-    said = {**default, **said}
-    mode = said["resize_mode"]
+    told = _section(source, "preprocess_cfg")
+    said = {**default, **{key: value for key, value in told.items() if value is not None}}
+    mode = _setting(said, "resize_mode", str, None, source.place)
     if mode not in _CROP_MODES:
         known = ", ".join(_CROP_MODES)
         raise InputError(f"{source.place}: resize_mode {mode!r} of its {_FILE} is none of {known}")

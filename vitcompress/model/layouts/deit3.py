@@ -1,0 +1,28 @@
+"""DeiT III of Facebook Research, whose layers are scaled by `gamma_1` and `gamma_2`."""
+
+import re
+
+from vitcompress.model.layouts import Converted, Source
+from vitcompress.model.layouts._plain import PLAIN, assumed, plain_options
+from vitcompress.model.layouts._renaming import renamed
+
+_RULES = (*PLAIN, (r"blocks\.(\d+)\.gamma_([12])", r"blocks.\1.ls\2.gamma"))
+
+
+def matches(source: Source) -> bool:
+    keys = source.tensors.keys()
+    known = re.compile("|".join(f"(?:{pattern})" for pattern, _ in _RULES))
+    return "blocks.0.gamma_1" in keys and "pos_embed" in keys and all(map(known.fullmatch, keys))
+
+
+def convert(source: Source) -> Converted:
+    tensors = renamed(source.tensors, _RULES, source.place, "DeiT III")
+    options = plain_options(tensors, source.place)
+    facts = f"{options['num_heads']} heads, and images prepared as timm prepares them for DeiT III"
+    return Converted(
+        timm="deit3_base_patch16_224",
+        tensors=tensors,
+        options=options,
+        norm_eps=1e-6,
+        notes=(assumed(facts, "model.options.num_heads", "data.crop_pct"),),
+    )
