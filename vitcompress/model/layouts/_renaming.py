@@ -40,6 +40,12 @@ def renamed(
     return found
 
 
+def all_known(tensors: Mapping[str, Tensor], rules: Rules) -> bool:
+    """Whether each key is matched by one of `rules`."""
+    known = re.compile("|".join(f"(?:{pattern})" for pattern, _ in rules))
+    return all(map(known.fullmatch, tensors))
+
+
 def joined(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
     """`tensors` with each `P.query.K`, `P.key.K` and `P.value.K` as one `P.qkv.K`, in this order.
 

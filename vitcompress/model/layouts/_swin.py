@@ -76,8 +76,8 @@ def _grid(tensors: Mapping[str, Tensor], stages: int) -> int:
         found = re.fullmatch(r"layers\.(\d+)\.blocks\.\d+\.attn_mask", key)
         if found and mask.ndim == 3:
             stage = int(found[1])
-            return math.isqrt(len(mask)) * _window(tensors, stage) * 2**stage
-    return _window(tensors, stages - 1) * 2 ** (stages - 1)
+            return math.isqrt(len(mask)) * _window(tensors, stage) << stage
+    return _window(tensors, stages - 1) << (stages - 1)
 
 
 def _pretrained(tensors: Mapping[str, Tensor], stage: int) -> int:

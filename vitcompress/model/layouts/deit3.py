@@ -1,18 +1,15 @@
 """DeiT III of Facebook Research, whose layers are scaled by `gamma_1` and `gamma_2`."""
 
-import re
-
 from vitcompress.model.layouts import Converted, Source
 from vitcompress.model.layouts._plain import PLAIN, assumed, plain_options
-from vitcompress.model.layouts._renaming import renamed
+from vitcompress.model.layouts._renaming import all_known, renamed
 
 _RULES = (*PLAIN, (r"blocks\.(\d+)\.gamma_([12])", r"blocks.\1.ls\2.gamma"))
 
 
 def matches(source: Source) -> bool:
     keys = source.tensors.keys()
-    known = re.compile("|".join(f"(?:{pattern})" for pattern, _ in _RULES))
-    return "blocks.0.gamma_1" in keys and "pos_embed" in keys and all(map(known.fullmatch, keys))
+    return {"blocks.0.gamma_1", "pos_embed"} <= keys and all_known(source.tensors, _RULES)
 
 
 def convert(source: Source) -> Converted:

@@ -1,11 +1,9 @@
 """MAE of Facebook Research: pre-trained encoders with their decoder, and models fine-tuned with
 pooling over patches."""
 
-import re
-
 from vitcompress.model.layouts import Converted, Source
 from vitcompress.model.layouts._plain import PLAIN, assumed, plain_options
-from vitcompress.model.layouts._renaming import renamed
+from vitcompress.model.layouts._renaming import all_known, renamed
 
 _POOLED = (*PLAIN, (r"(fc_norm\..+)", r"\1"))
 _DECODER = r"mask_token|decoder_.+"
@@ -15,9 +13,8 @@ def matches(source: Source) -> bool:
     keys = source.tensors.keys()
     if not {"cls_token", "pos_embed", "blocks.0.attn.qkv.weight"} <= keys:
         return False
-    known = re.compile("|".join(pattern for pattern, _ in _POOLED))
     pooled = "fc_norm.weight" in keys and "norm.weight" not in keys
-    return "decoder_embed.weight" in keys or (pooled and all(map(known.fullmatch, keys)))
+    return "decoder_embed.weight" in keys or (pooled and all_known(source.tensors, _POOLED))
 
 
 def convert(source: Source) -> Converted:

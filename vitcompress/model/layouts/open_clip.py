@@ -196,11 +196,12 @@ def _classifier(name: str | None, trunk: Mapping[str, Tensor]) -> str:
 
 def _section(source: Source, *path: str) -> Mapping[str, Any]:
     """The object at `path` of the description; an empty one where it is not there."""
-    found: Any = source.config
+    found = source.config
     for key in path:
-        found = found.get(key) or {}
-        if not isinstance(found, Mapping):
+        inner = found.get(key) or {}
+        if not isinstance(inner, Mapping):
             raise InputError(f"{source.place}: {key} of its {_FILE} is no JSON object; correct it")
+        found = inner
     return found
 
 
