@@ -29,11 +29,14 @@ def _below(prefix: str, state: State) -> State:
     return {prefix + key: tensor for key, tensor in state.items()}
 
 
-def test_dino_in_training(randomized: Randomized, agree: Any, tmp_path: Path, capfd: Any) -> None:
+@pytest.mark.parametrize("wrapper", ["", "module."])
+def test_dino_in_training(
+    wrapper: str, randomized: Randomized, agree: Any, tmp_path: Path, capfd: Any
+) -> None:
     model = randomized(timm.create_model("vit_small_patch16_224.dino", **SMALL))
-    state = _below("module.backbone.", model.state_dict())
+    state = _below(f"{wrapper}backbone.", model.state_dict())
     for key in ("mlp.0.weight", "mlp.0.bias", "last_layer.weight_g", "last_layer.weight_v"):
-        state[f"module.head.{key}"] = torch.randn(4, 4)
+        state[f"{wrapper}head.{key}"] = torch.randn(4, 4)
     torch.save({"state_dict": state, "epoch": 9}, tmp_path / "checkpoint.pth")
     read = agree(model, tmp_path / "checkpoint.pth", _output)
     assert read.task.name == "embedding"

@@ -74,6 +74,12 @@ def test_a_folder(
     assert "do not tell" not in told
 
 
+def test_the_weights_of_a_folder(randomized: Randomized, agree: Any, tmp_path: Path) -> None:
+    model = randomized(CLIP(24, VISION, TEXT, quick_gelu=True))
+    place = _folder(model, tmp_path, quick_gelu=True)
+    agree(model, place / "open_clip_model.safetensors", _features)
+
+
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_single_file(
     alone: bool, randomized: Randomized, agree: Any, tmp_path: Path, capfd: Any

@@ -63,14 +63,18 @@ def joined(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
         parts = [tensors.get(_PARTS.sub(f".{name}.", key)) for name in ("query", "key", "value")]
         if key.endswith(".weight") and any(part is None for part in parts):
             raise InputError(f"{place}: {key} lacks its query, key or value; give the whole model")
-        found[together] = torch.cat([torch.zeros_like(tensor) if p is None else p for p in parts])
+        whole = [torch.zeros_like(tensor) if part is None else part for part in parts]
+        if not tensor.ndim or len({(part.ndim, part.shape[1:]) for part in whole}) > 1:
+            raise InputError(f"{place}: {together} cannot be joined; give an intact checkpoint")
+        found[together] = torch.cat(whole)
     return found
 
 
 def needed(tensors: Mapping[str, Tensor], key: str, dims: int, place: str) -> Tensor:
-    """`tensors[key]`, of so many dimensions. Raises `InputError` where it is not there."""
+    """`tensors[key]`, of so many dimensions, none of them 0. Raises `InputError` where it is not
+    there."""
     tensor = tensors.get(key)
-    if tensor is None or tensor.ndim != dims:
+    if tensor is None or tensor.ndim != dims or not tensor.numel():
         found = "is missing" if tensor is None else f"has the shape {list(tensor.shape)}"
         raise InputError(f"{place}: {key} {found}; give the whole model")
     return tensor

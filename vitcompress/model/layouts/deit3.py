@@ -2,7 +2,7 @@
 
 from vitcompress.model.layouts import Converted, Source
 from vitcompress.model.layouts._plain import PLAIN, assumed, plain_options
-from vitcompress.model.layouts._renaming import all_known, renamed
+from vitcompress.model.layouts._renaming import all_known, needed, renamed
 
 _RULES = (*PLAIN, (r"blocks\.(\d+)\.gamma_([12])", r"blocks.\1.ls\2.gamma"))
 
@@ -15,9 +15,12 @@ def matches(source: Source) -> bool:
 def convert(source: Source) -> Converted:
     tensors = renamed(source.tensors, _RULES, source.place, "DeiT III")
     options = plain_options(tensors, source.place)
+    patches = needed(tensors, "pos_embed", 3, source.place).shape[1]
+    stem = needed(tensors, "patch_embed.proj.weight", 4, source.place)
+    large = patches * stem[0, 0].numel() >= 384**2
     facts = f"{options['num_heads']} heads, and images prepared as timm prepares them for DeiT III"
     return Converted(
-        timm="deit3_base_patch16_224",
+        timm=f"deit3_base_patch16_{384 if large else 224}",
         tensors=tensors,
         options=options,
         norm_eps=1e-6,

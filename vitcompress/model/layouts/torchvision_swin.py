@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vitcompress.model.layouts import Converted, Source
 from vitcompress.model.layouts._plain import IMAGENET, assumed
-from vitcompress.model.layouts._renaming import renamed
+from vitcompress.model.layouts._renaming import needed, renamed
 from vitcompress.model.layouts._swin import DERIVED, base_model, swin_options
 
 _BLOCK = r"stage\.(\d+)\.(\d+)\."
@@ -40,7 +40,7 @@ def convert(source: Source) -> Converted:
     named = renamed(numbered, _RULES, source.place, "torchvision Swin")
     base = base_model(named)
     version = 2 if "v2" in base else 1
-    tensors = _separate_biases(named) if version == 2 else named
+    tensors = _separate_biases(named, source.place) if version == 2 else named
     options = swin_options(tensors, source.place)
     size = options["img_size"]
     edge = _RESIZED.get((version, options["embed_dim"], sum(options["depths"])), 256)
@@ -65,12 +65,12 @@ def _stages(key: str) -> str:
     return f"{kind}.{place // 2}.{key.removeprefix(found[0])}"
 
 
-def _separate_biases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _separate_biases(tensors: dict[str, Tensor], place: str) -> dict[str, Tensor]:
     """Biases of queries and values apart, as in timm; torchvision sets those of keys to zero."""
     found: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         if key.endswith(".attn.qkv.bias"):
-            query, _, value = tensor.chunk(3)
+            query, _, value = needed(tensors, key, 1, place).tensor_split(3)
             found[key.replace("qkv.bias", "q_bias")] = query
             found[key.replace("qkv.bias", "v_bias")] = value
         else:
