@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vitcompress.data.preprocess import model_input
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import from_source
+from vitcompress.model.layouts import Source, layout_of
 
 VISION: dict[str, Any] = {
     "image_size": 32,
@@ -150,6 +151,19 @@ def test_a_single_file_of_siglip(
     read = agree(model, tmp_path / "epoch_9.pt", _features)
     assert (read.preprocess.mean[0], read.preprocess.crop_mode) == (0.5, "squash")
     assert "those of SigLIP" in capfd.readouterr().err
+
+
+def test_a_tower_of_timm_alone(tower: Callable[[str], Any], agree: Any, tmp_path: Path) -> None:
+    model = tower("vit_base_patch16_siglip_224")
+    torch.save(model.visual.state_dict(), tmp_path / "image.pt")
+    agree(model, tmp_path / "image.pt", _features)
+
+
+def test_a_model_that_is_called_a_trunk_is_another(tower: Callable[[str], Any]) -> None:
+    state = tower("vit_tiny_patch16_224").visual.state_dict()
+    assert layout_of(Source("image.pt", state)) == "open_clip"
+    state["head.weight"] = state.pop("head.proj.weight")
+    assert layout_of(Source("own.pt", state)) == "timm"
 
 
 def test_a_single_file_of_another_tower(tower: Callable[[str], Any], tmp_path: Path) -> None:

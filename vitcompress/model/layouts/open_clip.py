@@ -42,16 +42,19 @@ _CLIP = {
     "resize_mode": "shortest",
 }
 _SIGLIP = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
+_HEADS = ("head.proj.", "head.mlp.")  # what may follow timm's models
 _CROP_MODES = {"shortest": "center", "squash": "squash", "longest": "border"}
 
 
 def matches(source: Source) -> bool:
     keys = source.tensors.keys()
+    tower = {key.removeprefix("visual.") for key in keys}
     own = {"class_embedding", "conv1.weight", "transformer.resblocks.0.ln_1.weight"}
+    alone = "trunk.attn_pool.latent" in keys or any(key.startswith(_HEADS) for key in keys)
     return (
-        own <= {key.removeprefix("visual.") for key in keys}
+        own <= tower
         or any(key.startswith("visual.trunk.") for key in keys)
-        or all(key.startswith(("trunk.", "head.")) for key in keys)
+        or (alone and all(key.startswith(("trunk.", *_HEADS)) for key in keys))
     )
 
 
