@@ -20,8 +20,9 @@ PACKAGE = __name__
 class Source:
     """A checkpoint as it was read.
 
-    `place`: the file or folder, for what is said of it. `config`, `processor`: the config.json and
-    preprocessor_config.json of a folder, empty where there are none.
+    `place`: the file or folder, for what is said of it. `config`, `processor`: the config.json (of
+    open_clip: open_clip_config.json) and preprocessor_config.json of a folder, empty where there
+    are none.
     """
 
     place: str

@@ -40,6 +40,12 @@ def renamed(
     return found
 
 
+def all_known(tensors: Mapping[str, Tensor], rules: Rules) -> bool:
+    """Whether each key is matched by one of `rules`."""
+    known = re.compile("|".join(f"(?:{pattern})" for pattern, _ in rules))
+    return all(map(known.fullmatch, tensors))
+
+
 def joined(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
     """`tensors` with each `P.query.K`, `P.key.K` and `P.value.K` as one `P.qkv.K`, in this order.
 
@@ -57,8 +63,21 @@ def joined(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
         parts = [tensors.get(_PARTS.sub(f".{name}.", key)) for name in ("query", "key", "value")]
         if key.endswith(".weight") and any(part is None for part in parts):
             raise InputError(f"{place}: {key} lacks its query, key or value; give the whole model")
-        found[together] = torch.cat([torch.zeros_like(tensor) if p is None else p for p in parts])
+        whole = [torch.zeros_like(tensor) if part is None else part for part in parts]
+        if not tensor.ndim or len({(part.ndim, part.shape[1:]) for part in whole}) > 1:
+            raise InputError(f"{place}: {together} cannot be joined; give an intact checkpoint")
+        found[together] = torch.cat(whole)
     return found
+
+
+def needed(tensors: Mapping[str, Tensor], key: str, dims: int, place: str) -> Tensor:
+    """`tensors[key]`, of so many dimensions, none of them 0. Raises `InputError` where it is not
+    there."""
+    tensor = tensors.get(key)
+    if tensor is None or tensor.ndim != dims or not tensor.numel():
+        found = "is missing" if tensor is None else f"has the shape {list(tensor.shape)}"
+        raise InputError(f"{place}: {key} {found}; give the whole model")
+    return tensor
 
 
 def blocks_in(tensors: Mapping[str, Tensor], pattern: str = r"blocks\.(\d+)\.") -> int:
@@ -67,13 +86,23 @@ def blocks_in(tensors: Mapping[str, Tensor], pattern: str = r"blocks\.(\d+)\.") 
     return max(numbers, default=-1) + 1
 
 
-def setting(config: Mapping[str, Any], key: str, kind: type, default: Any, place: str) -> Any:
-    """`config[key]`, of the type `kind`; `default` where it is not there. Raises `InputError`."""
+def setting(
+    config: Mapping[str, Any],
+    key: str,
+    kind: type,
+    default: Any,
+    place: str,
+    file: str = "config.json",
+) -> Any:
+    """`config[key]`, of the type `kind`; `default` where it is not there. Raises `InputError`.
+
+    `file`: what the description at `place` is called.
+    """
     value = config.get(key)
     if value is None:
         return default
     if kind is float and isinstance(value, int):
         value = float(value)
     if not isinstance(value, kind):
-        raise InputError(f"{place}: {key} of its config.json is {value!r}; correct it there")
+        raise InputError(f"{place}: {key} of its {file} is {value!r}; correct it there")
     return value
