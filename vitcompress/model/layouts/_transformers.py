@@ -19,9 +19,9 @@ _ACTIVATIONS = {
 }
 
 
-def activation(source: Source, config: Mapping[str, Any]) -> str:
-    """timm's name of `hidden_act`."""
-    name = setting(config, "hidden_act", str, "gelu", source.place)
+def activation(source: Source, config: Mapping[str, Any], usual: str = "gelu") -> str:
+    """timm's name of `hidden_act`, which is `usual` where it is not said."""
+    name = setting(config, "hidden_act", str, usual, source.place)
     if name not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
         raise InputError(
