@@ -42,16 +42,16 @@ def convert(source: Source) -> Converted:
         tensors["head.bias"] = head.new_zeros(len(head))
     notes = without_text(source)
     classifier = "classifier.weight" in source.tensors
-    pooled = {"pre_norm": True}
+    pooling: dict[str, str | bool] = {"pre_norm": True}
     if classifier:
-        pooled |= {"global_pool": "avg", "final_norm": False}
+        pooling |= {"global_pool": "avg", "final_norm": False}
         tensors = {k: t for k, t in tensors.items() if not k.startswith("norm.")}
         notes += ("post_layernorm is left out, which the classifier of the library does not use",)
     found = plain_vit(source, tensors, tower_config(source), Usual(1e-5, "quick_gelu", _NAME))
     return replace(
         found,
         timm=_NAME,
-        options=found.options | pooled,
+        options={**found.options, **pooling},
         task=None if classifier else "embedding",
         notes=notes + found.notes,
     )

@@ -50,7 +50,7 @@ def convert(source: Source) -> Converted:
     tensors = joined(with_positions(tensors, place), place)
     head = {k: tensors.pop(k) for k in list(tensors) if k.startswith("attn_pool.")}
     classifier = "classifier.weight" in source.tensors
-    pooling = {"global_pool": "avg", "fc_norm": False}
+    pooling: dict[str, str | bool] = {"global_pool": "avg", "fc_norm": False}
     notes = without_text(source)
     if head and not classifier:
         tensors |= _split(head, place)
@@ -64,7 +64,7 @@ def convert(source: Source) -> Converted:
     return replace(
         found,
         timm=_NAME,
-        options=found.options | pooling,
+        options={**found.options, **pooling},
         notes=notes + found.notes,
     )
 
