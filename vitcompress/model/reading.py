@@ -79,13 +79,21 @@ def read_source(path: Path) -> Source:
         place=str(path),
         tensors=tensors,
         config=_described(home / described),
-        processor=_described(home / "preprocessor_config.json"),
+        processor=_processor(home),
     )
 
 
 def _file_in(path: Path) -> Path:
     """The checkpoint in the folder `path`; `path` itself where it is a file, or there is none."""
     return next((path / name for name in _IN_FOLDER if (path / name).is_file()), path)
+
+
+def _processor(home: Path) -> dict[str, Any]:
+    """What is said of images in a folder of transformers, on its own or beside that of texts."""
+    if alone := _described(home / "preprocessor_config.json"):
+        return alone
+    beside = _described(home / "processor_config.json").get("image_processor")
+    return beside if isinstance(beside, dict) else {}
 
 
 def _described(file: Path) -> dict[str, Any]:

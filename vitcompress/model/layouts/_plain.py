@@ -7,8 +7,8 @@ from torch import Tensor
 
 from vitcompress.model.layouts._renaming import blocks_in, needed
 
-# ViT-H, g, G and e; narrower models, and one of 1536 channels, have a head for each 64.
-_OF_SIXTEEN_HEADS = (1280, 1408, 1664, 1792)
+# SO400M, ViT-H, g, G and e; narrower models, and one of 1536 channels, have a head for each 64.
+_OF_SIXTEEN_HEADS = (1152, 1280, 1408, 1664, 1792)
 
 _BLOCK = r"blocks\.(\d+)\."
 PLAIN = (
@@ -53,6 +53,14 @@ def plain_options(tensors: Mapping[str, Tensor], place: str) -> dict[str, Any]:
         "init_values": 1e-5 if "blocks.0.ls1.gamma" in tensors else None,
         "num_classes": 0 if headless else len(needed(tensors, "head.weight", 2, place)),
     }
+
+
+def separate_class_position(tensors: dict[str, Tensor], place: str) -> None:
+    """Add the position of the class token to it (in place): timm has none there where there are
+    registers. Raises `InputError`."""
+    positions = needed(tensors, "pos_embed", 3, place)
+    tensors["cls_token"] = needed(tensors, "cls_token", 3, place) + positions[:, :1]
+    tensors["pos_embed"] = positions[:, 1:].contiguous()
 
 
 def assumed(facts: str, *keys: str) -> str:

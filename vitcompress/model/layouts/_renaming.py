@@ -13,7 +13,7 @@ Rules = Iterable[tuple[str, str]]
 """Patterns that whole keys match, and what they become, as `re.sub` has it."""
 
 _SHOWN = 3
-_PARTS = re.compile(r"\.(query|key|value)\.")
+_QKV = ("query", "key", "value")
 
 
 def renamed(
@@ -46,20 +46,25 @@ def all_known(tensors: Mapping[str, Tensor], rules: Rules) -> bool:
     return all(map(known.fullmatch, tensors))
 
 
-def joined(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
-    """`tensors` with each `P.query.K`, `P.key.K` and `P.value.K` as one `P.qkv.K`, in this order.
+def joined(
+    tensors: Mapping[str, Tensor], place: str, parts: tuple[str, ...] = _QKV, whole: str = "qkv"
+) -> dict[str, Tensor]:
+    """`tensors` with each `P.query.K`, `P.key.K` and `P.value.K` (the `parts`) as one `P.qkv.K`
+    (the `whole`), in this order.
 
-    A bias that only some of the three have is zeros in the others. Raises `InputError` where a
+    A bias that only some of the parts have is zeros in the others. Raises `InputError` where a
     weight is missing.
     """
+    pattern = re.compile(rf"\.({'|'.join(parts)})\.")
     found: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        if not _PARTS.search(key):
+        if not pattern.search(key):
             found[key] = tensor
             continue
-        together = _PARTS.sub(".qkv.", key)
+        together = pattern.sub(f".{whole}.", key)
         if together in found:
             continue
+<<<<<<< HEAD
         parts = [tensors.get(_PARTS.sub(f".{name}.", key)) for name in ("query", "key", "value")]
         if key.endswith(".weight") and any(part is None for part in parts):
             raise InputError(f"{place}: {key} lacks its query, key or value; give the whole model")
@@ -67,6 +72,13 @@ def joined(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
         if not tensor.ndim or len({(part.ndim, part.shape[1:]) for part in whole}) > 1:
             raise InputError(f"{place}: {together} cannot be joined; give an intact checkpoint")
         found[together] = torch.cat(whole)
+=======
+        beside = [tensors.get(pattern.sub(f".{name}.", key)) for name in parts]
+        if key.endswith(".weight") and any(part is None for part in beside):
+            lacking = f"{key} lacks its {', '.join(parts[:-1])} or {parts[-1]}"
+            raise InputError(f"{place}: {lacking}; give the whole model")
+        found[together] = torch.cat([torch.zeros_like(tensor) if p is None else p for p in beside])
+>>>>>>> h1
     return found
 
 

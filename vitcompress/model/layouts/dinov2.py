@@ -2,10 +2,13 @@
 
 import re
 
-from torch import Tensor
-
 from vitcompress.model.layouts import Converted, Source
-from vitcompress.model.layouts._plain import PLAIN, assumed, plain_options
+from vitcompress.model.layouts._plain import (
+    PLAIN,
+    assumed,
+    plain_options,
+    separate_class_position,
+)
 from vitcompress.model.layouts._renaming import needed, renamed
 
 _BLOCK = r"blocks\.(?:\d+\.)?(\d+)\."  # in chunks of blocks, which are numbered through
@@ -39,7 +42,7 @@ def convert(source: Source) -> Converted:
     registers = tensors.get("reg_token")
     options = plain_options(tensors, source.place)
     if registers is not None:
-        _separate(tensors, source.place)
+        separate_class_position(tensors, source.place)
         count = needed(tensors, "reg_token", 3, source.place).shape[1]
         options |= {"reg_tokens": count, "no_embed_class": True}
     facts = f"{options['num_heads']} heads, and images prepared as timm prepares them for DINOv2"
@@ -54,10 +57,3 @@ def convert(source: Source) -> Converted:
             assumed(facts, "model.options.num_heads", "data.mean", "data.std"),
         ),
     )
-
-
-def _separate(tensors: dict[str, Tensor], place: str) -> None:
-    """Add the position of the class token to it: timm has none there where there are registers."""
-    positions = needed(tensors, "pos_embed", 3, place)
-    tensors["cls_token"] = needed(tensors, "cls_token", 3, place) + positions[:, :1]
-    tensors["pos_embed"] = positions[:, 1:].contiguous()
