@@ -27,7 +27,7 @@ from vitcompress.model.checkpoint import (
 )
 from vitcompress.model.layouts import Converted, convert
 from vitcompress.model.options import check_options
-from vitcompress.model.reading import read_source, read_state_dict
+from vitcompress.model.reading import read_source
 
 ASSETS = Path(__file__).parents[3] / "shared" / "assets" / "checkpoints"
 NAME = "vit_tiny_patch16_224"
@@ -60,6 +60,10 @@ def assert_same(read: State, state: State) -> None:
     for key, tensor in state.items():
         assert read[key].dtype == tensor.dtype
         assert torch.equal(read[key], tensor), key
+
+
+def read_state_dict(path: Path) -> State:
+    return dict(read_source(path).tensors)
 
 
 def saved(content: Any, path: Path, **options: Any) -> Path:
