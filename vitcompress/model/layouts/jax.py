@@ -1,4 +1,4 @@
-"""Vision transformers of Google in JAX: .npz of vit_jax and of big_vision, as timm converts them."""
+"""Vision transformers of Google in JAX (vit_jax, big_vision): a .npz, as timm converts it."""
 
 import io
 import math

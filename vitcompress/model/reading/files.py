@@ -131,7 +131,7 @@ def _read_safetensors(path: Path) -> Any:
 def _read_npz(path: Path) -> dict[str, Tensor]:
     """The arrays of numbers; those of two bytes without a type are bfloat16, as JAX writes it."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {key: _tensor(arrays[key]) for key in arrays.files}
     except (
         AttributeError,

@@ -13,6 +13,8 @@ import re
 import struct
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +109,25 @@ def read_pickle(path: Path) -> Any:
 
     Raises `InputError` for what is damaged, is no such file, or names other than plain data.
     """
-    given: list[Any] = [(made, name) for name, made in _STAND_INS.items()]
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(given):
+        with warnings.catch_warnings(), _only_stand_ins():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except _BROKEN as error:
         raise InputError(f"{path}: {_reason(path, str(error))}") from error
+
+
+@contextmanager
+def _only_stand_ins() -> Iterator[None]:
+    """Gives torch's unpickler these names and, meanwhile, none that other libraries gave it."""
+    others = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals([(made, name) for name, made in _STAND_INS.items()])
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(others)
 
 
 def _reason(path: Path, told: str) -> str:
