@@ -331,5 +331,13 @@ def test_another_protocol_of_pickle(state: State, tmp_path: Path) -> None:
 
 
 def test_a_prefix_without_end(state: State, tmp_path: Path) -> None:
-    path = saved(prefixed(state, "module." * 3000), tmp_path / "x.pth")
-    assert len(read(path)) == len(state)
+    assert_same(read(saved(prefixed(state, "module." * 3000), tmp_path / "x.pth")), state)
+    assert_same(read(saved(prefixed(state, "a.b." * 40), tmp_path / "x.pth")), state)
+
+
+def test_control_characters_do_not_reach_the_terminal(state: State, tmp_path: Path) -> None:
+    content = {**state, "odd\n\x1b[31mname": torch.ones(2)}
+    message = refusal(saved(content, tmp_path / "x.pth"))
+    assert r"odd\n\x1b[31mname" in message
+    assert "\x1b" not in message
+    assert "\n" not in refusal(saved({"odd\nname": 3}, tmp_path / "x.pth"))

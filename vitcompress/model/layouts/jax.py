@@ -58,7 +58,8 @@ def convert(source: Source) -> Converted:
 
 def _read_by_timm(model: nn.Module, source: Source) -> dict[str, Tensor]:
     file = io.BytesIO()
-    np.savez(file, **{key: tensor.numpy() for key, tensor in source.tensors.items()})
+    arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in source.tensors.items()}
+    np.savez(file, **arrays)
     file.seek(0)
     load: Any = model.load_pretrained
     try:

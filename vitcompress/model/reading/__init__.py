@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcompress.console import say
+from vitcompress.console import printable, say
 from vitcompress.errors import InputError
 from vitcompress.model.layouts import Source, layout_of
 from vitcompress.model.reading.files import INDEX, STANDARD, file_of, json_object, read_file
@@ -52,13 +52,17 @@ def read_source(path: Path, key: str | None = None) -> Source:
 
 
 def _held(content: Any) -> str:
-    keys = ", ".join(map(str, content))[:120] if isinstance(content, Mapping) else ""
+    keys = printable(", ".join(map(str, content))[:120]) if isinstance(content, Mapping) else ""
     return f"keys: {keys}" if keys else f"a {type(content).__name__}"
 
 
 def _check_plain(state: Mapping[str, Tensor], place: str) -> None:
     """Raise `InputError` for tensors that are no dense floats, and say which are coarse."""
     for key, tensor in state.items():
+        if printable(key) != key:
+            raise InputError(
+                f"{place}: the name {printable(key)} has control characters; save it under another"
+            )
         dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not dense or tensor.is_quantized or _is_expanded(tensor):
             raise InputError(
