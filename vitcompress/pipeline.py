@@ -75,6 +75,7 @@ def load_dense(recipe: Recipe) -> VitModel:
         dict(recipe.model.options),
         recipe.model.num_classes,
         recipe.data.preprocess_overrides(),
+        recipe.model.key,
     )
     model = model.with_task(recipe.task or model.task_name)
     gates.applying(recipe.gates, model.task)

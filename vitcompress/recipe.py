@@ -63,11 +63,13 @@ class ModelSection(_Section):
     """Where the model comes from.
 
     `checkpoint`: a path, `timm:NAME` or `example:glyphs`. `name`: the timm architecture, where the
-    checkpoint does not tell. `options`: keyword arguments of `timm.create_model`.
+    checkpoint does not tell. `key`: which of the models in a file, as a dotted path (`teacher`).
+    `options`: keyword arguments of `timm.create_model`.
     """
 
     checkpoint: _Text | None = None
     name: _Text | None = None
+    key: _Text | None = None
     options: ModelOptions = Field(default_factory=dict)
     num_classes: _Count | None = None
 

@@ -131,9 +131,11 @@ def from_source(
     options: dict[str, Any],
     num_classes: int | None,
     preprocess: dict[str, Any],
+    key: str | None = None,
 ) -> VitModel:
     """Read a checkpoint (a path, `timm:NAME` or `example:glyphs`) as a dense model.
 
+    `key`: which of the models in a file is meant, as a dotted path.
     `preprocess` holds what the recipe overrides; the rest follows timm's configuration.
     Raises `InputError` for whatever is wrong with the checkpoint, and for images of another size
     than the model takes.
@@ -148,7 +150,7 @@ def from_source(
             name, options = glyphs.TIMM_NAME, {**glyphs.TIMM_OPTIONS, **options}
             preprocess = {"mean": glyphs.MEAN, "std": glyphs.STD, "crop_pct": 1.0, **preprocess}
             source = str(Path(glyphs.__file__).with_name("glyphs.safetensors"))
-        found = read_source(Path(source))
+        found = read_source(Path(source), key)
         if isinstance(found.config.get("architecture"), dict):
             raise InputError(
                 f"{source}: an output of vitcompress; give the checkpoint it was made from"

@@ -1,0 +1,57 @@
+"""A backbone beside a classifier, as modules have it that training scripts write themselves."""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from vitcompress.errors import InputError
+
+HEADS = ("head", "classifier", "fc", "linear", "cls_head", "mlp_head", "linear_head", "heads")
+# What stands for a whole backbone, not for a part that a model itself has.
+_BACKBONE = re.compile(
+    r"\w*(backbone|encoder|model|net|network|base|body|trunk|extractor|vit|deit|beit|swin|dino)\w*"
+)
+_POOLED = ("layers.", "stages.")  # models of timm whose head pools first, and is `head.fc`
+
+
+def split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
+    """The backbone without its prefix, and the classifier; None where `state` is no such pair."""
+    parts = list(dict.fromkeys(key.partition(".")[0] for key in state))
+    heads = [part for part in parts if part in HEADS]
+    if len(parts) != 2 or len(heads) != 1:
+        return None
+    prefix = next(part for part in parts if part not in heads)
+    backbone = {key.partition(".")[2]: state[key] for key in state if _in(key, prefix)}
+    own_head = any(key.partition(".")[0] in HEADS for key in backbone)
+    if not _BACKBONE.fullmatch(prefix) or own_head:
+        return None
+    return backbone, {key: state[key] for key in state if _in(key, heads[0])}
+
+
+def is_linear(head: Mapping[str, Tensor]) -> bool:
+    """Whether `head` is one linear layer, whatever stands before its name."""
+    kinds = {key.rpartition(".")[2]: tensor.ndim for key, tensor in head.items()}
+    layers = {key.rpartition(".")[0] for key in head}
+    return len(layers) == 1 and kinds in ({"weight": 2, "bias": 1}, {"weight": 2})
+
+
+def as_head(
+    head: Mapping[str, Tensor], backbone: Mapping[str, Tensor], place: str
+) -> dict[str, Tensor]:
+    """The one linear layer in `head`, with the name that timm has for it on such a backbone.
+
+    Raises `InputError` where it is more than that.
+    """
+    if not is_linear(head):
+        layers = sorted({key.rpartition(".")[0] for key in head})
+        raise InputError(
+            f"{place}: its classifier ({', '.join(layers[:4])}) is more than one linear layer;"
+            " give a checkpoint whose classifier is one, or without it to have the model embed"
+        )
+    layer = "head.fc" if any(key.startswith(_POOLED) for key in backbone) else "head"
+    return {f"{layer}.{key.rpartition('.')[2]}": tensor for key, tensor in head.items()}
+
+
+def _in(key: str, part: str) -> bool:
+    return key.startswith(f"{part}.")
