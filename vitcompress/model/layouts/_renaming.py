@@ -64,21 +64,14 @@ def joined(
         together = pattern.sub(f".{whole}.", key)
         if together in found:
             continue
-<<<<<<< HEAD
-        parts = [tensors.get(_PARTS.sub(f".{name}.", key)) for name in ("query", "key", "value")]
-        if key.endswith(".weight") and any(part is None for part in parts):
-            raise InputError(f"{place}: {key} lacks its query, key or value; give the whole model")
-        whole = [torch.zeros_like(tensor) if part is None else part for part in parts]
-        if not tensor.ndim or len({(part.ndim, part.shape[1:]) for part in whole}) > 1:
-            raise InputError(f"{place}: {together} cannot be joined; give an intact checkpoint")
-        found[together] = torch.cat(whole)
-=======
         beside = [tensors.get(pattern.sub(f".{name}.", key)) for name in parts]
         if key.endswith(".weight") and any(part is None for part in beside):
             lacking = f"{key} lacks its {', '.join(parts[:-1])} or {parts[-1]}"
             raise InputError(f"{place}: {lacking}; give the whole model")
-        found[together] = torch.cat([torch.zeros_like(tensor) if p is None else p for p in beside])
->>>>>>> h1
+        filled = [torch.zeros_like(tensor) if part is None else part for part in beside]
+        if not tensor.ndim or len({(part.ndim, part.shape[1:]) for part in filled}) > 1:
+            raise InputError(f"{place}: {together} cannot be joined; give an intact checkpoint")
+        found[together] = torch.cat(filled)
     return found
 
 
