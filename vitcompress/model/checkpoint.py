@@ -18,9 +18,11 @@ from vitcompress.model.naming import (
     build_timm,
     check_name,
     differences,
+    fewest_options,
     found_options,
     infer_name,
     one_line,
+    skeleton,
 )
 from vitcompress.model.options import ModelOptions
 
@@ -44,10 +46,19 @@ class ModelSpec(BaseModel):
         """The untrained module. Raises `InputError` as `build_timm`."""
         module = build_timm(self.timm, self.options, source)
         if self.norm_eps is not None:
-            for part in module.modules():
-                if isinstance(part, nn.LayerNorm):
-                    part.eps = self.norm_eps
+            for part in _norms(module):
+                part.eps = self.norm_eps
         return module
+
+    def simplest(self, source: str) -> "ModelSpec":
+        """The same without a `norm_eps` that timm has anyway. Raises as `build_timm`."""
+        norms = _norms(skeleton(self.timm, self.options, source))
+        usual = all(part.eps == self.norm_eps for part in norms)
+        return self.model_copy(update={"norm_eps": None}) if usual else self
+
+
+def _norms(module: nn.Module) -> list[nn.LayerNorm]:
+    return [part for part in module.modules() if isinstance(part, nn.LayerNorm)]
 
 
 def load_model(
@@ -84,7 +95,9 @@ def load_model(
         )
     if classes is None:
         del found["num_classes"]
-    spec = ModelSpec(timm=name, options=found, norm_eps=converted.norm_eps)
+    asked = {} if num_classes is None else {"num_classes": num_classes}
+    found = fewest_options(state, name, found, {**(options or {}), **asked}, source)
+    spec = ModelSpec(timm=name, options=found, norm_eps=converted.norm_eps).simplest(source)
     model = spec.build(source)
     tensors = _fit(state, model, "img_size" in given, converted.antialias)
     if problems := differences(tensors, model):
@@ -118,10 +131,7 @@ def _fit(
     convert: Any = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return plain
-    told = {
-        "adapt_layer_scale": True,
-        "antialias": antialias,
-    }  # the first as timm does for DeiT III
+    told = {"adapt_layer_scale": True, "antialias": antialias}  # the first: for DeiT III
     takes = inspect.signature(convert).parameters
     convert = functools.partial(convert, **{key: told[key] for key in told if key in takes})
     try:

@@ -80,6 +80,28 @@ def found_options(
     return {**found, **options}
 
 
+def fewest_options(
+    state: Mapping[str, Tensor],
+    name: str,
+    options: dict[str, Any],
+    given: Mapping[str, Any],
+    source: str,
+) -> dict[str, Any]:
+    """Return those of `options` that are needed beside `given` to make the same model of `name`.
+
+    So a checkpoint is described alike, whatever layout it came in.
+    """
+    try:
+        fewer = found_options(state, name, given, source)
+    except InputError:
+        return options  # without them, its positions cannot be understood
+    if fewer == options:
+        return options
+    full, plain = skeleton(name, options, source), skeleton(name, fewer, source)
+    same = _behaviour(full) == _behaviour(plain) and not differences(full.state_dict(), plain)
+    return fewer if same else options
+
+
 def _class_count(
     state: Mapping[str, Tensor], classifier: str | tuple[str, ...] | None
 ) -> int | None:

@@ -101,6 +101,24 @@ def test_a_folder_says_how_images_are_prepared(randomized: Randomized, tmp_path:
     assert read.preprocess.mean == (0.5, 0.5, 0.5)
 
 
+def test_what_timm_has_anyway_is_not_described(randomized: Randomized, tmp_path: Path) -> None:
+    like = {**CONFIG, "hidden_size": 64, "num_hidden_layers": 6, "intermediate_size": 192}
+    size = {"image_size": 160, "patch_size": 16}
+    config = transformers.ViTConfig(**like | size)
+    model = randomized(transformers.ViTForImageClassification(config))
+    model.save_pretrained(tmp_path)
+    described = from_source(str(tmp_path), "test_vit", {}, None, {}).architecture
+    assert described.options == {"num_classes": 2, "in_chans": 3}
+    assert described.norm_eps == 1e-12
+    model.config.layer_norm_eps = 1e-6
+    model.config.save_pretrained(tmp_path)
+    assert from_source(str(tmp_path), "test_vit", {}, None, {}).architecture.norm_eps is None
+    model.config.num_attention_heads = 4
+    model.config.save_pretrained(tmp_path)
+    described = from_source(str(tmp_path), "test_vit", {}, None, {}).architecture
+    assert described.options["num_heads"] == 4
+
+
 def test_images_that_are_not_square(randomized: Randomized, agree: Any, tmp_path: Path) -> None:
     config = transformers.ViTConfig(**{**CONFIG, "image_size": [16, 64]})
     model = randomized(transformers.ViTForImageClassification(config))

@@ -43,7 +43,8 @@ def plain_vit(
     """
     place = source.place
     options = plain_options(tensors, place)
-    options["act_layer"] = activation(source, config, usual.hidden_act)
+    if (act := activation(source, config, usual.hidden_act)) != "gelu":  # which timm has
+        options["act_layer"] = act
     notes: tuple[str, ...] = ()
     if source.config:
         options["num_heads"] = setting(config, "num_attention_heads", int, 12, place)
@@ -51,7 +52,7 @@ def plain_vit(
             options["img_size"] = size
     else:
         facts = (
-            f"{options['num_heads']} heads, activation {options['act_layer']},"
+            f"{options['num_heads']} heads, activation {act},"
             f" and images prepared as timm prepares them for {usual.images}"
         )
         keys = ("model.options.num_heads", "model.options.act_layer", "data.mean", "data.std")

@@ -62,7 +62,7 @@ def convert(source: Source) -> Converted:
     # The library has no other activation in a gated MLP, whatever is said.
     config = {**source.config, "hidden_act": "silu"} if gated else source.config
     found = plain_vit(source, tensors, config, Usual(1e-6, "gelu", name))
-    options = dict(found.options)
+    options = {k: v for k, v in found.options.items() if k != "act_layer" or not gated}
     if registers:
         count = needed(tensors, "reg_token", 3, place).shape[1]
         options |= {"reg_tokens": count, "no_embed_class": True}
