@@ -24,7 +24,8 @@ def split(state: State) -> tuple[str, State, State] | None:
         return None
     prefix = next(part for part in parts if part not in heads)
     backbone = {key.partition(".")[2]: state[key] for key in state if _in(key, prefix)}
-    own_head = any(key.partition(".")[0] in HEADS for key in backbone)
+    # A norm there is left of a head that pools; a matrix is a classifier of its own.
+    own_head = any(key.partition(".")[0] in HEADS and t.ndim > 1 for key, t in backbone.items())
     if not _BACKBONE.fullmatch(prefix) or own_head:
         return None
     return prefix, backbone, {key: state[key] for key in state if _in(key, heads[0])}
