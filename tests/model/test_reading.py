@@ -276,8 +276,12 @@ def test_names_of_a_layout_keep_their_prefix(tmp_path: Path) -> None:
 
 
 def test_a_head_that_pools(tmp_path: Path) -> None:
-    content = {"backbone.stages.0.weight": torch.ones(2, 2), "fc.weight": torch.ones(3, 2)}
-    assert "head.fc.weight" in read(saved(content, tmp_path / "x.pth"))
+    content = {
+        "backbone.stages.0.weight": torch.ones(2, 2),
+        "backbone.head.norm.weight": torch.ones(2),
+    }
+    found = read(saved({**content, "fc.weight": torch.ones(3, 2)}, tmp_path / "x.pth"))
+    assert found.keys() == {"stages.0.weight", "head.norm.weight", "head.fc.weight"}
 
 
 def test_a_classifier_of_several_layers_is_refused(state: State, tmp_path: Path) -> None:

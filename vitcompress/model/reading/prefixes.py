@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from vitcompress.console import say
-from vitcompress.model.reading.heads import as_head, is_linear, split
+from vitcompress.model.reading.heads import State, as_head, is_linear, split
 
 _WRAPPER = "module"  # of data-parallel and averaged models: the name of no layer
 _MOST = 100
@@ -15,7 +15,6 @@ _TRAINING_ONLY = re.compile(
     r"(criterion|\w*loss\w*|ema(_\w+)?|\w+_ema|teacher\w*|\w*metrics?|\w*acc(uracy)?)\.|n_averaged$"
 )
 
-State = dict[str, Tensor]
 Known = Callable[[Mapping[str, Tensor]], bool]
 """Whether a layout other than timm's has these names as they are."""
 
@@ -48,9 +47,9 @@ def _headed(model: State, known: Known, place: str) -> State | None:
     pair = split(model)
     if pair is None:
         return None
-    backbone, head = pair
-    # Layouts may have such names themselves, or the backbone may have those of a layout.
-    if known(model) and not (is_linear(head) and known(backbone)):
+    prefix, backbone, head = pair
+    # Layouts have such names themselves; those of DINO have `backbone.`, but no linear classifier.
+    if known(model) and not (prefix == "backbone" and is_linear(head)):
         return None
     return backbone | as_head(head, backbone, place)
 

@@ -8,14 +8,12 @@ from torch import Tensor
 
 from vitcompress.console import say
 from vitcompress.errors import InputError
-from vitcompress.model.reading.heads import HEADS
+from vitcompress.model.reading.heads import HEADS, State
 
 _DEPTH = 4
 _AVERAGE = re.compile(r"(^|[_.])ema([_.]|$)")
 # What training keeps beside the model, and is none.
 _ASIDE = re.compile(r"\w*(optim|sched|scaler|loss|criterion|callback|loops|metric|param_groups)\w*")
-
-State = dict[str, Tensor]
 
 
 def unwrap(content: Any, key: str | None, place: str) -> State:
