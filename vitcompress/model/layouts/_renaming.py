@@ -1,5 +1,6 @@
 """Keys to keys: what all layouts have in common."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -59,6 +60,12 @@ def joined(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
             raise InputError(f"{place}: {key} lacks its query, key or value; give the whole model")
         found[together] = torch.cat([torch.zeros_like(tensor) if p is None else p for p in parts])
     return found
+
+
+def hidden_ratio(hidden: int, width: int) -> float:
+    """`hidden` as a multiple of `width` that timm, which cuts products off, takes back to it."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def blocks_in(tensors: Mapping[str, Tensor], pattern: str = r"blocks\.(\d+)\.") -> int:
