@@ -72,11 +72,14 @@ def test_the_head_over_visual_words_is_left_out(
     assert "the head over visual words is left out" in "".join(capsys.readouterr())
 
 
-def test_data2vec(randomized: Randomized, agree: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_data2vec_at_8_bits(
+    randomized: Randomized, agree: Any, quantizes: Any, tmp_path: Path
+) -> None:
     config = Data2VecVisionConfig(**CONFIG, **OWN)
     model = randomized(Data2VecVisionForImageClassification(config))
     model.save_pretrained(tmp_path)
-    agree(model, tmp_path, lambda m, x: m(x).logits)
+    quantizes(agree(model, tmp_path, lambda m, x: m(x).logits))
 
 
 def test_a_single_file_in_names_old_and_new(

@@ -62,6 +62,13 @@ def joined(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
     return found
 
 
+def needed(tensors: Mapping[str, Tensor], key: str, place: str) -> Tensor:
+    """`tensors[key]`. Raises `InputError` where it is not there."""
+    if key not in tensors:
+        raise InputError(f"{place}: nothing in it stands for {key} of timm; give the whole model")
+    return tensors[key]
+
+
 def hidden_ratio(hidden: int, width: int) -> float:
     """`hidden` as a multiple of `width` that timm, which cuts products off, takes back to it."""
     ratio = hidden / width

@@ -60,8 +60,8 @@ def assumed(source: Source, **facts: Any) -> tuple[str, ...]:
     said = " and ".join(f"{key} {value}" for key, value in facts.items())
     remedy = " ".join(f"--set model.options.{key}=…" for key in facts)
     return (
-        f"{source.place}: no config.json beside it, hence the defaults of the transformers"
-        f" library: {said}; where it was made with others, {remedy}",
+        f"{source.place}: no config.json beside it, hence assumed: {said}; where it was made with"
+        f" others, {remedy}",
     )
 
 

@@ -11,7 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from vitcompress.model.layouts import Converted, Source
-from vitcompress.model.layouts._renaming import blocks_in, hidden_ratio, joined, renamed, setting
+from vitcompress.model.layouts._renaming import (
+    blocks_in,
+    hidden_ratio,
+    joined,
+    needed,
+    renamed,
+    setting,
+)
 from vitcompress.model.layouts._transformers import (
     assumed,
     check_activation,
@@ -78,7 +85,7 @@ def convert(source: Source) -> Converted:
             **shapes,
             "depth": blocks_in(tensors),
             "qkv_bias": "blocks.0.attn.q_bias" in tensors,
-            "init_values": 0.1 if "blocks.0.gamma_1" in tensors else None,
+            "init_values": 0.1 if "blocks.0.gamma_1" in tensors else 0.0,
             "use_abs_pos_emb": "pos_embed" in tensors,
             "use_rel_pos_bias": "blocks.0.attn.relative_position_bias_table" in tensors,
             "use_shared_rel_pos_bias": "rel_pos_bias.relative_position_bias_table" in tensors,
@@ -96,7 +103,7 @@ def _shapes(
     source: Source, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The sizes of the model, and what is to be said of those that had to be assumed."""
-    stem = tensors["patch_embed.proj.weight"]
+    stem = needed(tensors, "patch_embed.proj.weight", source.place)
     width, patch = stem.shape[0], stem.shape[2]
     table = next((t for key, t in tensors.items() if key.endswith("bias_table")), None)
     unseen: dict[str, Any] = {}
@@ -112,7 +119,7 @@ def _shapes(
         image = lengths(source, "image_size", side * patch or 224)
         if not side:
             unseen["img_size"] = image
-    hidden = len(tensors["blocks.0.mlp.fc1.weight"])
+    hidden = len(needed(tensors, "blocks.0.mlp.fc1.weight", source.place))
     sizes = {
         "embed_dim": width,
         "in_chans": stem.shape[1],

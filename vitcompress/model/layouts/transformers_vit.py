@@ -1,7 +1,14 @@
 """transformers: ViTModel and ViTForImageClassification."""
 
 from vitcompress.model.layouts import Converted, Source
-from vitcompress.model.layouts._renaming import blocks_in, joined, renamed, setting
+from vitcompress.model.layouts._renaming import (
+    blocks_in,
+    hidden_ratio,
+    joined,
+    needed,
+    renamed,
+    setting,
+)
 from vitcompress.model.layouts._transformers import activation, class_names, preprocess
 
 _BLOCK = r"(?:vit\.)?encoder\.layer\.(\d+)\."
@@ -31,14 +38,16 @@ def convert(source: Source) -> Converted:
     tensors = renamed(source.tensors, _RULES, source.place, "transformers ViT", dropped=_POOLER)
     tensors = joined(tensors, source.place)
     config, place = source.config, source.place
-    stem = tensors["patch_embed.proj.weight"]
+    stem = needed(tensors, "patch_embed.proj.weight", place)
     options = {
         "embed_dim": stem.shape[0],
         "in_chans": stem.shape[1],
         "patch_size": stem.shape[2],
         "depth": blocks_in(tensors),
         "num_heads": setting(config, "num_attention_heads", int, stem.shape[0] // 64, place),
-        "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"].shape[0] / stem.shape[0],
+        "mlp_ratio": hidden_ratio(
+            len(needed(tensors, "blocks.0.mlp.fc1.weight", place)), stem.shape[0]
+        ),
         "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
         "act_layer": activation(source, config),
         "num_classes": len(tensors["head.weight"]) if "head.weight" in tensors else 0,
