@@ -28,9 +28,9 @@ CONFIG: dict[str, Any] = {
     "image_size": 32,
     "patch_size": 8,
 }
-OWN = {"use_relative_position_bias": True}
-SHARED = {"use_shared_relative_position_bias": True}
-ABSOLUTE = {"use_absolute_position_embeddings": True}
+OWN: dict[str, Any] = {"use_relative_position_bias": True}
+SHARED: dict[str, Any] = {"use_shared_relative_position_bias": True}
+ABSOLUTE: dict[str, Any] = {"use_absolute_position_embeddings": True}
 Randomized = Callable[[nn.Module], Any]
 
 

@@ -22,7 +22,7 @@ from vitcompress.errors import InputError
 from vitcompress.model.architecture import from_source
 
 CONFIG: dict[str, Any] = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 2, 1, 1]}
-KINDS = {
+KINDS: dict[str, tuple[Any, Any, Any]] = {
     "first": (ConvNextConfig, ConvNextForImageClassification, ConvNextModel),
     "second": (ConvNextV2Config, ConvNextV2ForImageClassification, ConvNextV2Model),
 }

@@ -21,7 +21,7 @@ CONFIG: dict[str, Any] = {
     "image_size": 32,
     "patch_size": 8,
 }
-GATED = {"use_gated_mlp": True, "hidden_act": "silu"}
+GATED: dict[str, Any] = {"use_gated_mlp": True, "hidden_act": "silu"}
 Randomized = Callable[[nn.Module], Any]
 
 

@@ -28,7 +28,7 @@ CONFIG: dict[str, Any] = {
     "num_heads": [2, 4],
     "window_size": 4,
 }
-KINDS = {
+KINDS: dict[str, tuple[Any, Any, Any]] = {
     "first": (SwinConfig, SwinForImageClassification, SwinModel),
     "second": (Swinv2Config, Swinv2ForImageClassification, Swinv2Model),
 }
