@@ -82,7 +82,7 @@ def convert(source: Source) -> Converted:
     _check_windows(place, image, stem.shape[2], window, depths)
     heads = "logit_scale" if second else "relative_position_bias_table"
     unseen: dict[str, Any] = {"img_size": image}
-    options = {
+    options: dict[str, Any] = {
         "img_size": image,
         "patch_size": stem.shape[2],
         "in_chans": stem.shape[1],
