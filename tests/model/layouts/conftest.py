@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.model.architecture import VitModel, from_source
+from vitcompress.stages.context import Context
+from vitcompress.stages.quantize.config import QuantizeConfig
+from vitcompress.stages.quantize.stage import quantize
 
 Agree = Callable[[nn.Module, Path, Callable[[Any, Tensor], Tensor]], VitModel]
 
@@ -43,5 +46,21 @@ def agree(pixels: Tensor) -> Agree:
         assert found.shape == expected.shape
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
         return read
+
+    return check
+
+
+@pytest.fixture
+def quantizes(pixels: Tensor, context: Context) -> Callable[[VitModel], None]:
+    """Holds the outputs of a model at 8 bits against those that it had, once its random weights
+    are of a size that lets no attention saturate."""
+
+    def check(model: VitModel) -> None:
+        for layer in model.anatomy.linears().values():
+            layer.weight.data /= layer.weight.std() * layer.in_features**0.5
+        dense = model.module(pixels)
+        result = quantize(model, QuantizeConfig(rounding="nearest"), context)
+        assert result.model.architecture.quantized
+        assert (result.model.module(pixels) - dense).norm() < 0.1 * dense.norm()
 
     return check

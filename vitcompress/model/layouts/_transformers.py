@@ -34,6 +34,41 @@ def activation(source: Source, config: Mapping[str, Any], usual: str = "gelu") -
     return _ACTIVATIONS[name]
 
 
+def check_activation(source: Source, only: str) -> None:
+    """Raise `InputError` for another `hidden_act` than the one that timm has for this model."""
+    if source.config and (name := activation(source, source.config)) != only:
+        raise InputError(
+            f"{source.place}: hidden_act {name!r} of its config.json is not supported for"
+            f" {source.config.get('model_type', 'this model')}, only {only}; give another model"
+        )
+
+
+def lengths(source: Source, key: str, default: int) -> int | list[int]:
+    """`image_size` and the like: a side, or height and width. Raises `InputError`."""
+    found = source.config.get(key)
+    if found is None:
+        return default
+    sides = found if isinstance(found, list) else [found]
+    if not all(type(side) is int and side > 0 for side in sides) or len(sides) > 2:
+        raise InputError(
+            f"{source.place}: {key} of its config.json is {found!r}, no side, nor height and"
+            " width; correct it there"
+        )
+    return sides[0] if len(set(sides)) == 1 else sides
+
+
+def assumed(source: Source, **facts: Any) -> tuple[str, ...]:
+    """What is to be said of `facts`, options that no shapes tell, where no config.json does."""
+    if source.config or not facts:
+        return ()
+    said = " and ".join(f"{key} {value}" for key, value in facts.items())
+    remedy = " ".join(f"--set model.options.{key}=…" for key in facts)
+    return (
+        f"{source.place}: no config.json beside it, hence assumed: {said}; where it was made with"
+        f" others, {remedy}",
+    )
+
+
 def class_names(source: Source) -> tuple[str, ...] | None:
     """The names in `id2label` in the order of the outputs; None where they are only numbered."""
     labels = source.config.get("id2label")
