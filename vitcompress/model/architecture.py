@@ -184,6 +184,13 @@ def from_source(
     return model
 
 
+def output_shape(model: VitModel) -> tuple[int, ...]:
+    """The shape of what comes out for one image: [classes], [width], or [patches, width]."""
+    size = (1, model.preprocess.channels, *model.preprocess.input_size)
+    with torch.inference_mode():
+        return tuple(model.module(torch.zeros(size)).shape[1:])
+
+
 def set_tail(module: nn.Module, tokens: int) -> None:
     """Let the last block compute only the first `tokens` tokens (in place)."""
     anatomy_of(module).blocks[-1].tokens = tokens
