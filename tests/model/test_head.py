@@ -23,6 +23,13 @@ from vitcompress.model.head import ActivationLayer, Choice, Head, LinearLayer, N
 from vitcompress.model.layouts import Converted
 from vitcompress.model.merging import Merging
 from vitcompress.model.tail import tailed
+from vitcompress.stages.context import Context
+from vitcompress.stages.merge.config import MergeConfig
+from vitcompress.stages.merge.stage import merge
+from vitcompress.stages.prune.config import PruneConfig
+from vitcompress.stages.prune.stage import prune
+from vitcompress.stages.quantize.config import QuantizeConfig
+from vitcompress.stages.quantize.stage import quantize
 
 NAME = "vit_tiny_patch16_224"
 SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2}
@@ -64,7 +71,9 @@ def mlp(width: int) -> tuple[Head, nn.Sequential]:
     return Head(layers=layers, normalise=True), made
 
 
-def described(body: nn.Module, name: str, options: dict[str, Any], head: Head, layers: nn.Module):
+def described(
+    body: nn.Module, name: str, options: dict[str, Any], head: Head, layers: nn.Module
+) -> VitModel:
     """The model of `body` and of a described head with the tensors of `layers`."""
     tensors = body.state_dict() | {f"head.{k}": v for k, v in layers.state_dict().items()}
     module, spec = load_model(Converted(name, tensors, options, head=head), source="x.pth")
@@ -187,6 +196,41 @@ def test_what_a_model_does_not_have_is_told(
     trained = timm.create_model(name, **options)
     with pytest.raises(InputError, match=message):
         read(trained, tmp_path / f"{name}.safetensors", Choice(choice), options)
+
+
+def normalised(make_module: Make, tmp_path: Path) -> VitModel:
+    path = tmp_path / f"{NAME}.safetensors"
+    return read(make_module(), path, Choice(None, True), SMALL).with_task("embedding")
+
+
+def test_a_described_head_is_narrowed_and_quantized(
+    make_module: Make, pixels: Tensor, context: Context, tmp_path: Path
+) -> None:
+    dense = normalised(make_module, tmp_path)
+    cut = {"budget": {"macs": 0.7}, "multiple": 4, "structures": ["embedding"]}
+    model = prune(dense, PruneConfig.model_validate(cut), context).model
+    assert 4 <= (model.architecture.embedding or 0) < 64
+    told = {"layers": ["blocks", "head"], "rounding": "nearest"}
+    model = quantize(model, QuantizeConfig.model_validate(told), context).model
+    assert "head.0" in model.architecture.quantized
+    found = model.module(pixels)
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(3))
+    assert torch.equal(rebuilt(model)(pixels), found)
+
+
+@pytest.mark.slow
+def test_a_normalised_merged_quantized_head_is_exported(
+    make_module: Make, pixels: Tensor, context: Context, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.onnx"
+    path = tmp_path / f"{NAME}.safetensors"
+    model = read(make_module(), path, Choice("tokens", True), SMALL)
+    merging = MergeConfig.model_validate({"method": "tome", "budget": {"macs": 0.8}})
+    model = merge(model, merging, context).model
+    told = {"layers": ["blocks"], "rounding": "nearest"}
+    model = quantize(model, QuantizeConfig.model_validate(told), context).model
+    export_onnx(model, file, {})
+    check_parity(file, model, pixels, 1, "onnxruntime")
 
 
 def test_layers_must_fit_together() -> None:

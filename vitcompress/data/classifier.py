@@ -19,10 +19,8 @@ def read_classifier(path: Path, width: int) -> Tensor:
     found = _only_tensor(path)
     if found.ndim != 2 or not found.is_floating_point() or len(found) < 2:
         raise InputError(
-            f"data.classifier: {path}: holds {found.dtype} {list(found.shape)}".replace(
-                "torch.", ""
-            )
-            + "; give floats [classes, width], two classes or more"
+            f"data.classifier: {path}: holds {str(found.dtype).removeprefix('torch.')} "
+            f"{list(found.shape)}; give floats [classes, width], two classes or more"
         )
     if found.shape[1] != width:
         raise InputError(
@@ -42,7 +40,8 @@ def _only_tensor(path: Path) -> Tensor:
         raise InputError(f"data.classifier: {path}: give a .npy or .safetensors file")
     try:
         if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False))
+            values: np.ndarray = np.load(path, allow_pickle=False)
+            return torch.from_numpy(values)
         tensors = load_file(path)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]

@@ -72,7 +72,7 @@ def embedding_obstacle(module: nn.Module) -> str | None:
         if not isinstance(norm, nn.LayerNorm):
             return f"{name} is no LayerNorm"
         if not all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in layers):
-            return f"the layers that read {name} have no bias"
+            return f"what reads {name} is no linear layer with a bias"
     if any(b.attn is not None and cast(Attention, b.attn).gate is not None for b in found):
         return "its attention is gated"
     return None

@@ -155,7 +155,7 @@ def set_ends(module: nn.Module, place: HeadPlace, head: Head, source: str) -> No
             )
         _put(module, place.pool, Pool(head.pool, place.prefix))
         if hasattr(module, "pool_include_prefix"):
-            module.pool_include_prefix = True  # timm shall give it all tokens
+            cast(Any, module).pool_include_prefix = True  # timm shall give it all tokens
     if head.normalise:
         name = _layers_name(place, source)
         layers = module.get_submodule(name)
