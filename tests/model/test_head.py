@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check_parity
@@ -31,6 +32,9 @@ from vitcompress.stages.prune.stage import prune
 from vitcompress.stages.quantize.config import QuantizeConfig
 from vitcompress.stages.quantize.stage import quantize
 
+PREPROCESS = Preprocess(
+    input_size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, interpolation="bilinear"
+)
 NAME = "vit_tiny_patch16_224"
 SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2}
 SMALL |= {"num_heads": 2}
@@ -77,7 +81,7 @@ def described(
     """The model of `body` and of a described head with the tensors of `layers`."""
     tensors = body.state_dict() | {f"head.{k}": v for k, v in layers.state_dict().items()}
     module, spec = load_model(Converted(name, tensors, options, head=head), source="x.pth")
-    return VitModel(adopt(module), Architecture(**spec.model_dump()), None)  # type: ignore[arg-type]
+    return VitModel(adopt(module), Architecture(**spec.model_dump()), PREPROCESS)
 
 
 @pytest.mark.parametrize("normalise", [None, True])

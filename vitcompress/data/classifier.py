@@ -40,10 +40,10 @@ def _only_tensor(path: Path) -> Tensor:
         raise InputError(f"data.classifier: {path}: give a .npy or .safetensors file")
     try:
         if path.suffix == ".npy":
-            values: np.ndarray = np.load(path, allow_pickle=False)
-            return torch.from_numpy(values)
+            found: Tensor = torch.from_numpy(np.load(path, allow_pickle=False))
+            return found
         tensors = load_file(path)
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, EOFError, ValueError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"data.classifier: {path}: cannot be read: {reason}") from error
     if len(tensors) != 1:
