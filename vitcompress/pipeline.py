@@ -24,6 +24,7 @@ from vitcompress.measure import cost
 from vitcompress.measure.runtime import logits as onnx_logits
 from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model.architecture import VitModel, from_source
+from vitcompress.model.head import Choice
 from vitcompress.place import writing
 from vitcompress.recipe import Recipe
 from vitcompress.report.figures import told
@@ -36,11 +37,12 @@ from vitcompress.report.model import (
     StageReport,
     StudyReport,
 )
-from vitcompress.run_images import RunImages, open_run_images
+from vitcompress.run_images import RunImages, judging, open_run_images
 from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
 from vitcompress.stages.registry import stage_of
 from vitcompress.stages.stage import StageResult, Study
+from vitcompress.tasks import Task
 
 _PARITY_IMAGES = 8
 _ENOUGH = 50  # images to judge on; gates on fewer say little
@@ -76,9 +78,15 @@ def load_dense(recipe: Recipe) -> VitModel:
         recipe.model.num_classes,
         recipe.data.preprocess_overrides(),
         recipe.model.key,
+        Choice(recipe.model.output, recipe.model.normalise),
     )
     model = model.with_task(recipe.task or model.task_name)
-    gates.applying(recipe.gates, model.task)
+    if recipe.model.normalise and model.task.name != "embedding":
+        raise InputError(
+            f"model.normalise: the task is {model.task.name}, and only embeddings have a length; "
+            "set task: embedding, or model.output for the features before the head"
+        )
+    gates.applying(recipe.gates, judging(recipe, model).task)
     return model
 
 
@@ -168,7 +176,10 @@ def run(recipe: Recipe, out: Path, options: Options) -> Report:
             pass  # what is wrong with a late stage is told before the first takes its time
         context = _context(recipe, dense, data, options)
         home = Path(scratch)
-        report = _Run(recipe, options, dense, data, context, target, home, runtime).carry_out()
+        task = judging(recipe, dense).task
+        report = _Run(
+            recipe, options, dense, data, context, target, home, runtime, task
+        ).carry_out()
         output.write_reports(target, report)
         output.write_manifest(target, recipe, options, data.fingerprints())
     return report
@@ -199,6 +210,7 @@ class _Run:
     target: Path
     scratch: Path
     runtime: targets.Target
+    task: Task  # that figures are of
 
     def carry_out(self) -> Report:
         baseline_file = self.scratch / "baseline.onnx"
@@ -235,9 +247,7 @@ class _Run:
             stages=stages,
             final=final,
             artifacts=artifacts,
-            gates=gates.gate_results(
-                gates.applying(self.recipe.gates, self.dense.task), baseline, final
-            ),
+            gates=gates.gate_results(gates.applying(self.recipe.gates, self.task), baseline, final),
             environment=output.environment(self.options.threads),
             warnings=[*self.data.warnings(), *_few(len(self.judged_dense.outputs)), *warnings],
         )
@@ -305,7 +315,7 @@ class _Run:
         return self._figures(judged).model_copy(update=measured)
 
     def _figures(self, judged: Judged) -> Metrics:
-        return judged.figures(self.dense.task, self.judged_dense)
+        return judged.figures(self.task, self.judged_dense)
 
     def _studied(self, study: Study) -> StudyReport:
         runner = torch_runner(replace(self.dense, module=study.module), torch.device("cpu"))

@@ -27,6 +27,7 @@ from vitcompress.model.options import ModelOptions
 from vitcompress.recipe_errors import first_error
 from vitcompress.registry import OneOf
 from vitcompress.stages.registry import StageConfig
+from vitcompress.terms import Output
 from vitcompress.yamltext import Document, dump, override, parse_yaml, read_override, replaced
 
 
@@ -64,7 +65,10 @@ class ModelSection(_Section):
 
     `checkpoint`: a path, `timm:NAME` or `example:glyphs`. `name`: the timm architecture, where the
     checkpoint does not tell. `key`: which of the models in a file, as a dotted path (`teacher`).
-    `options`: keyword arguments of `timm.create_model`.
+    `options`: keyword arguments of `timm.create_model`. `output`: which features are the output,
+    the head left out: `pooled` as the model pools them, the class `token`, the `average` of the
+    patches, these two `joined`, or all patch `tokens`; by default the output is that of the
+    checkpoint. `normalise`: whether embeddings are brought to length one.
     """
 
     checkpoint: _Text | None = None
@@ -72,18 +76,23 @@ class ModelSection(_Section):
     key: _Text | None = None
     options: ModelOptions = Field(default_factory=dict)
     num_classes: _Count | None = None
+    output: Output | None = None
+    normalise: bool | None = None
 
 
 class DataSection(_Section):
     """Images, and how they are prepared where the model does not tell.
 
     `calibration` and `evaluation`: a folder, a .tar, a .npz or `example:glyphs/SPLIT`. `images`:
-    how many to calibrate on. `max_unreadable`: the share of images that may be unreadable.
+    how many to calibrate on. `classifier`: class embeddings [classes, width], .npy or .safetensors,
+    by which embeddings are given figures of a classification. `max_unreadable`: the share of images
+    that may be unreadable.
     """
 
     calibration: _Text | None = None
     evaluation: _Text | None = None
     classes: _Text | None = None
+    classifier: _Text | None = None
     images: _Count = 256
     max_unreadable: Annotated[_Number, Field(ge=0, le=1)] = 0.01
     mean: Annotated[tuple[_Number, ...], Field(min_length=1)] | None = None
@@ -246,6 +255,7 @@ def check_inputs(recipe: Recipe, images: bool = True) -> None:
         paths.check_path(recipe.data.calibration, paths.IMAGES)
         paths.check_path(recipe.data.evaluation, paths.IMAGES)
         paths.check_path(recipe.data.classes, paths.CLASSES)
+        paths.check_path(recipe.data.classifier, paths.CLASSIFIER)
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -322,7 +332,8 @@ def _left_empty(key: Any, value: object) -> bool:
     return value is None and key in Recipe.model_fields and key != "stages"
 
 
-_PATHS = (("model", ("checkpoint",)), ("data", ("calibration", "evaluation", "classes")))
+_IMAGE_FILES = ("calibration", "evaluation", "classes", "classifier")
+_PATHS = (("model", ("checkpoint",)), ("data", _IMAGE_FILES))
 
 
 def _absolute(data: dict[Any, Any], folder: Path) -> dict[Any, Any]:

@@ -3,15 +3,18 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from vitcompress.data.classifier import read_classifier
 from vitcompress.data.images import ImageSet, open_images
 from vitcompress.errors import InputError
-from vitcompress.model.architecture import VitModel
+from vitcompress.model.architecture import VitModel, output_shape
 from vitcompress.recipe import Recipe
 from vitcompress.stages.prune.config import PruneConfig
 from vitcompress.tasks import Task
+from vitcompress.tasks.embedding import zero_shot
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,36 @@ class RunImages:
         return list(dict.fromkeys(found))  # both may be parts of one set
 
 
+class Judging(NamedTuple):
+    """By what a run judges: a task with its figures, and how many classes or outputs it tells."""
+
+    task: Task
+    outputs: int
+
+
+def judging(recipe: Recipe, model: VitModel) -> Judging:
+    """By what `recipe` judges: the task of `model`, and where there is a classifier of embeddings,
+    the figures of a classification besides.
+
+    Raises `InputError` for a classifier that does not fit.
+    """
+    if recipe.data.classifier is None:
+        return Judging(model.task, model.num_classes)
+    if model.task.name != "embedding":
+        raise InputError(
+            f"data.classifier: is for embeddings, and the task is {model.task.name}; "
+            "set task: embedding, or leave it out"
+        )
+    shape = output_shape(model)
+    if len(shape) != 1:
+        raise InputError(
+            f"data.classifier: the output is {list(shape)} an image, and it needs one embedding; "
+            "set model.output to pooled or average"
+        )
+    classes = read_classifier(Path(recipe.data.classifier), shape[0])
+    return Judging(zero_shot(classes), len(classes))
+
+
 def open_run_images(recipe: Recipe, model: VitModel, limit: int | None, seed: int) -> RunImages:
     """The images that `recipe` names, as `model` can use them, at most `limit` of each set.
 
@@ -44,9 +77,7 @@ def open_run_images(recipe: Recipe, model: VitModel, limit: int | None, seed: in
     calibration = evaluation = None
     classes = Path(data.classes) if data.classes else None
     if data.evaluation is not None:
-        evaluation = evaluation_images(
-            data.evaluation, classes, model.task, model.num_classes, limit
-        )
+        evaluation = evaluation_images(data.evaluation, classes, *judging(recipe, model), limit)
     if data.calibration is not None:
         labelled = any(isinstance(s, PruneConfig) and s.targets == "labels" for s in recipe.stages)
         look = partial(open_images, data.calibration, classes=classes, labelled=labelled)

@@ -12,3 +12,7 @@ MERGING = "vitcompress.methods.merging"
 
 MergeMethod = Annotated[str, OneOf(MERGING)]
 """How tokens are chosen and merged."""
+
+Output = Literal["pooled", "token", "average", "joined", "tokens"]
+"""Which features are the output of a model without its head: its own pooling of the tokens, the
+class token, the average of all patches, these two joined, or each patch by itself."""

@@ -24,6 +24,7 @@ from vitcompress.recipe import Recipe
 from vitcompress.report.model import Report
 from vitcompress.run_images import evaluation_images
 from vitcompress.tasks import chosen
+from vitcompress.tasks.embedding import zero_shot
 
 QUANTIZE = {"type": "quantize", "layers": ["blocks.*"], "rounding": "nearest"}
 COUNT = 36
@@ -236,3 +237,78 @@ def test_the_task_of_a_headless_model_reaches_other_processes(
     again = load_folder(tmp_path)
     assert again.task.name == "embedding"
     assert torch.equal(again.module(pixels), model.module(pixels))
+
+
+def classifier(tmp_path: Path, values: Any, suffix: str = "npy") -> str:
+    path = tmp_path / f"classes.{suffix}"
+    if suffix == "npy":
+        np.save(path, values)
+    else:
+        save_file({"classes": torch.from_numpy(values)}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "safetensors"])
+def test_embeddings_are_classified_by_those_of_classes(
+    suffix: str, recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    classes = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
+    gates = {"max_drop": {"top1": 100}, "min": {"agreement": 0, "cosine": 0}}
+    recipe = recipe_of(0, np.arange(COUNT) % 4, stages=[], gates=gates)
+    data = recipe.data.model_copy(update={"classifier": classifier(tmp_path, classes, suffix)})
+    report = run(recipe.model_copy(update={"data": data}), tmp_path / "out", Options())
+    assert measured(report) == EMBEDDING | {"knn", "top1", "top5", "agreement"}
+    assert report.passed
+    assert report.final.top5 == 100
+    assert report.final.agreement == 100
+    assert load_folder(tmp_path / "out").task.name == "embedding"
+
+
+def test_the_class_is_the_one_that_the_embedding_points_to() -> None:
+    classes = torch.tensor([[9.0, 0.0], [0.0, 0.1]])
+    task = zero_shot(classes)
+    outputs, labels = torch.tensor([[1.0, 0.5], [0.5, 1.0], [0.2, 0.1]]), torch.tensor([0, 1, 1])
+    assert task.judged(outputs, labels)["top1"] == pytest.approx(200 / 3)
+    assert task.compared(7 * outputs, outputs)["agreement"] == 100
+    assert task.compared(outputs.flip(1), outputs)["agreement"] == 0
+
+
+@pytest.mark.parametrize(
+    ("outputs", "values", "model", "told"),
+    [
+        (0, np.ones((4, 63), np.float32), {}, "have 63 values and those of the model 64; give"),
+        (0, np.ones((4, 64), int), {}, "holds int64 [4, 64]; give floats [classes, width]"),
+        (0, np.zeros((4, 64), np.float32), {}, "holds a class of zeros, NaN or infinity"),
+        (0, np.ones((4, 64), np.float32), {"output": "tokens"}, "is [16, 64] an image, and it"),
+        (10, np.ones((4, 10), np.float32), {}, "and the task is classification; set task"),
+        (10, None, {"normalise": True}, "model.normalise: the task is classification, and only"),
+    ],
+)
+def test_an_output_or_a_classifier_that_does_not_fit_is_refused(
+    outputs: int,
+    values: Any,
+    model: dict[str, Any],
+    told: str,
+    recipe_of: Callable[..., Recipe],
+    tmp_path: Path,
+) -> None:
+    recipe = recipe_of(outputs, stages=[])
+    given = None if values is None else classifier(tmp_path, values)
+    changed = {
+        "data": recipe.data.model_copy(update={"classifier": given}),
+        "model": recipe.model.model_copy(update=model),
+    }
+    with pytest.raises(InputError) as caught:
+        plan(recipe.model_copy(update=changed))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_classifier_gives_its_features(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = recipe_of(10, stages=[{"type": "tail"}, QUANTIZE], gates={"min": {"cosine": 0.5}})
+    model = recipe.model.model_copy(update={"output": "pooled", "normalise": True})
+    report = run(recipe.model_copy(update={"model": model}), tmp_path / "out", Options())
+    assert measured(report) == EMBEDDING
+    assert report.passed
+    features = load_folder(tmp_path / "out").module(torch.randn(2, 3, 32, 32))
+    torch.testing.assert_close(features.norm(dim=-1), torch.ones(2))

@@ -7,8 +7,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
-from vitcompress.model import naming
-from vitcompress.model.architecture import VitModel
+from vitcompress.model.architecture import VitModel, spec_of
 from vitcompress.model.modules.quantized import QuantizedLinear
 
 
@@ -32,7 +31,8 @@ def macs(model: VitModel) -> int:
 
 def dense_macs(model: VitModel) -> int:
     """`macs` of the model that `model` was made from, before any compression."""
-    module = naming.skeleton(model.architecture.timm, model.architecture.options, "dense model")
+    with torch.device("meta"):
+        module = spec_of(model.architecture).build("dense model")
     return _counted(module.eval().requires_grad_(False), model, torch.device("meta"))
 
 

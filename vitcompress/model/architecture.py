@@ -19,12 +19,15 @@ from vitcompress.model import checkpoint, compact, layouts
 from vitcompress.model.anatomy import Alteration, Anatomy
 from vitcompress.model.embedding import resize_embedding
 from vitcompress.model.families import adopt, anatomy_of
+from vitcompress.model.head import Choice, Head
 from vitcompress.model.merging import Merging, MergingBlocks
 from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.model.options import ModelOptions
 from vitcompress.model.reading import read_source
 from vitcompress.model.sizes import BlockSizes, narrowable, resize
 from vitcompress.terms import Activations
+
+_AS_IT_IS = Choice()
 
 SCALE = ".scale"
 """What the name of a tensor stored as 8-bit codes ends in, for its scale."""
@@ -56,6 +59,7 @@ class Architecture(BaseModel):
     """All that `build` needs to make the module whose tensors are stored beside it.
 
     `norm_eps`: of all normalisations of `timm` (None: as timm has it).
+    `head`: how tokens become the output (None: as timm has it).
     `tail_tokens`: the last block computes only so many leading tokens (None: all of them).
     `blocks`: the sizes of all blocks of a pruned model (None: as timm makes them).
     `embedding`: the width of its stream of tokens (None: as timm makes it).
@@ -70,6 +74,7 @@ class Architecture(BaseModel):
     timm: str
     options: ModelOptions = {}
     norm_eps: PositiveFloat | None = None
+    head: Head | None = None
     tail_tokens: int | None = None
     blocks: tuple[BlockSizes, ...] | None = None
     embedding: Annotated[int, Field(ge=2)] | None = None
@@ -132,17 +137,19 @@ def from_source(
     num_classes: int | None,
     preprocess: dict[str, Any],
     key: str | None = None,
+    choice: Choice = _AS_IT_IS,
 ) -> VitModel:
     """Read a checkpoint (a path, `timm:NAME` or `example:glyphs`) as a dense model.
 
-    `key`: which of the models in a file is meant, as a dotted path.
-    `preprocess` holds what the recipe overrides; the rest follows timm's configuration.
+    `preprocess` holds what the recipe overrides; the rest follows timm's configuration. `key`:
+    which of the models in a file is meant, as a dotted path. An output of `choice` is an embedding,
+    whatever the task of the checkpoint.
     Raises `InputError` for whatever is wrong with the checkpoint, and for images of another size
     than the model takes.
     """
     task = None
     if source.startswith("timm:"):
-        module, spec = checkpoint.pretrained_model(source.removeprefix("timm:"))
+        module, spec = checkpoint.pretrained_model(source.removeprefix("timm:"), choice)
     else:
         if source == "example:glyphs":
             from vitcompress.example import glyphs
@@ -159,9 +166,9 @@ def from_source(
         for note in converted.notes:
             say(note)
         converted = replace(converted, timm=name or converted.timm)
-        module, spec = checkpoint.load_model(converted, options, num_classes, source=source)
+        module, spec = checkpoint.load_model(converted, options, num_classes, choice, source=source)
         preprocess = {**converted.preprocess, **preprocess}
-        task = converted.task
+        task = converted.task if choice.output is None else None
     facts = checkpoint.pretrained_cfg(spec)
     model = VitModel(
         module=adopt(module, facts["input_size"]),
@@ -177,6 +184,13 @@ def from_source(
             " set model.options.img_size instead"
         )
     return model
+
+
+def output_shape(model: VitModel) -> tuple[int, ...]:
+    """The shape of what comes out for one image: [classes], [width], or [patches, width]."""
+    size = (1, model.preprocess.channels, *model.preprocess.input_size)
+    with torch.inference_mode():
+        return tuple(model.module(torch.zeros(size)).shape[1:])
 
 
 def set_tail(module: nn.Module, tokens: int) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from vitcompress.console import say
 from vitcompress.errors import InputError
+from vitcompress.model.families import head_place
+from vitcompress.model.head import Choice, Head, set_ends, set_layers
 from vitcompress.model.layouts import Converted
 from vitcompress.model.naming import (
     build_timm,
@@ -30,24 +32,32 @@ from vitcompress.model.options import ModelOptions
 _POSITIONS = re.compile(r"(.*\.)?(pos_embed|relative_position_bias_table)$")
 # Tensors that timm computes anew, or does not use: masks, tables and the token of masked training.
 _DERIVED = re.compile(r"(.*\.)?(mask_token|attn_mask|relative_position_index)$")
+_LAYER = re.compile(r"^head\.(\d+)\.")  # of a described head
+_AS_IT_IS = Choice()
 
 
 class ModelSpec(BaseModel):
     """What rebuilds a module: `timm.create_model(spec.timm, pretrained=False, **spec.options)`,
-    all its normalisations with `norm_eps` where that is given."""
+    all its normalisations with `norm_eps` where that is given, and its head as `head` says."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     timm: str
     options: ModelOptions = {}
     norm_eps: PositiveFloat | None = None
+    head: Head | None = None
 
     def build(self, source: str) -> nn.Module:
-        """The untrained module. Raises `InputError` as `build_timm`."""
+        """The untrained module. Raises `InputError` as `build_timm`, and for a head that the model
+        cannot have."""
         module = build_timm(self.timm, self.options, source)
         if self.norm_eps is not None:
             for part in _norms(module):
                 part.eps = self.norm_eps
+        if self.head is not None:
+            if self.head.layers is not None:
+                set_layers(module, head_place(module), self.head, source)
+            set_ends(module, head_place(module), self.head, source)
         return module
 
     def simplest(self, source: str) -> "ModelSpec":
@@ -65,6 +75,7 @@ def load_model(
     converted: Converted,
     options: Mapping[str, Any] | None = None,
     num_classes: int | None = None,
+    choice: Choice = _AS_IT_IS,
     *,
     source: str,
 ) -> tuple[nn.Module, ModelSpec]:
@@ -73,21 +84,25 @@ def load_model(
     The model is in eval mode. Class count, input channels and image size follow the checkpoint;
     `options` are further arguments of timm's constructor, and win over those of the layout. An
     `img_size` among either that is not that of the checkpoint has the embedding of positions
-    resampled, as timm does it, which is said. `source` is the file or folder that the tensors came
-    from: errors speak of it, and where the layout does not name the model, it is inferred from
-    there.
+    resampled, as timm does it, which is said. `choice`: of the output. `source` is the file or
+    folder that the tensors came from: errors speak of it, and where the layout does not name the
+    model, it is inferred from there.
 
     Raises `InputError` when the name cannot be inferred or is unknown to timm, when `num_classes`
     contradicts the checkpoint, when a tensor is missing, unexpected or of another shape, when one
     holds NaN or infinity, and for options that timm may not be given.
     """
-    state = converted.tensors
-    name = converted.timm or infer_name(state, source)
+    head = converted.head or Head()
+    state = dict(converted.tensors)
+    layers = {key: state.pop(key) for key in list(state) if head.layers and _LAYER.match(key)}
     given = {**converted.options, **(options or {})}
     wanted = given.pop("num_classes", None)
     wanted = wanted if num_classes is None else num_classes
+    if head.layers is not None:
+        given["num_classes"] = 0  # of timm, which makes no head then
+    name = converted.timm or infer_name(state, source, headless=head.layers is not None)
     found = found_options(state, name, given, source)
-    classes = found.setdefault("num_classes", wanted)
+    classes = head.outputs if head.layers else found.setdefault("num_classes", wanted)
     if wanted is not None and classes != wanted:
         raise InputError(
             f"{source}: the checkpoint has {classes} classes, the recipe says {wanted}:"
@@ -100,6 +115,10 @@ def load_model(
     spec = ModelSpec(timm=name, options=found, norm_eps=converted.norm_eps).simplest(source)
     model = spec.build(source)
     tensors = _fit(state, model, "img_size" in given, converted.antialias)
+    if head.layers is not None:
+        place = head_place(model)
+        set_layers(model, place, head, source)
+        tensors |= {_LAYER.sub(rf"{place.layers}.\1.", key): layers[key] for key in layers}
     if problems := differences(tensors, model):
         raise InputError(
             f"{source}: does not fit timm {name}: {'; '.join(problems)}: give the model it was"
@@ -113,7 +132,19 @@ def load_model(
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise InputError(f"{source}: {key} holds NaN or infinity; give an intact checkpoint")
-    return model.eval(), spec
+    return _with_head(model, spec, choice.of(converted.head), source)
+
+
+def _with_head(
+    model: nn.Module, spec: ModelSpec, head: Head | None, source: str
+) -> tuple[nn.Module, ModelSpec]:
+    """The loaded `model` with all of `head` but the layers it has, and how to rebuild it."""
+    if head is not None:
+        place = head_place(model)
+        if head.layers == ():
+            set_layers(model, place, head, source)
+        set_ends(model, place, head, source)
+    return model.eval(), spec.model_copy(update={"head": head})
 
 
 def _fit(
@@ -154,8 +185,9 @@ def _size(state: Mapping[str, Tensor], positions_aside: bool) -> int:
     )
 
 
-def pretrained_model(name: str) -> tuple[nn.Module, ModelSpec]:
-    """Return the timm model `name` with its published weights, and how to rebuild it.
+def pretrained_model(name: str, choice: Choice = _AS_IT_IS) -> tuple[nn.Module, ModelSpec]:
+    """Return the timm model `name` with its published weights, its output as in `choice`, and how
+    to rebuild it.
 
     Raises `InputError` when timm does not know the name, has no weights for it, or cannot fetch
     them.
@@ -174,7 +206,7 @@ def pretrained_model(name: str) -> tuple[nn.Module, ModelSpec]:
         ) from error
     cfg: Any = model.pretrained_cfg
     options = {"num_classes": model.num_classes, "in_chans": cfg["input_size"][0]}
-    return model.eval(), ModelSpec(timm=name, options=options)
+    return _with_head(model, ModelSpec(timm=name, options=options), choice.of(None), source)
 
 
 def pretrained_cfg(spec: ModelSpec) -> dict[str, Any]:

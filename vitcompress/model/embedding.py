@@ -5,7 +5,10 @@ from typing import Any, NamedTuple, cast
 from torch import Tensor, nn
 
 from vitcompress.model.modules.attention import Attention
+from vitcompress.model.modules.pooling import Normalise, Pool
 from vitcompress.model.sizes import blocks, resize_norm
+
+_LINEAR = ("token", "avg", "", "average", "tokens")  # ways of pooling
 
 
 class Writer(NamedTuple):
@@ -32,6 +35,14 @@ def embedding_width(module: nn.Module) -> int:
     return int(cast(int, module.embed_dim))
 
 
+def pooling(module: nn.Module) -> str:
+    """The word for how `module` pools its tokens, of timm or of a described head."""
+    vit = cast(Any, module)
+    if isinstance(vit.attn_pool, Pool):
+        return vit.attn_pool.kind
+    return "map" if vit.attn_pool is not None else str(vit.global_pool)
+
+
 def embedding_obstacle(module: nn.Module) -> str | None:
     """Why the stream of `module` cannot be narrowed; None where it can.
 
@@ -44,14 +55,16 @@ def embedding_obstacle(module: nn.Module) -> str | None:
         return "its blocks are not plain ones"
     if not hasattr(vit, "norm_pre"):
         return "its stream has no single width"
-    if all(isinstance(head, nn.Identity) for head in _heads(vit)):
+    if all(isinstance(head, (nn.Identity, Normalise)) for head in _heads(vit)):
         return "its output is the stream itself"
     if not isinstance(vit.patch_embed.norm, nn.Identity) or not isinstance(
         vit.norm_pre, nn.Identity
     ):
         return "a norm follows its patch embedding"
-    if vit.attn_pool is not None or vit.global_pool not in ("token", "avg", ""):
-        return f"its pooling ({vit.global_pool}) is not linear"
+    if (pooled := pooling(vit)) == "joined":
+        return "its head reads the class token and an average joined"
+    if pooled not in _LINEAR:
+        return f"its pooling ({pooled}) is not linear"
     readers = _readers(module)
     if len(readers) != 1 + sum((b.attn is not None) + (b.mlp is not None) for b in found):
         return "it has not one norm before its head"
@@ -59,7 +72,7 @@ def embedding_obstacle(module: nn.Module) -> str | None:
         if not isinstance(norm, nn.LayerNorm):
             return f"{name} is no LayerNorm"
         if not all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in layers):
-            return f"the layers that read {name} have no bias"
+            return f"what reads {name} is no linear layer with a bias"
     if any(b.attn is not None and cast(Attention, b.attn).gate is not None for b in found):
         return "its attention is gated"
     return None
@@ -95,7 +108,9 @@ def _readers(module: nn.Module) -> list[tuple[str, Any, list[Any]]]:
 
 
 def _heads(vit: Any) -> list[Any]:
-    return [vit.head, *([vit.head_dist] if hasattr(vit, "head_dist") else [])]
+    """What reads the pooled stream."""
+    first = vit.head[0] if isinstance(vit.head, nn.Sequential) else vit.head
+    return [first, *([vit.head_dist] if hasattr(vit, "head_dist") else [])]
 
 
 def resize_embedding(module: nn.Module, width: int) -> None:

@@ -156,22 +156,23 @@ def _shape(tensor: Tensor) -> str:
     return f"{kind}{list(tensor.shape)}"
 
 
-def matching_models(state: Mapping[str, Tensor]) -> dict[str, nn.Module]:
+def matching_models(state: Mapping[str, Tensor], headless: bool = False) -> dict[str, nn.Module]:
     """Return the plain ViT and DeiT models of timm that fit `state`, by name, sorted by it.
 
     Every tensor must be there with its shape; class count, input channels and image size are free,
     but where timm has a model for several image sizes, those of the checkpoint's size go before.
-    The networks hold shapes only.
+    With `headless` they are made without a head. The networks hold shapes only.
     """
     import timm
 
     outline, fitting, resized = _outline(state), {}, set()
+    without: dict[str, Any] = {"num_classes": 0} if headless else {}
     for name in sorted({name for module in _MODULES for name in timm.list_models(module=module)}):
         one_block = skeleton(name, {"depth": 1, **_UNTRAINED}, name)  # before building the whole
         if outline != _outline(one_block.state_dict()):
             continue
         try:
-            options = found_options(state, name, {"depth": 1, **_UNTRAINED}, name)
+            options = found_options(state, name, {"depth": 1, **without, **_UNTRAINED}, name)
         except InputError:
             continue  # no square image has this position embedding
         del options["depth"]
@@ -207,8 +208,10 @@ def _outline(state: Mapping[str, Tensor]) -> dict[str, str]:
     return outline
 
 
-def infer_name(state: Mapping[str, Tensor], source: str) -> str:
+def infer_name(state: Mapping[str, Tensor], source: str, headless: bool = False) -> str:
     """Return the timm name of the model in `state`, read from the file or folder `source`.
+
+    `headless`: whether its head is none of timm's.
 
     The file's name tells it (a known pretrained tag such as `.augreg_in21k` included), else the
     shapes do: when all models that fit compute the same from the same preprocessing.
@@ -218,7 +221,7 @@ def infer_name(state: Mapping[str, Tensor], source: str) -> str:
     named = _names_in(Path(source).name)
     if len(named) == 1:
         return named[0]
-    fitting = matching_models(state)
+    fitting = matching_models(state, headless)
     if len(agreed := [name for name in named if name.partition(".")[0] in fitting]) == 1:
         return agreed[0]
     if not fitting:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vitcompress.model import embedding
 from vitcompress.model.anatomy import Alteration, Anatomy, State, Step, all_steps
+from vitcompress.model.head import HeadPlace
 from vitcompress.model.merging import MergingBlocks
 from vitcompress.model.modules.block import Block
 from vitcompress.model.modules.mlp import GatedMlp, Mlp
@@ -99,10 +100,21 @@ def sequence_anatomy(module: nn.Module, family: str) -> Anatomy:
         prefix_tokens=prefix,
         class_token=getattr(vit, "cls_token", None) is not None,
         grid=grid,
-        reads_prefix=prefix > 0 and vit.global_pool == "token" and vit.attn_pool is None,
+        reads_prefix=prefix > 0 and embedding.pooling(vit) == "token",
         head=tuple(name for name in ("head", "head_dist") if _makes(vit, name)),
         called=getattr(module, "called_linears", None),
         refusals=_refusals(module, list(row), grid),
+    )
+
+
+def sequence_head(module: nn.Module) -> HeadPlace:
+    """Where the head of such a model, or of the one of timm that it is made from, is."""
+    vit = cast(Any, module)
+    return HeadPlace(
+        layers=None if hasattr(vit, "head_dist") else "head",
+        pool=None if hasattr(vit, "head_dist") else "attn_pool",
+        prefix=int(vit.num_prefix_tokens),
+        class_token=getattr(vit, "cls_token", None) is not None,
     )
 
 

@@ -4,11 +4,12 @@ Outputs are [n, width], or [n, tokens, width]: then each token has a direction o
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from vitcompress.tasks import Task
+from vitcompress.tasks import Measure, Task, classification
 
 _NEIGHBOURS = 5
 _ROWS = 1024  # of the table of all pairs at a time
@@ -114,3 +115,28 @@ TASK = Task(
     },
     against_labels={"knn": knn},
 )
+
+
+def zero_shot(classes: Tensor) -> Task:
+    """The task with the figures of a classification besides, by embeddings of classes
+    [classes, width]: the class of an image is the one whose embedding points most its way."""
+    directions = _direction(classes.double())
+
+    def by_class(measure: Measure) -> Measure:
+        return lambda outputs, labels: measure(_direction(outputs) @ directions.T, labels)
+
+    def between(measure: Measure) -> Measure:
+        return lambda outputs, dense: measure(
+            _direction(outputs) @ directions.T, _direction(dense) @ directions.T
+        )
+
+    of_labels = classification.TASK.against_labels
+    return replace(
+        TASK,
+        labels="classes",
+        against_labels={
+            **{name: by_class(measure) for name, measure in of_labels.items()},
+            **TASK.against_labels,
+        },
+        against_dense={"agreement": between(classification.agreement), **TASK.against_dense},
+    )

@@ -228,7 +228,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "norm before": ({"pre_norm": True}, "a norm follows its patch embedding"),
     "no norm after": ({"final_norm": False}, "not one norm before its head"),
     "other norms": ({"norm_layer": "rmsnorm"}, "no LayerNorm"),
-    "no bias": ({"qkv_bias": False}, "have no bias"),
+    "no bias": ({"qkv_bias": False}, "is no linear layer with a bias"),
 }
 
 

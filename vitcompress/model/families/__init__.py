@@ -1,8 +1,9 @@
 """Families of models: one file a family, from a module of timm to ours, and to its anatomy.
 
 Each file has `matches(module)`, for a module of timm and for what `adopt` makes of it;
-`adopt(module)`, which puts our modules in the place of timm's; and `anatomy(module)`. What no
-family knows is `generic`: its linear layers can be compressed, and its graph is exported as it is.
+`adopt(module)`, which puts our modules in the place of timm's; `anatomy(module)`; and
+`head_place(module)`, which tells where in it the head is. What no family knows is `generic`: its
+linear layers can be compressed, and its graph is exported as it is.
 """
 
 import pkgutil
@@ -14,6 +15,7 @@ from torch import nn
 
 from vitcompress.errors import InputError
 from vitcompress.model.anatomy import Anatomy
+from vitcompress.model.head import HeadPlace
 from vitcompress.model.modules.block import Block
 from vitcompress.model.modules.windows import PatchMerging
 
@@ -29,6 +31,8 @@ class Family(Protocol):
     def adopt(self, module: nn.Module) -> nn.Module: ...
 
     def anatomy(self, module: nn.Module) -> Anatomy: ...
+
+    def head_place(self, module: nn.Module) -> HeadPlace: ...
 
 
 def _families() -> tuple[Family, ...]:
@@ -67,6 +71,11 @@ def adopt(module: nn.Module, input_size: InputSize | None = None) -> nn.Module:
 def anatomy_of(module: nn.Module) -> Anatomy:
     """The anatomy of an adopted `module`, as it is now."""
     return family_of(module).anatomy(module)
+
+
+def head_place(module: nn.Module) -> HeadPlace:
+    """Where the head of `module`, one of timm or adopted, is."""
+    return family_of(module).head_place(module)
 
 
 def called_linears(module: nn.Module, input_size: InputSize) -> frozenset[str]:

@@ -5,10 +5,11 @@ from typing import Any, cast
 from torch import nn
 
 from vitcompress.model.anatomy import Anatomy
+from vitcompress.model.head import HeadPlace
 from vitcompress.model.modules.attention import Attention
 from vitcompress.model.modules.block import Block
 from vitcompress.model.modules.windows import RelativePositions
-from vitcompress.model.sequence import SequenceVit, adopt_mlps, sequence_anatomy
+from vitcompress.model.sequence import SequenceVit, adopt_mlps, sequence_anatomy, sequence_head
 
 
 class BeitVit(SequenceVit):
@@ -46,3 +47,7 @@ def adopt(module: nn.Module) -> nn.Module:
 
 def anatomy(module: nn.Module) -> Anatomy:
     return sequence_anatomy(module, "beit")
+
+
+def head_place(module: nn.Module) -> HeadPlace:
+    return sequence_head(module)

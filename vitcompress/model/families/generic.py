@@ -5,6 +5,7 @@ from typing import Any, cast
 from torch import nn
 
 from vitcompress.model.anatomy import Anatomy, State, Step, all_steps
+from vitcompress.model.head import HeadPlace
 
 _REASON = "its blocks are not of a kind that is known"
 
@@ -26,13 +27,18 @@ def anatomy(module: nn.Module) -> Anatomy:
         start=State,
         advance=all_steps(steps),
         finish=lambda state: state.x,
-        head=_head(module),
+        head=_heads(module, (nn.Identity,)),
         called=getattr(module, "called_linears", None),
         refusals=dict.fromkeys(("tail", "prune", "embedding", "merge"), _REASON),
     )
 
 
-def _head(module: nn.Module) -> tuple[str, ...]:
+def head_place(module: nn.Module) -> HeadPlace:
+    found = _heads(module)
+    return HeadPlace(layers=found[0] if len(found) == 1 else None)
+
+
+def _heads(module: nn.Module, besides: tuple[type[nn.Module], ...] = ()) -> tuple[str, ...]:
     """The names of what timm calls the classifier, of which there may be several."""
     if not hasattr(module, "get_classifier"):
         return ()
@@ -41,5 +47,5 @@ def _head(module: nn.Module) -> tuple[str, ...]:
     return tuple(
         name
         for name, part in module.named_modules()
-        if not isinstance(part, nn.Identity) and any(part is layer for layer in layers)
+        if not isinstance(part, besides) and any(part is layer for layer in layers)
     )

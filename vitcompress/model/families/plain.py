@@ -4,9 +4,10 @@ pooling."""
 from torch import nn
 
 from vitcompress.model.anatomy import Anatomy
+from vitcompress.model.head import HeadPlace
 from vitcompress.model.modules.attention import Attention
 from vitcompress.model.modules.block import Block
-from vitcompress.model.sequence import adopt_mlps, sequence_anatomy
+from vitcompress.model.sequence import adopt_mlps, sequence_anatomy, sequence_head
 
 
 def matches(module: nn.Module) -> bool:
@@ -31,3 +32,7 @@ def adopt(module: nn.Module) -> nn.Module:
 
 def anatomy(module: nn.Module) -> Anatomy:
     return sequence_anatomy(module, "plain")
+
+
+def head_place(module: nn.Module) -> HeadPlace:
+    return sequence_head(module)

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from vitcompress.errors import InputError
 from vitcompress.model.anatomy import Anatomy
+from vitcompress.model.head import HeadPlace
 from vitcompress.model.modules.attention import Attention
 from vitcompress.model.modules.block import Block
 from vitcompress.model.modules.rotation import Rotation
-from vitcompress.model.sequence import SequenceVit, adopt_mlps, sequence_anatomy
+from vitcompress.model.sequence import SequenceVit, adopt_mlps, sequence_anatomy, sequence_head
 
 _TOLERANCE = 1e-4  # of sine and cosine
 
@@ -40,6 +41,10 @@ def adopt(module: nn.Module) -> nn.Module:
 
 def anatomy(module: nn.Module) -> Anatomy:
     return sequence_anatomy(module, "rotary")
+
+
+def head_place(module: nn.Module) -> HeadPlace:
+    return sequence_head(module)
 
 
 def _adopted(source: Any) -> nn.Module:

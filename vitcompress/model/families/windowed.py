@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.model.anatomy import Alteration, Anatomy, State, Step, all_steps
+from vitcompress.model.head import HeadPlace
 from vitcompress.model.modules.attention import Attention
 from vitcompress.model.modules.block import Block
+from vitcompress.model.modules.pooling import Pool
 from vitcompress.model.modules.windows import PatchMerging, RelativePositions, UnitNorm, windows
 from vitcompress.model.sequence import adopt_mlps
 
@@ -40,8 +42,9 @@ def adopt(module: nn.Module) -> nn.Module:
             block.attn = _attention(block, second)
             stage.blocks[number] = Block(block, norm_after=second)
     adopt_mlps(swin)
-    grid = swin.layers[-1].output_resolution
-    swin.head.global_pool = nn.Sequential(nn.Unflatten(1, grid), swin.head.global_pool)
+    if not isinstance(swin.head.global_pool, Pool):  # which takes tokens in one row
+        grid = swin.layers[-1].output_resolution
+        swin.head.global_pool = nn.Sequential(nn.Unflatten(1, grid), swin.head.global_pool)
     return module
 
 
@@ -91,3 +94,7 @@ def anatomy(module: nn.Module) -> Anatomy:
         head=() if isinstance(swin.head.fc, nn.Identity) else ("head",),
         refusals=refusals,
     )
+
+
+def head_place(module: nn.Module) -> HeadPlace:
+    return HeadPlace(layers="head.fc", pool="head.global_pool")

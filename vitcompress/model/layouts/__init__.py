@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 from torch import Tensor
 
 from vitcompress import registry
+from vitcompress.model.head import Head
 
 PACKAGE = __name__
 
@@ -37,9 +38,10 @@ class Converted:
 
     `timm`: the name of the model, None where file name and shapes have to tell. `options`: of its
     constructor. `norm_eps`: that of all its normalisations where it is not timm's. `preprocess`:
-    fields of `Preprocess` that are not those of `timm`. `task`: what its outputs mean, where their
-    number does not tell. `classes`: their names. `antialias`: whether positions are smoothed where
-    they are resampled to fewer, as timm does it. `notes`: what was left out, or is to be known.
+    fields of `Preprocess` that are not those of `timm`. `head`: how tokens become the output, where
+    that is not as timm has it. `task`: what its outputs mean, where their number does not tell.
+    `classes`: their names. `antialias`: whether positions are smoothed where they are resampled to
+    fewer, as timm does it. `notes`: what was left out, or is to be known.
     """
 
     timm: str | None
@@ -47,6 +49,7 @@ class Converted:
     options: Mapping[str, Any] = field(default_factory=dict)
     norm_eps: float | None = None
     preprocess: Mapping[str, Any] = field(default_factory=dict)
+    head: Head | None = None
     task: str | None = None
     classes: tuple[str, ...] | None = None
     antialias: bool = True
