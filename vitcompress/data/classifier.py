@@ -42,7 +42,7 @@ def _only_tensor(path: Path) -> Tensor:
         if path.suffix == ".npy":
             found: Tensor = torch.from_numpy(np.load(path, allow_pickle=False))
             return found
-        tensors = load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except (OSError, EOFError, ValueError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"data.classifier: {path}: cannot be read: {reason}") from error
