@@ -1,10 +1,11 @@
 """How an image becomes the model's input: facts as data, and timm's evaluation transform."""
 
+import operator
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vitcompress.errors import InputError
 
@@ -22,7 +23,8 @@ class Preprocess(BaseModel):
     `input_size` is (height, width) in pixels; one number means a square. `mean` and `std` have one
     value a channel, on the 0…1 scale. The image is resized to input_size / `crop_pct`, then
     cropped. `crop_mode` says how: "center" keeps the aspect ratio and cuts what sticks out,
-    "squash" does not keep it, "border" pads.
+    "squash" does not keep it, "border" pads. Of an odd number of pixels to cut, the half on the
+    left and top is rounded to even, or down where `floor_crop` is set.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -34,6 +36,8 @@ class Preprocess(BaseModel):
     crop_pct: float
     interpolation: Interpolation
     crop_mode: CropMode = "center"
+    # Not written where it is not set: as it was before, and as timm takes it.
+    floor_crop: Annotated[bool, Field(exclude_if=operator.not_)] = False
 
     @field_validator("input_size", mode="before")
     @classmethod
@@ -81,9 +85,10 @@ class Preprocess(BaseModel):
 def model_input(image: "Image", spec: Preprocess) -> "torch.Tensor":
     """Return the model input for one image: float32 [channels, height, width].
 
-    The result is that of timm's evaluation transform. Before it the image becomes RGB, or L for a
-    one-channel model, as torchvision's ImageFolder does it: transparency is dropped and the EXIF
-    orientation is not applied. 16-bit greyscale keeps its high byte, where Pillow would clip it.
+    The result is that of timm's evaluation transform, but for `floor_crop`. Before it the image
+    becomes RGB, or L for a one-channel model, as torchvision's ImageFolder does it: transparency is
+    dropped and the EXIF orientation is not applied. 16-bit greyscale keeps its high byte, where
+    Pillow would clip it.
     Raises ValueError for pixels without a known range (32-bit integers, floats).
     """
     return _transform(spec)(_eight_bit(image).convert("RGB" if spec.channels == 3 else "L"))
@@ -105,10 +110,20 @@ def _eight_bit(image: "Image") -> "Image":
 @lru_cache(maxsize=16)
 def _transform(spec: Preprocess) -> "Callable[[Image], torch.Tensor]":
     from timm.data import create_transform
+    from torchvision.transforms import CenterCrop
 
-    facts = spec.model_dump(exclude={"channels", "input_size"})
-    transform = create_transform((spec.channels, *spec.input_size), is_training=False, **facts)
+    facts = spec.model_dump(exclude={"channels", "input_size", "floor_crop"})
+    transform: Any = create_transform((spec.channels, *spec.input_size), is_training=False, **facts)
+    if spec.floor_crop:
+        steps = transform.transforms
+        crop = partial(_floor_crop, size=spec.input_size)
+        steps[:] = [crop if isinstance(step, CenterCrop) else step for step in steps]
     return cast("Callable[[Image], torch.Tensor]", transform)
+
+
+def _floor_crop(image: "Image", size: tuple[int, int]) -> "Image":
+    left, top = (image.width - size[1]) // 2, (image.height - size[0]) // 2
+    return image.crop((left, top, left + size[1], top + size[0]))
 
 
 def _one_line(error: ValidationError) -> str:

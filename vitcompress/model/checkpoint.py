@@ -61,7 +61,7 @@ def load_model(
 
     The model is in eval mode. Class count, input channels and image size follow the checkpoint;
     `options` are further arguments of timm's constructor, and win over those of the layout. An
-    `img_size` among them that is not that of the checkpoint has the embedding of positions
+    `img_size` among either that is not that of the checkpoint has the embedding of positions
     resampled, as timm does it, which is said. `source` is the file or folder that the tensors came
     from: errors speak of it, and where the layout does not name the model, it is inferred from
     there.
@@ -86,7 +86,7 @@ def load_model(
         del found["num_classes"]
     spec = ModelSpec(timm=name, options=found, norm_eps=converted.norm_eps)
     model = spec.build(source)
-    tensors = _fit(state, model, resampled="img_size" in (options or {}))
+    tensors = _fit(state, model, "img_size" in given, converted.antialias)
     if problems := differences(tensors, model):
         raise InputError(
             f"{source}: does not fit timm {name}: {'; '.join(problems)}: give the model it was"
@@ -103,10 +103,13 @@ def load_model(
     return model.eval(), spec
 
 
-def _fit(state: Mapping[str, Tensor], model: nn.Module, resampled: bool) -> dict[str, Tensor]:
+def _fit(
+    state: Mapping[str, Tensor], model: nn.Module, resampled: bool, antialias: bool
+) -> dict[str, Tensor]:
     """Return `state` in the layout of `model` where timm can convert it, else nearly as it is.
 
-    `resampled`: whether values of positions may be resampled, as for another image size.
+    `resampled`: whether values of positions may be resampled, as for another image size;
+    `antialias`: whether they are smoothed then.
     """
     own = model.state_dict()
     plain = {key: state[key] for key in state if key in own or not _DERIVED.match(key)}
@@ -115,8 +118,12 @@ def _fit(state: Mapping[str, Tensor], model: nn.Module, resampled: bool) -> dict
     convert: Any = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return plain
-    if "adapt_layer_scale" in inspect.signature(convert).parameters:
-        convert = functools.partial(convert, adapt_layer_scale=True)  # as timm does for DeiT III
+    told = {
+        "adapt_layer_scale": True,
+        "antialias": antialias,
+    }  # the first as timm does for DeiT III
+    takes = inspect.signature(convert).parameters
+    convert = functools.partial(convert, **{key: told[key] for key in told if key in takes})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of timm, about how it interpolates

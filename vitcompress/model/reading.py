@@ -22,7 +22,13 @@ from vitcompress.model.layouts import Source
 from vitcompress.model.naming import one_line
 
 _PICKLED = (".pth", ".pt", ".bin", ".ckpt")
-_IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
+# In this order: the hub's folders of open_clip may hold the same model in two layouts.
+_IN_FOLDER = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 
 # Where training scripts put the state dict; the moving average first, since it is what they report.
 _WRAPPERS = (
@@ -66,13 +72,28 @@ def read_source(path: Path) -> Source:
     Raises `InputError` as `read_state_dict`, and for descriptions that are no JSON objects.
     """
     tensors = read_state_dict(path)
-    home = path.parent if path.name in _IN_FOLDER else path
+    file = _file_in(path)
+    home = file.parent if file.name in _IN_FOLDER else path
+    described = "open_clip_config.json" if file.name.startswith("open_clip_") else "config.json"
     return Source(
         place=str(path),
         tensors=tensors,
-        config=_described(home / "config.json"),
-        processor=_described(home / "preprocessor_config.json"),
+        config=_described(home / described),
+        processor=_processor(home),
     )
+
+
+def _file_in(path: Path) -> Path:
+    """The checkpoint in the folder `path`; `path` itself where it is a file, or there is none."""
+    return next((path / name for name in _IN_FOLDER if (path / name).is_file()), path)
+
+
+def _processor(home: Path) -> dict[str, Any]:
+    """What is said of images in a folder of transformers, on its own or beside that of texts."""
+    if alone := _described(home / "preprocessor_config.json"):
+        return alone
+    beside = _described(home / "processor_config.json").get("image_processor")
+    return beside if isinstance(beside, dict) else {}
 
 
 def _described(file: Path) -> dict[str, Any]:
@@ -98,8 +119,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises `InputError` when the file is missing, of no known kind, damaged, needs more than plain
     data to be unpickled, or holds no state dict.
     """
-    if path.is_dir():
-        path = next((path / name for name in _IN_FOLDER if (path / name).is_file()), path)
+    path = _file_in(path)
     if path.is_dir():
         raise InputError(
             f"{path}: holds neither {' nor '.join(_IN_FOLDER)}; give a checkpoint file"

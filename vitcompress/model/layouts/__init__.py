@@ -20,8 +20,9 @@ PACKAGE = __name__
 class Source:
     """A checkpoint as it was read.
 
-    `place`: the file or folder, for what is said of it. `config`, `processor`: the config.json and
-    preprocessor_config.json of a folder, empty where there are none.
+    `place`: the file or folder, for what is said of it. `config`, `processor`: the config.json (of
+    open_clip: open_clip_config.json) and preprocessor_config.json of a folder, empty where there
+    are none.
     """
 
     place: str
@@ -37,7 +38,8 @@ class Converted:
     `timm`: the name of the model, None where file name and shapes have to tell. `options`: of its
     constructor. `norm_eps`: that of all its normalisations where it is not timm's. `preprocess`:
     fields of `Preprocess` that are not those of `timm`. `task`: what its outputs mean, where their
-    number does not tell. `classes`: their names. `notes`: what was left out, or is to be known.
+    number does not tell. `classes`: their names. `antialias`: whether positions are smoothed where
+    they are resampled to fewer, as timm does it. `notes`: what was left out, or is to be known.
     """
 
     timm: str | None
@@ -47,6 +49,7 @@ class Converted:
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     task: str | None = None
     classes: tuple[str, ...] | None = None
+    antialias: bool = True
     notes: tuple[str, ...] = ()
 
 

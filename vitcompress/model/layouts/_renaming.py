@@ -13,7 +13,7 @@ Rules = Iterable[tuple[str, str]]
 """Patterns that whole keys match, and what they become, as `re.sub` has it."""
 
 _SHOWN = 3
-_PARTS = re.compile(r"\.(query|key|value)\.")
+_QKV = ("query", "key", "value")
 
 
 def renamed(
@@ -40,25 +40,45 @@ def renamed(
     return found
 
 
-def joined(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
-    """`tensors` with each `P.query.K`, `P.key.K` and `P.value.K` as one `P.qkv.K`, in this order.
+def all_known(tensors: Mapping[str, Tensor], rules: Rules) -> bool:
+    """Whether each key is matched by one of `rules`."""
+    known = re.compile("|".join(f"(?:{pattern})" for pattern, _ in rules))
+    return all(map(known.fullmatch, tensors))
 
-    A bias that only some of the three have is zeros in the others. Raises `InputError` where a
+
+def joined(
+    tensors: Mapping[str, Tensor], place: str, parts: tuple[str, ...] = _QKV, whole: str = "qkv"
+) -> dict[str, Tensor]:
+    """`tensors` with each `P.query.K`, `P.key.K` and `P.value.K` (the `parts`) as one `P.qkv.K`
+    (the `whole`), in this order.
+
+    A bias that only some of the parts have is zeros in the others. Raises `InputError` where a
     weight is missing.
     """
+    pattern = re.compile(rf"\.({'|'.join(parts)})\.")
     found: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        if not _PARTS.search(key):
+        if not pattern.search(key):
             found[key] = tensor
             continue
-        together = _PARTS.sub(".qkv.", key)
+        together = pattern.sub(f".{whole}.", key)
         if together in found:
             continue
-        parts = [tensors.get(_PARTS.sub(f".{name}.", key)) for name in ("query", "key", "value")]
-        if key.endswith(".weight") and any(part is None for part in parts):
-            raise InputError(f"{place}: {key} lacks its query, key or value; give the whole model")
-        found[together] = torch.cat([torch.zeros_like(tensor) if p is None else p for p in parts])
+        beside = [tensors.get(pattern.sub(f".{name}.", key)) for name in parts]
+        if key.endswith(".weight") and any(part is None for part in beside):
+            lacking = f"{key} lacks its {', '.join(parts[:-1])} or {parts[-1]}"
+            raise InputError(f"{place}: {lacking}; give the whole model")
+        found[together] = torch.cat([torch.zeros_like(tensor) if p is None else p for p in beside])
     return found
+
+
+def needed(tensors: Mapping[str, Tensor], key: str, dims: int, place: str) -> Tensor:
+    """`tensors[key]`, of so many dimensions. Raises `InputError` where it is not there."""
+    tensor = tensors.get(key)
+    if tensor is None or tensor.ndim != dims:
+        found = "is missing" if tensor is None else f"has the shape {list(tensor.shape)}"
+        raise InputError(f"{place}: {key} {found}; give the whole model")
+    return tensor
 
 
 def blocks_in(tensors: Mapping[str, Tensor], pattern: str = r"blocks\.(\d+)\.") -> int:
@@ -67,13 +87,23 @@ def blocks_in(tensors: Mapping[str, Tensor], pattern: str = r"blocks\.(\d+)\.") 
     return max(numbers, default=-1) + 1
 
 
-def setting(config: Mapping[str, Any], key: str, kind: type, default: Any, place: str) -> Any:
-    """`config[key]`, of the type `kind`; `default` where it is not there. Raises `InputError`."""
+def setting(
+    config: Mapping[str, Any],
+    key: str,
+    kind: type,
+    default: Any,
+    place: str,
+    file: str = "config.json",
+) -> Any:
+    """`config[key]`, of the type `kind`; `default` where it is not there. Raises `InputError`.
+
+    `file`: what the description at `place` is called.
+    """
     value = config.get(key)
     if value is None:
         return default
     if kind is float and isinstance(value, int):
         value = float(value)
     if not isinstance(value, kind):
-        raise InputError(f"{place}: {key} of its config.json is {value!r}; correct it there")
+        raise InputError(f"{place}: {key} of its {file} is {value!r}; correct it there")
     return value

@@ -1,5 +1,7 @@
 """What folders of the transformers library say beside the tensors, whatever the model."""
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +11,8 @@ from vitcompress.model.layouts._renaming import setting
 
 # Pillow's numbers for its filters.
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+# Processors that take one number as that of the shortest edge, not as a square.
+_SHORTEST = ("Bit", "CLIP", "ChineseCLIP", "ConvNext", "Siglip")
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -19,9 +23,9 @@ _ACTIVATIONS = {
 }
 
 
-def activation(source: Source, config: Mapping[str, Any]) -> str:
-    """timm's name of `hidden_act`."""
-    name = setting(config, "hidden_act", str, "gelu", source.place)
+def activation(source: Source, config: Mapping[str, Any], usual: str = "gelu") -> str:
+    """timm's name of `hidden_act`, which is `usual` where it is not said."""
+    name = setting(config, "hidden_act", str, usual, source.place)
     if name not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
         raise InputError(
@@ -49,53 +53,92 @@ def preprocess(source: Source) -> dict[str, Any]:
 
     Raises `InputError` for steps that have no counterpart there.
     """
+    return {**_resizing(source), **_statistics(source)} if source.processor else {}
+
+
+def _statistics(source: Source) -> dict[str, Any]:
     said = source.processor
-    if not said:
-        return {}
-    found: dict[str, Any] = {}
-    if said.get("do_resize", True):
-        resample = said.get("resample", 2)
-        if resample not in range(len(_FILTERS)):
-            raise InputError(
-                f"{source.place}: resample {resample!r} of preprocessor_config.json is"
-                f" no filter; give a number from 0 to {len(_FILTERS) - 1}"
-            )
-        found["interpolation"] = _FILTERS[resample]
-    found |= _sizes(source)
-    scale = 255 * said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 255.0
-    mean, std = said.get("image_mean"), said.get("image_std")
-    if not said.get("do_normalize", True) or mean is None or std is None:
-        mean, std = [0.0] * 3, [1.0] * 3
-    # Pixels are taken as 0…1 times `scale` there, and as 0…1 here.
-    return found | {"mean": [m / scale for m in mean], "std": [s / scale for s in std]}
+    scale, offset = 255.0, 0.0
+    if said.get("do_rescale", True):
+        scale *= _numbers(source, "rescale_factor", [1 / 255])[0]
+        offset = float(bool(said.get("rescale_offset", said.get("offset", False))))
+    mean, std = [0.0] * 3, [1.0] * 3
+    if said.get("do_normalize", True):
+        mean, std = _numbers(source, "image_mean"), _numbers(source, "image_std")
+    # Pixels are taken as 0…1 times `scale` less `offset` there, and as 0…1 here.
+    return {"mean": [(m + offset) / scale for m in mean], "std": [s / scale for s in std]}
 
 
-def _sizes(source: Source) -> dict[str, Any]:
+def _numbers(source: Source, key: str, default: list[float] | None = None) -> list[float]:
+    """The number or numbers in `key`, those of the rescaling above zero."""
+    value = source.processor.get(key, default)
+    found = value if isinstance(value, list) else [value]
+    good = found and all(type(number) in (int, float) for number in found)
+    if not good or (key == "rescale_factor" and found[0] <= 0):
+        raise _fault(source, f"{key} is {value!r}")
+    return [float(number) for number in found]
+
+
+def _resizing(source: Source) -> dict[str, Any]:
     said = source.processor
-    size, crop = _size(said.get("size")), _size(said.get("crop_size"))
-    cropped = bool(said.get("do_center_crop", crop is not None)) and crop is not None
-    if size is None or not said.get("do_resize", True):
-        return {"input_size": crop, "crop_pct": 1.0} if cropped and crop else {}
-    shortest = isinstance(said.get("size"), Mapping) and "shortest_edge" in said["size"]
-    if not cropped or crop is None:
-        mode = "center" if shortest else "squash"
-        return {"input_size": size, "crop_pct": 1.0, "crop_mode": mode}
-    if crop[0] > size[0] or crop[1] > size[1]:
-        raise InputError(
-            f"{source.place}: preprocessor_config.json crops {crop} out of {size};"
-            " correct crop_size there"
-        )
-    mode = "center" if shortest else "squash"
-    return {"input_size": crop, "crop_pct": crop[0] / size[0], "crop_mode": mode}
+    crops = bool(said.get("do_center_crop", "crop_size" in said))
+    if not said.get("do_resize", True):
+        if crops:
+            raise _fault(source, "images are cropped but not resized")
+        # It is left to the user there that images have the size of the model.
+        return {"crop_pct": 1.0, "crop_mode": "squash"}
+    resample = said.get("resample", 2 if _kind(source) == "ViT" else 3)
+    if type(resample) is not int or resample not in range(len(_FILTERS)):
+        raise _fault(source, f"resample is {resample!r}, no filter from 0 to {len(_FILTERS) - 1}")
+    return {"interpolation": _FILTERS[resample], **_sizes(source, crops)}
 
 
-def _size(value: Any) -> tuple[int, int] | None:
-    """Height and width of what `size` and `crop_size` may be."""
+def _sizes(source: Source, crops: bool) -> dict[str, Any]:
+    size, shortest = _size(source, "size")
+    crop = _size(source, "crop_size")[0] if crops else size
+    if _kind(source) == "ConvNext":  # it crops small images, and squashes others
+        share = _numbers(source, "crop_pct", [224 / 256])[0]
+        shortest = size[0] < 384
+        size = (int(size[0] / share),) * 2 if shortest else size
+    found: dict[str, Any] = {
+        "input_size": crop,
+        "crop_pct": (share := _share(crop[0], size[0])),
+        "crop_mode": "center" if shortest else "squash",
+        "floor_crop": True,
+    }
+    if not 0 < share <= 1 or math.floor(crop[1] / share) != size[1]:
+        raise _fault(source, f"{list(crop)} pixels are cropped out of {list(size)}")
+    return found
+
+
+def _share(crop: int, size: int) -> float:
+    """The ratio that, rounded down as timm does it, makes `size` of `crop`."""
+    share = crop / size
+    return share if math.floor(crop / share) == size else math.nextafter(share, 0)
+
+
+def _size(source: Source, key: str) -> tuple[tuple[int, int], bool]:
+    """Height and width of what `size` and `crop_size` may be, and whether they are of the shortest
+    edge, with the aspect ratio kept."""
+    value = source.processor.get(key)
     if isinstance(value, int):
-        return value, value
-    if isinstance(value, Mapping):
-        if isinstance(edge := value.get("shortest_edge"), int):
-            return edge, edge
-        if isinstance(value.get("height"), int) and isinstance(value.get("width"), int):
-            return value["height"], value["width"]
-    return None
+        return (value, value), key == "size" and _kind(source) in _SHORTEST
+    sides = value if isinstance(value, Mapping) else {}
+    given = {name for name in sides if sides[name] is not None}
+    if given == {"shortest_edge"} and isinstance(edge := sides["shortest_edge"], int):
+        return (edge, edge), True
+    height, width = sides.get("height"), sides.get("width")
+    if given == {"height", "width"} and isinstance(height, int) and isinstance(width, int):
+        return (height, width), False
+    raise _fault(source, f"{key} is {value!r}, which has no counterpart here")
+
+
+def _kind(source: Source) -> str:
+    """Of which model the processor is."""
+    said = source.processor
+    name = said.get("image_processor_type") or said.get("feature_extractor_type") or ""
+    return re.sub(r"(ImageProcessor|FeatureExtractor).*", "", str(name))
+
+
+def _fault(source: Source, what: str) -> InputError:
+    return InputError(f"{source.place}: in its preprocessor_config.json {what}; correct it there")

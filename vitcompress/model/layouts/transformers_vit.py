@@ -1,56 +1,71 @@
-"""transformers: ViTModel and ViTForImageClassification."""
+"""transformers: ViT, DeiT (distilled or not) and ViTMAE, with a classifier or without."""
+
+from dataclasses import replace
 
 from vitcompress.model.layouts import Converted, Source
-from vitcompress.model.layouts._renaming import blocks_in, joined, renamed, setting
-from vitcompress.model.layouts._transformers import activation, class_names, preprocess
+from vitcompress.model.layouts._renaming import joined, renamed
+from vitcompress.model.layouts._transformers_plain import Usual, plain_vit, projections
 
-_BLOCK = r"(?:vit\.)?encoder\.layer\.(\d+)\."
+_KINDS = ("vit", "deit", "vit_mae", "vit_msn")
+_MODEL = r"(?:(?:vit|deit)\.)?"
+_BLOCK = _MODEL + r"(?:encoder\.layer|layers)\.(\d+)\."
 _RULES = (
-    (r"(?:vit\.)?embeddings\.cls_token", "cls_token"),
-    (r"(?:vit\.)?embeddings\.position_embeddings", "pos_embed"),
-    (r"(?:vit\.)?embeddings\.patch_embeddings\.projection\.(.+)", r"patch_embed.proj.\1"),
+    (_MODEL + r"embeddings\.cls_token", "cls_token"),
+    (_MODEL + r"embeddings\.position_embeddings", "pos_embed"),
+    (_MODEL + r"embeddings\.patch_embeddings\.projection\.(.+)", r"patch_embed.proj.\1"),
     (_BLOCK + r"attention\.attention\.(query|key|value)\.(.+)", r"blocks.\1.attn.\2.\3"),
-    (_BLOCK + r"attention\.output\.dense\.(.+)", r"blocks.\1.attn.proj.\2"),
+    *projections(_BLOCK + r"attention\."),
+    (_BLOCK + r"attention\.(?:output\.dense|o_proj)\.(.+)", r"blocks.\1.attn.proj.\2"),
     (_BLOCK + r"layernorm_before\.(.+)", r"blocks.\1.norm1.\2"),
     (_BLOCK + r"layernorm_after\.(.+)", r"blocks.\1.norm2.\2"),
-    (_BLOCK + r"intermediate\.dense\.(.+)", r"blocks.\1.mlp.fc1.\2"),
-    (_BLOCK + r"output\.dense\.(.+)", r"blocks.\1.mlp.fc2.\2"),
-    (r"(?:vit\.)?layernorm\.(.+)", r"norm.\1"),
-    (r"classifier\.(.+)", r"head.\1"),
+    (_BLOCK + r"(?:intermediate\.dense|mlp\.fc1)\.(.+)", r"blocks.\1.mlp.fc1.\2"),
+    (_BLOCK + r"(?:output\.dense|mlp\.fc2)\.(.+)", r"blocks.\1.mlp.fc2.\2"),
+    (_MODEL + r"layernorm\.(.+)", r"norm.\1"),
+    (r"(?:cls_)?classifier\.(.+)", r"head.\1"),
+    (r"distillation_classifier\.(.+)", r"head_dist.\1"),
 )
-_POOLER = r"(?:vit\.)?pooler\.dense\..+"
+_TOKEN = _MODEL + r"embeddings\.distillation_token"
+_POOLER = _MODEL + r"pooler\.dense\..+"
+_DECODER = r"decoder\..+"
+_MASK = _MODEL + r"embeddings\.mask_token"
 
 
 def matches(source: Source) -> bool:
-    kind = source.config.get("model_type")
-    keys = ("vit.embeddings.cls_token", "vit.encoder.layer.0.layernorm_before.weight")
-    return kind == "vit" if kind else all(key in source.tensors for key in keys)
+    if kind := source.config.get("model_type"):
+        return kind in _KINDS
+    keys = {key.removeprefix("vit.").removeprefix("deit.") for key in source.tensors}
+    around = {"embeddings.cls_token", "embeddings.position_embeddings", "layernorm.weight"}
+    first = ("encoder.layer.0.layernorm_before.weight", "layers.0.layernorm_before.weight")
+    beit = any(key.endswith(".lambda_1") for key in keys)
+    return around <= keys and not keys.isdisjoint(first) and not beit
 
 
 def convert(source: Source) -> Converted:
-    tensors = renamed(source.tensors, _RULES, source.place, "transformers ViT", dropped=_POOLER)
-    tensors = joined(tensors, source.place)
-    config, place = source.config, source.place
-    stem = tensors["patch_embed.proj.weight"]
-    options = {
-        "embed_dim": stem.shape[0],
-        "in_chans": stem.shape[1],
-        "patch_size": stem.shape[2],
-        "depth": blocks_in(tensors),
-        "num_heads": setting(config, "num_attention_heads", int, stem.shape[0] // 64, place),
-        "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"].shape[0] / stem.shape[0],
-        "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
-        "act_layer": activation(source, config),
-        "num_classes": len(tensors["head.weight"]) if "head.weight" in tensors else 0,
-    }
-    return Converted(
-        timm="vit_base_patch16_224",
-        tensors=tensors,
-        options=options,
-        norm_eps=setting(config, "layer_norm_eps", float, 1e-12, place),
-        preprocess=preprocess(source),
-        classes=class_names(source),
-        notes=("the pooler of the transformers library is left out: the class token is the output",)
-        if any("pooler." in key for key in source.tensors)
-        else (),
+    """The class token of a DeiT without a head for its distillation token is all that is read:
+    to timm, the other is a register."""
+    keys = " ".join(source.tensors)
+    distilled = "distillation_classifier." in keys
+    token = "dist_token" if distilled else "reg_token"
+    tensors = renamed(
+        source.tensors,
+        ((_TOKEN, token), *_RULES),
+        source.place,
+        "transformers ViT",
+        dropped=f"{_POOLER}|{_DECODER}|{_MASK}",
     )
+    tensors = joined(tensors, source.place)
+    masked = "decoder.decoder_" in keys or source.config.get("model_type") == "vit_mae"
+    if token in tensors:
+        name = "deit_base_distilled_patch16_224" if distilled else "deit_base_patch16_224"
+    else:
+        name = "vit_base_patch16_224.mae" if masked else "vit_base_patch16_224"
+    found = plain_vit(source, tensors, source.config, Usual(1e-12, "gelu", name))
+    notes = list(found.notes)
+    if "pooler." in keys:
+        notes.append(
+            "the pooler of the transformers library is left out: the class token is the output"
+        )
+    if "decoder." in keys:
+        notes.append("the decoder is left out: the class token of the encoder is the output")
+    registers = {"reg_tokens": 1} if "reg_token" in tensors else {}
+    return replace(found, timm=name, options={**found.options, **registers}, notes=tuple(notes))

@@ -1,0 +1,90 @@
+"""DINOv2 as the transformers library writes it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vitcompress.errors import InputError
+from vitcompress.model.architecture import from_source
+
+CONFIG: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "mlp_ratio": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+KINDS = ["Dinov2", "Dinov2WithRegisters"]
+Randomized = Callable[[nn.Module], Any]
+
+
+def pooled(model: Any, pixels: Tensor) -> Tensor:
+    found: Tensor = model(pixels).pooler_output
+    return found
+
+
+def made(kind: str, model: str = "Model", **options: Any) -> Any:
+    config = getattr(transformers, f"{kind}Config")(**{**CONFIG, **options})
+    return getattr(transformers, f"{kind}{model}")(config)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder(
+    kind: str, gated: bool, randomized: Randomized, agree: Any, tmp_path: Path
+) -> None:
+    model = randomized(made(kind, use_swiglu_ffn=gated))
+    model.save_pretrained(tmp_path)
+    assert agree(model, tmp_path, pooled).task.name == "embedding"
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_file_in_old_names_and_new(
+    kind: str, gated: bool, randomized: Randomized, agree: Any, tmp_path: Path, capsys: Any
+) -> None:
+    model = randomized(made(kind, use_swiglu_ffn=gated))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(old := tmp_path / "best.safetensors")
+    torch.save(model.state_dict(), new := tmp_path / "best.pth")
+    for file in (old, new):
+        agree(model, file, pooled)
+        assert f"2 heads, activation {'silu' if gated else 'gelu'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_of_another_size_than_it_was_trained_for(
+    kind: str, randomized: Randomized, agree: Any, tmp_path: Path, capsys: Any
+) -> None:
+    model = randomized(made(kind, image_size=72))
+    model.save_pretrained(tmp_path)
+    size = {"height": 32, "width": 32}
+    transformers.BitImageProcessor(size={"shortest_edge": 36}, crop_size=size).save_pretrained(
+        tmp_path
+    )
+    read = agree(model, tmp_path, pooled)
+    assert read.preprocess.input_size == (32, 32)
+    assert "pos_embed resampled" in capsys.readouterr().err
+    trained = from_source(str(tmp_path), None, {"img_size": 72}, None, {"input_size": (72, 72)})
+    pixels = torch.randn(1, 3, 72, 72)
+    torch.testing.assert_close(trained.module(pixels), pooled(model, pixels), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_cannot_be_mapped_is_named(kind: str, randomized: Randomized, tmp_path: Path) -> None:
+    randomized(made(kind, "ForImageClassification")).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="the class token together with the mean of all patches"):
+        from_source(str(tmp_path), None, {}, None, {})
+    tensors = load_file(file := tmp_path / "model.safetensors")
+    del tensors["classifier.weight"], tensors["classifier.bias"]
+    tensors["encoder.layer.0.adapter.weight"] = torch.zeros(3)
+    save_file(tensors, file)
+    with pytest.raises(InputError, match=r"DINOv2, which has no encoder\.layer\.0\.adapter"):
+        from_source(str(tmp_path), None, {}, None, {})
