@@ -85,12 +85,14 @@ class VitModel:
     """A module (in eval mode, without gradients), its description and its preprocessing.
 
     `task_name`: the task where it is not the one that the number of outputs suggests.
+    `class_names`: of all outputs, where they are known.
     """
 
     module: nn.Module
     architecture: Architecture
     preprocess: Preprocess
     task_name: str | None = None
+    class_names: tuple[str, ...] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -138,7 +140,7 @@ def from_source(
     Raises `InputError` for whatever is wrong with the checkpoint, and for images of another size
     than the model takes.
     """
-    task = None
+    task = classes = None
     if source.startswith("timm:"):
         module, spec = checkpoint.pretrained_model(source.removeprefix("timm:"))
     else:
@@ -159,7 +161,7 @@ def from_source(
         converted = replace(converted, timm=name or converted.timm)
         module, spec = checkpoint.load_model(converted, options, num_classes, source=source)
         preprocess = {**converted.preprocess, **preprocess}
-        task = converted.task
+        task, classes = converted.task, converted.classes
     facts = checkpoint.pretrained_cfg(spec)
     model = VitModel(
         module=adopt(module, facts["input_size"]),
@@ -167,6 +169,10 @@ def from_source(
         preprocess=Preprocess.from_timm(facts, **preprocess),
         task_name=task,
     )
+    if classes is not None and len(classes) != model.num_classes:
+        say(f"{len(classes)} class names for {model.num_classes} outputs: they are left out")
+    elif classes is not None:
+        model = replace(model, class_names=classes)
     patches: Any = getattr(model.module, "patch_embed", None)
     size = tuple(getattr(patches, "img_size", None) or ())
     if getattr(patches, "strict_img_size", False) and size != model.preprocess.input_size:
