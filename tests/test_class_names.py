@@ -89,3 +89,11 @@ def test_names_that_do_not_fit_are_left_out_with_a_word(folder: Path) -> None:
     code, told = called("inspect", folder)
     assert code == 0
     assert "2 class names for 3 outputs: they are left out" in told
+
+
+def test_families_and_layouts_are_listed() -> None:
+    code, told = called("models", "--json")
+    found = json.loads(told)
+    assert code == 0
+    assert "Swin" in found["families"]["windowed"]
+    assert found["layouts"]["timm"].startswith("timm's own layout")

@@ -392,6 +392,17 @@ def recipes(as_json: AsJson = False) -> None:
         say(f"{name}: {text}")
 
 
+@app.command()
+@reported
+def models(as_json: AsJson = False) -> None:
+    """List the families of models and the layouts of checkpoints that are known."""
+    from vitcompress import registry
+
+    rooms = ("families", "layouts")
+    found = {room: registry.summaries(f"vitcompress.model.{room}") for room in rooms}
+    print_json(found) if as_json else print_facts(found)
+
+
 def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was begun is cleared away
     app()
