@@ -33,6 +33,7 @@ def imported(code: str, *arguments: object, folder: Path) -> tuple[int, set[str]
         (["eval", "gone.pth", "--evaluation", "images"], 2),
         (["eval", "r.yaml", "--evaluation", "images"], 2),
         (["recipes"], 0),
+        (["models"], 0),
         (["schema"], 0),
         (["run", "wrong.yaml"], 2),
         (["run", "gone.yaml"], 2),

@@ -149,6 +149,7 @@ def export(
     calibration: Calibration = None,
     classes: Classes = None,
     out: Annotated[Path | None, typer.Option(help="The output folder.")] = None,
+    settings: Settings = None,
     limit: Limit = None,
     threads: Threads = 1,
     as_json: AsJson = False,
@@ -157,7 +158,8 @@ def export(
     """Export a MODEL as it is to ONNX, checked against torch on images: a run without stages."""
     from vitcompress.recipe import check_inputs, recipe_without_stages
 
-    recipe = recipe_without_stages(_given(model, name, calibration, evaluation, classes))
+    given = _given(model, name, calibration, evaluation, classes)
+    recipe = recipe_without_stages(given, settings or ())
     check_inputs(recipe)
     from vitcompress import pipeline
     from vitcompress.report import terminal
@@ -281,14 +283,18 @@ def _check_table(out: Path) -> None:
 def inspect(
     path: Annotated[str, typer.Argument(metavar="PATH", help="Checkpoint, output folder or ONNX.")],
     name: Name = None,
+    settings: Settings = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Say what a checkpoint, an output folder or an ONNX file holds."""
     paths.check_path(path, paths.CHECKPOINT)
+    from vitcompress.recipe import recipe_without_stages
+
+    recipe = recipe_without_stages(_given(path, name), settings or ())
     from vitcompress import inspection
 
-    facts = inspection.facts(path, name)
+    facts = inspection.facts(recipe)
     print_json(facts) if as_json else print_facts(facts)
 
 
@@ -306,6 +312,7 @@ def evaluate(
     ],
     name: Name = None,
     classes: Classes = None,
+    settings: Settings = None,
     limit: Limit = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -313,9 +320,13 @@ def evaluate(
     """Measure the accuracy of a MODEL on labelled images."""
     paths.check_path(model, paths.CHECKPOINT)
     paths.check_path(evaluation, paths.IMAGES)
+    from vitcompress.recipe import recipe_without_stages
+
+    given = _given(model, name, None, evaluation, classes)
+    recipe = recipe_without_stages(given, settings or ())
     from vitcompress import inspection
 
-    facts = inspection.evaluate(model, name, evaluation, classes, limit)
+    facts = inspection.evaluate(recipe, limit)
     print_json(facts) if as_json else print_facts(facts)
 
 
@@ -379,6 +390,17 @@ def recipes(as_json: AsJson = False) -> None:
         return print_json(found)
     for name, text in found.items():
         say(f"{name}: {text}")
+
+
+@app.command()
+@reported
+def models(as_json: AsJson = False) -> None:
+    """List the families of models and the layouts of checkpoints that are known."""
+    from vitcompress import registry
+
+    rooms = ("families", "layouts")
+    found = {room: registry.summaries(f"vitcompress.model.{room}") for room in rooms}
+    print_json(found) if as_json else print_facts(found)
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ Classes = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override the recipe: stages.NAME.key=value."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe: data.KEY=VALUE."),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many images of each set.")]
 Threads = Annotated[

@@ -1,6 +1,8 @@
 """Looking at models without changing them: what they hold, how good and how fast they are."""
 
+import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,32 @@ from vitcompress.export import folder
 from vitcompress.export.onnx import load_onnx, metadata
 from vitcompress.measure import cost
 from vitcompress.measure.runtime import logits, time_in_turns
-from vitcompress.model.architecture import VitModel, from_source
+from vitcompress.model.architecture import VitModel
 from vitcompress.output import ONNX, onnx_bytes
+from vitcompress.pipeline import load_dense
 from vitcompress.place import MANIFEST
+from vitcompress.recipe import Recipe
 from vitcompress.run_images import evaluation_images
 from vitcompress.tasks import Task
 
-_MAX_UNREADABLE = 0.01
+
+@dataclass(frozen=True)
+class _Runnable:
+    """What runs a model, and what is to be known of it."""
+
+    run: Runner
+    preprocess: Preprocess
+    task: Task
+    outputs: int
+    class_names: tuple[str, ...] | None
 
 
-def facts(path: str, name: str | None) -> dict[str, Any]:
-    """What a checkpoint, an output folder or an ONNX file holds.
+def facts(recipe: Recipe) -> dict[str, Any]:
+    """What the checkpoint, output folder or ONNX file that `recipe` names holds.
 
     Raises `InputError` when it is none of these.
     """
+    path = _path(recipe)
     if path.endswith(".onnx"):
         return _onnx_facts(_existing(path))
     if _is_output(path):
@@ -38,19 +52,32 @@ def facts(path: str, name: str | None) -> dict[str, Any]:
         exported = Path(path) / ONNX
         onnx_file = {"onnx": _onnx_facts(exported)} if exported.exists() else {}
         return {**found, "file_bytes": files, **onnx_file}
-    return _model_facts(from_source(path, name, {}, None, {}))
+    return _model_facts(load_dense(recipe))
 
 
-def evaluate(
-    model: str, name: str | None, evaluation: str, classes: Path | None, limit: int | None
-) -> dict[str, Any]:
-    """The figures of a model on labelled images. Raises `InputError`."""
-    runner, preprocess, task, outputs = _runner(model, name)
-    images = evaluation_images(evaluation, classes, task, outputs, limit)
+def evaluate(recipe: Recipe, limit: int | None) -> dict[str, Any]:
+    """The figures on labelled images of the model that `recipe` names. Raises `InputError`."""
+    held, data = _runnable(recipe), recipe.data
+    classes = Path(data.classes) if data.classes else None
+    source, task = str(data.evaluation), held.task
+    images = evaluation_images(source, classes, task, held.outputs, limit, held.class_names)
     if images.labels is None:
-        raise InputError(f"{evaluation}: has no labels that a model of {task.name} is held against")
-    judged = judge(runner, images, preprocess, _MAX_UNREADABLE, "evaluating")
+        raise InputError(f"{source}: has no labels that a model of {task.name} is held against")
+    judged = judge(held.run, images, held.preprocess, data.max_unreadable, "evaluating")
     return judged.figures(task, None).model_dump(include={"images", *task.against_labels})
+
+
+def _path(recipe: Recipe) -> str:
+    """The model that `recipe` names. Raises `InputError` where it was exported, and the recipe says
+    how to read it."""
+    path, section = str(recipe.model.checkpoint), recipe.model
+    exported = path.endswith(".onnx") or _is_output(path)
+    told = section.options or section.num_classes or recipe.data.preprocess_overrides()
+    if exported and (told or recipe.task):
+        raise InputError(
+            f"{path}: says itself how it is used; leave out --set, which is for checkpoints"
+        )
+    return path
 
 
 def bench(paths: list[str], batch: int, seconds: float, threads: int) -> dict[str, Any]:
@@ -144,8 +171,8 @@ def _shape(value: onnx.ValueInfoProto) -> str:
     return " × ".join(d.dim_param or str(d.dim_value) for d in value.type.tensor_type.shape.dim)
 
 
-def _runner(model: str, name: str | None) -> tuple[Runner, Preprocess, Task, int]:
-    """What runs `model`, its preprocessing, its task, and how many outputs it has."""
+def _runnable(recipe: Recipe) -> _Runnable:
+    model = _path(recipe)
     if model.endswith(".onnx") or (Path(model) / ONNX).is_file():
         path = _onnx_of(model)
         facts = metadata(path)
@@ -154,16 +181,13 @@ def _runner(model: str, name: str | None) -> tuple[Runner, Preprocess, Task, int
             raise InputError(f"{path}: says nothing of preprocessing; give the folder of a run")
         held = targets.load_target(targets.DEFAULT).session(path, 0)
         outputs = int(held.output_shape[1])
-        return (
+        return _Runnable(
             lambda pixels: next(logits(held, [pixels])),
             Preprocess.model_validate_json(described),
             tasks.chosen(facts.get("task"), outputs),
             outputs,
+            tuple(json.loads(facts["class_names"])) if "class_names" in facts else None,
         )
-    loaded = (
-        folder.load_folder(Path(model))
-        if _is_output(model)
-        else from_source(model, name, {}, None, {})
-    )
+    loaded = folder.load_folder(Path(model)) if _is_output(model) else load_dense(recipe)
     runner = torch_runner(loaded, torch.device("cpu"))
-    return runner, loaded.preprocess, loaded.task, loaded.num_classes
+    return _Runnable(runner, loaded.preprocess, loaded.task, loaded.num_classes, loaded.class_names)

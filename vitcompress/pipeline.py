@@ -25,6 +25,8 @@ from vitcompress.measure.runtime import logits as onnx_logits
 from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.model.head import Choice
+from vitcompress.model.image_size import size_of
+from vitcompress.model.image_size import told as told_size
 from vitcompress.place import writing
 from vitcompress.recipe import Recipe
 from vitcompress.report.figures import told
@@ -88,6 +90,16 @@ def load_dense(recipe: Recipe) -> VitModel:
         )
     gates.applying(recipe.gates, judging(recipe, model).task)
     return model
+
+
+def at_trained_size(recipe: Recipe, size: tuple[int, int]) -> Recipe:
+    """`recipe` for images of the `size` that its model was trained for."""
+    options = dict(recipe.model.options)
+    if size_of(options.get("img_size")) != size:
+        options.pop("img_size", None)
+    model = recipe.model.model_copy(update={"options": options})
+    data = recipe.data.model_copy(update={"input_size": size})
+    return recipe.model_copy(update={"model": model, "data": data})
 
 
 @dataclass(frozen=True)
@@ -218,6 +230,7 @@ class _Run:
             self.parity_pixels = self._parity_pixels()
             self._export(self.dense, baseline_file, {})
             self.judged_dense = self._judge_onnx(baseline_file)
+        resizing, told_of_it = self._resizing()
         model, stages, warnings = self.dense, list[StageReport](), list[str]()
         for config in self.recipe.stages:
             with _step(f"{config.name} ({config.type})") as started:
@@ -242,15 +255,50 @@ class _Run:
         if stages:
             stages[-1] = stages[-1].model_copy(update={"metrics": final})
         return Report(
-            model=_model_facts(self.recipe, self.dense, model),
+            model={**_model_facts(self.recipe, self.dense, model), **resizing},
             baseline=baseline,
             stages=stages,
             final=final,
             artifacts=artifacts,
             gates=gates.gate_results(gates.applying(self.recipe.gates, self.task), baseline, final),
             environment=output.environment(self.options.threads),
-            warnings=[*self.data.warnings(), *_few(len(self.judged_dense.outputs)), *warnings],
+            warnings=[
+                *self.data.warnings(),
+                *_few(len(self.judged_dense.outputs)),
+                *told_of_it,
+                *warnings,
+            ],
         )
+
+    def _resizing(self) -> tuple[dict[str, Any], list[str]]:
+        """What images of another size than in training cost and save: facts, and a line.
+
+        Nothing for images of that size.
+        """
+        if (size := self.dense.trained_size) is None:
+            return {}, []
+        task, used = self.task, told_size(self.dense.preprocess.input_size)
+        with _step(f"the model at {told_size(size)} pixels, as trained"):
+            trained = load_dense(at_trained_size(self.recipe, size))
+            runner = torch_runner(trained, self.context.device)
+            judged = self._judge(runner, trained)
+            alike = judged.outputs.shape == self.judged_dense.outputs.shape
+            own = judged.figures(task, None)
+            against = self.judged_dense.figures(task, judged if alike else None)
+        macs = {"macs": cost.macs(trained)}
+        ratio = cost.macs(self.dense) / macs["macs"]
+        line = (
+            f"images of {used} pixels, {told_size(size)} in training: {100 * ratio:.3g} % of the "
+            f"MACs; {told(against)} against the model at {told_size(size)}, which has {told(own)}"
+        )
+        console.print(f"  {line}", soft_wrap=True)
+        figures = {
+            name: each.model_dump(exclude_none=True)
+            for name, each in (("figures", own), ("resized", against))
+        }
+        return {"trained_size": {"input_size": size, **macs, "macs_ratio": ratio, **figures}}, [
+            line
+        ]
 
     def _finish(
         self, model: VitModel, baseline_file: Path
@@ -324,10 +372,11 @@ class _Run:
             name=study.name, note=study.note, facts=dict(study.facts), figures=figures
         )
 
-    def _judge(self, runner: Any) -> Judged:
+    def _judge(self, runner: Any, model: VitModel | None = None) -> Judged:
+        """The outputs of `runner` for images as `model` (None: the dense one) takes them."""
         unreadable = self.recipe.data.max_unreadable
-        images = self.data.evaluation
-        return judge(runner, images, self.dense.preprocess, unreadable, "evaluating")
+        images, spec = self.data.evaluation, (model or self.dense).preprocess
+        return judge(runner, images, spec, unreadable, "evaluating")
 
     def _parity_pixels(self) -> Tensor:
         unreadable = self.recipe.data.max_unreadable

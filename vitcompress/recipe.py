@@ -223,9 +223,9 @@ def load_recipe(
     return _validated(document, path, settings, values or {})
 
 
-def recipe_without_stages(values: Mapping[str, str | None]) -> Recipe:
-    """What exports a model as it is; `values` as `load_recipe` takes them."""
-    return _validated(Document({"stages": []}, None), Path(), (), values)
+def recipe_without_stages(values: Mapping[str, str | None], settings: Sequence[str] = ()) -> Recipe:
+    """What takes a model as it is; `values` and `settings` as `load_recipe` takes them."""
+    return _validated(Document({"stages": []}, None), Path(), settings, values)
 
 
 def _validated(

@@ -1,5 +1,6 @@
 """The images of a run: which to calibrate on and which to judge on, with the labels of its task."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,10 +78,18 @@ def open_run_images(recipe: Recipe, model: VitModel, limit: int | None, seed: in
     calibration = evaluation = None
     classes = Path(data.classes) if data.classes else None
     if data.evaluation is not None:
-        evaluation = evaluation_images(data.evaluation, classes, *judging(recipe, model), limit)
+        evaluation = evaluation_images(
+            data.evaluation, classes, *judging(recipe, model), limit, model.class_names
+        )
     if data.calibration is not None:
         labelled = any(isinstance(s, PruneConfig) and s.targets == "labels" for s in recipe.stages)
-        look = partial(open_images, data.calibration, classes=classes, labelled=labelled)
+        look = partial(
+            open_images,
+            data.calibration,
+            classes=classes,
+            labelled=labelled,
+            class_names=model.class_names,
+        )
         calibration = look(limit=images, seed=seed)
         check_labels(calibration, model.task, model.num_classes)
         if evaluation is None:
@@ -97,15 +106,23 @@ def open_run_images(recipe: Recipe, model: VitModel, limit: int | None, seed: in
 
 
 def evaluation_images(
-    source: str, classes: Path | None, task: Task, outputs: int, limit: int | None
+    source: str,
+    classes: Path | None,
+    task: Task,
+    outputs: int,
+    limit: int | None,
+    class_names: Sequence[str] | None = None,
 ) -> ImageSet:
-    """The images of `source` with the labels that `task` can use, of a model with `outputs`.
+    """The images of `source` with the labels that `task` can use, of a model with `outputs`, which
+    may have `class_names`.
 
     Raises `InputError` as `open_images` and `check_labels`. Only a classification has to have
     labels; other tasks have them where all images have one.
     """
     labelled = {"classes": True, "none": False}.get(task.labels)
-    images = open_images(source, classes=classes, labelled=labelled, limit=limit)
+    images = open_images(
+        source, classes=classes, labelled=labelled, limit=limit, class_names=class_names
+    )
     check_labels(images, task, outputs)
     return images
 

@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.layers import apply_rot_embed_cat, create_rope_embed
 from torch import Tensor, nn
 
@@ -140,15 +140,21 @@ def test_the_export_turns_by_one_operator(
     assert max(math.prod(t.dims) for t in graph.initializer if "rotation" in t.name) <= 3 * 32
 
 
-def test_images_of_another_size_are_refused(make_module: MakeModule, tmp_path: Path) -> None:
+def test_grids_follow_the_size_of_the_images(make_module: MakeModule, tmp_path: Path) -> None:
     name, file = "vit_small_patch16_dinov3", tmp_path / "model.safetensors"
     save_file(make_module(name).state_dict(), file)
     sizes = {"img_size": 40, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
     model = from_source(str(file), name, sizes, None, {})
     assert model.preprocess.input_size == (40, 40)
     assert model.module(torch.zeros(1, 3, 40, 40)).shape == (1, 10)
-    with pytest.raises(InputError, match=r"data.input_size: .* set model.options.img_size"):
-        from_source(str(file), name, sizes, None, {"input_size": 48})
+    larger = from_source(str(file), name, sizes, None, {"input_size": 48})
+    assert larger.trained_size == (40, 40)
+    timms = make_module(name, img_size=48, patch_size=8)
+    timms.load_state_dict(load_file(file))
+    pixels = torch.randn(1, 3, 48, 48)
+    torch.testing.assert_close(larger.module(pixels), timms(pixels), rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="whole patches of 8×8 pixels; give 48×48"):
+        from_source(str(file), name, sizes, None, {"input_size": 50})
 
 
 def test_queries_that_share_keys_stay_those_of_timm(

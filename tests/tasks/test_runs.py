@@ -20,7 +20,7 @@ from vitcompress.export.folder import load_folder, save_folder
 from vitcompress.export.onnx import metadata
 from vitcompress.model.architecture import VitModel
 from vitcompress.pipeline import Options, plan, run
-from vitcompress.recipe import Recipe
+from vitcompress.recipe import Recipe, recipe_without_stages
 from vitcompress.report.model import Report
 from vitcompress.run_images import evaluation_images
 from vitcompress.tasks import chosen
@@ -113,7 +113,9 @@ def test_a_run_has_the_figures_of_its_task(
         assert report.final.cosine is not None
         assert 0.99 < report.final.cosine < 1
         assert 0 < report.artifacts[0].parity["torch_cosine"] <= 1
-    told = inspection.evaluate(str(out), None, str(tmp_path / "evaluation.npz"), None, limit=None)
+    images = {"data.evaluation": str(tmp_path / "evaluation.npz")}
+    again = recipe_without_stages({"model.checkpoint": str(out), **images})
+    told = inspection.evaluate(again, limit=None)
     assert told == {"images": COUNT, label_figure: getattr(report.final, label_figure)}
 
 

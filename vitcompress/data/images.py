@@ -97,6 +97,7 @@ def open_images(
     labelled: bool | None,
     limit: int | None = None,
     seed: int | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> ImageSet:
     """Open the images of a folder, a .tar, a .npz or `example:glyphs/{calibration,evaluation}`.
 
@@ -107,8 +108,8 @@ def open_images(
 
     `labelled`: whether labels are asked for; None: where all images have one.
 
-    Labels are those of `labels.labels_of`: the place of a class in the file `classes`, or in timm's
-    order of folder names.
+    Labels are those of `labels.labels_of`: the place of a class in the file `classes`, among the
+    `class_names` of the model, or in timm's order of folder names.
 
     `limit` takes that many images, in sorted order. With a `seed` they are a random sample spread
     over the classes as evenly as it can be; without one they are evenly spaced in sorted order.
@@ -118,7 +119,9 @@ def open_images(
     listing = list_source(str(source))
     if labelled is None:
         labelled = None not in listing.classes
-    labels, num_classes = labels_of(listing, str(source), classes) if labelled else (None, None)
+    labels = num_classes = None
+    if labelled:
+        labels, num_classes = labels_of(listing, str(source), classes, class_names)
     chosen = _sample(listing.classes, limit, seed)
     return ImageSet(
         source=printable(str(source)),

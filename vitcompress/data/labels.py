@@ -14,13 +14,14 @@ from vitcompress.errors import InputError
 
 
 def labels_of(
-    listing: Listing, source: str, classes: Path | None
+    listing: Listing, source: str, classes: Path | None, model: Sequence[str] | None = None
 ) -> tuple[list[Label], int | None]:
     """The label of each image, and how many classes there are; None where the source stores numbers
     without saying.
 
     A class has the place of its name in the file `classes`, see `read_classes`; without one, its
-    place among the names in timm's order, see `natural_key`.
+    place among the names that the `model` has for its classes, if all are there; else its place
+    among the names in timm's order, see `natural_key`.
 
     Raises `InputError` for an image without a label, and for a class that the file does not name.
     """
@@ -33,6 +34,9 @@ def labels_of(
     stored = {found for found in listing.classes if isinstance(found, str)}
     if classes is not None:
         names = read_classes(classes, stored)
+    elif listing.class_names and _all_named(listing.class_names, model or ()):
+        names = list(model or ())
+        say(f"{source}: classes are told by the names that the model has for them")
     else:
         names = in_order(listing.class_names, source)
     places = {normal(name): place for place, name in enumerate(names)}
@@ -50,6 +54,12 @@ def labels_of(
             raise InputError(f"{source}: label {label}, but {classes} has {len(names)} classes")
         labels.append(label)
     return labels, len(names) or None
+
+
+def _all_named(classes: Sequence[str], model: Sequence[str]) -> bool:
+    """Whether each of `classes` is one of those of the `model`, and no other has its name."""
+    counts = Counter(map(normal, model))
+    return all(counts[normal(name)] == 1 for name in classes)
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:

@@ -26,7 +26,8 @@ SAFETENSORS, CONFIG = "model.safetensors", "config.json"
 class Config(BaseModel):
     """What config.json holds: all that is needed beside the tensors.
 
-    `task`: what the output means (None: what the number of outputs suggests).
+    `task`: what the output means (None: what the number of outputs suggests). `class_names`: of all
+    outputs, where they are known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,12 +36,16 @@ class Config(BaseModel):
     architecture: Architecture
     preprocessing: Preprocess
     task: Annotated[str, OneOf(tasks.PACKAGE)] | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 def save_folder(model: VitModel, folder: Path) -> None:
     """Write model.safetensors and config.json; the same model always gives the same bytes."""
     config = Config(
-        architecture=model.architecture, preprocessing=model.preprocess, task=model.task.name
+        architecture=model.architecture,
+        preprocessing=model.preprocess,
+        task=model.task.name,
+        class_names=model.class_names,
     )
     (folder / SAFETENSORS).write_bytes(save(stored_tensors(model)))
     text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
@@ -75,7 +80,9 @@ def load_folder(folder: Path) -> VitModel:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{folder / SAFETENSORS}: does not fit {CONFIG}: {reason}") from error
     try:
-        model = VitModel(module, config.architecture, config.preprocessing)
+        model = VitModel(
+            module, config.architecture, config.preprocessing, class_names=config.class_names
+        )
         return model.with_task(config.task)
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from error

@@ -95,11 +95,15 @@ def _traced(module: nn.Module, size: tuple[int, ...], target: targets.Target) ->
 
 
 def facts_of(model: VitModel, extra: Mapping[str, str]) -> dict[str, str]:
-    """What an exported file says of itself: how to prepare images, and what was quantized."""
+    """What an exported file says of itself: how to prepare images, its classes' names where
+    they are known, and what was quantized."""
     layers = model.architecture.quantized
     quantized = {name: layer.model_dump(exclude_defaults=True) for name, layer in layers.items()}
+    names = model.class_names
+    named = {} if names is None else {"class_names": json.dumps(names, ensure_ascii=False)}
     return {
         "task": model.task.name,
+        **named,
         "preprocessing": model.preprocess.model_dump_json(),
         "quantization": json.dumps(quantized),
         "timm": model.architecture.timm,

@@ -20,8 +20,10 @@ from vitcompress.model.anatomy import Alteration, Anatomy
 from vitcompress.model.embedding import resize_embedding
 from vitcompress.model.families import adopt, anatomy_of
 from vitcompress.model.head import Choice, Head
+from vitcompress.model.image_size import image_sizes
 from vitcompress.model.merging import Merging, MergingBlocks
 from vitcompress.model.modules.quantized import QuantizedLinear
+from vitcompress.model.naming import infer_name
 from vitcompress.model.options import ModelOptions
 from vitcompress.model.reading import read_source
 from vitcompress.model.sizes import BlockSizes, narrowable, resize
@@ -90,12 +92,16 @@ class VitModel:
     """A module (in eval mode, without gradients), its description and its preprocessing.
 
     `task_name`: the task where it is not the one that the number of outputs suggests.
+    `class_names`: of all outputs, where they are known. `trained_size`: height and width of the
+    images that it was trained for, where they are not those of `preprocess`.
     """
 
     module: nn.Module
     architecture: Architecture
     preprocess: Preprocess
     task_name: str | None = None
+    class_names: tuple[str, ...] | None = None
+    trained_size: tuple[int, int] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -141,15 +147,20 @@ def from_source(
 ) -> VitModel:
     """Read a checkpoint (a path, `timm:NAME` or `example:glyphs`) as a dense model.
 
-    `preprocess` holds what the recipe overrides; the rest follows timm's configuration. `key`:
+    `preprocess` holds what the recipe overrides; the rest follows timm's configuration. For an
+    `input_size` that is not that of training the model is resampled, see `image_sizes`. `key`:
     which of the models in a file is meant, as a dotted path. An output of `choice` is an embedding,
     whatever the task of the checkpoint.
-    Raises `InputError` for whatever is wrong with the checkpoint, and for images of another size
-    than the model takes.
+    Raises `InputError` for whatever is wrong with the checkpoint, and for images of a size that the
+    model cannot take.
     """
-    task = None
+    task = classes = None
+    wanted = preprocess.get("input_size")
     if source.startswith("timm:"):
-        module, spec = checkpoint.pretrained_model(source.removeprefix("timm:"), choice)
+        known = checkpoint.published(source.removeprefix("timm:"))
+        sizes = image_sizes(known, options, wanted, source)
+        sized = {key: sizes.options[key] for key in ("img_size",) if key in sizes.options}
+        module, spec = checkpoint.pretrained_model(str(known.timm), choice, sized)
     else:
         if source == "example:glyphs":
             from vitcompress.example import glyphs
@@ -165,24 +176,30 @@ def from_source(
         converted = layouts.convert(found)
         for note in converted.notes:
             say(note)
-        converted = replace(converted, timm=name or converted.timm)
-        module, spec = checkpoint.load_model(converted, options, num_classes, choice, source=source)
+        headless = converted.head is not None and converted.head.layers is not None
+        timm_name = name or converted.timm or infer_name(converted.tensors, source, headless)
+        converted = replace(converted, timm=timm_name)
+        sizes = image_sizes(converted, options, wanted, source)
+        module, spec = checkpoint.load_model(
+            converted, options, num_classes, choice, source=source, sizes=sizes
+        )
         preprocess = {**converted.preprocess, **preprocess}
-        task = converted.task if choice.output is None else None
+        if choice.output is None:
+            task, classes = converted.task, converted.classes
     facts = checkpoint.pretrained_cfg(spec)
+    if sizes.used is not None:
+        preprocess = {**preprocess, "input_size": sizes.used}
     model = VitModel(
         module=adopt(module, facts["input_size"]),
         architecture=Architecture(**spec.model_dump()),
         preprocess=Preprocess.from_timm(facts, **preprocess),
         task_name=task,
+        trained_size=sizes.trained if sizes.changed else None,
     )
-    patches: Any = getattr(model.module, "patch_embed", None)
-    size = tuple(getattr(patches, "img_size", None) or ())
-    if getattr(patches, "strict_img_size", False) and size != model.preprocess.input_size:
-        raise InputError(
-            f"data.input_size: {model.preprocess.input_size} is not what {spec.timm} takes, {size};"
-            " set model.options.img_size instead"
-        )
+    if classes is not None and len(classes) != model.num_classes:
+        say(f"{len(classes)} class names for {model.num_classes} outputs: they are left out")
+    elif classes is not None:
+        model = replace(model, class_names=classes)
     return model
 
 

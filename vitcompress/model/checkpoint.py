@@ -5,9 +5,11 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Set
+from dataclasses import replace
+from typing import Any, cast
 
+import torch
 from pydantic import BaseModel, ConfigDict, PositiveFloat
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from vitcompress.console import say
 from vitcompress.errors import InputError
 from vitcompress.model.families import head_place
 from vitcompress.model.head import Choice, Head, set_ends, set_layers
+from vitcompress.model.image_size import POSITIONS, ImageSizes, image_sizes, told
 from vitcompress.model.layouts import Converted
 from vitcompress.model.naming import (
     build_timm,
@@ -28,8 +31,7 @@ from vitcompress.model.naming import (
 )
 from vitcompress.model.options import ModelOptions
 
-# Tensors with a value for each position, which another image size has other positions of.
-_POSITIONS = re.compile(r"(.*\.)?(pos_embed|relative_position_bias_table)$")
+_STEM = "patch_embed.proj.weight"
 # Tensors that timm computes anew, or does not use: masks, tables and the token of masked training.
 _DERIVED = re.compile(r"(.*\.)?(mask_token|attn_mask|relative_position_index)$")
 _LAYER = re.compile(r"^head\.(\d+)\.")  # of a described head
@@ -78,15 +80,16 @@ def load_model(
     choice: Choice = _AS_IT_IS,
     *,
     source: str,
+    sizes: ImageSizes | None = None,
 ) -> tuple[nn.Module, ModelSpec]:
     """Return the timm model with the tensors of a checkpoint, and how to rebuild it.
 
     The model is in eval mode. Class count, input channels and image size follow the checkpoint;
-    `options` are further arguments of timm's constructor, and win over those of the layout. An
-    `img_size` among either that is not that of the checkpoint has the embedding of positions
-    resampled, as timm does it, which is said. `choice`: of the output. `source` is the file or
-    folder that the tensors came from: errors speak of it, and where the layout does not name the
-    model, it is inferred from there.
+    `options` are further arguments of timm's constructor, and win over those of the layout. Where
+    `sizes` (None: by `options`) are not equal, positions are resampled, and where `options` have
+    another `patch_size` than the checkpoint, the stem is, as timm does it, which is said. `choice`:
+    of the output. `source` is the file or folder that the tensors came from: errors speak of it,
+    and where the layout does not name the model, it is inferred from there.
 
     Raises `InputError` when the name cannot be inferred or is unknown to timm, when `num_classes`
     contradicts the checkpoint, when a tensor is missing, unexpected or of another shape, when one
@@ -95,12 +98,13 @@ def load_model(
     head = converted.head or Head()
     state = dict(converted.tensors)
     layers = {key: state.pop(key) for key in list(state) if head.layers and _LAYER.match(key)}
-    given = {**converted.options, **(options or {})}
+    name = converted.timm or infer_name(state, source, headless=head.layers is not None)
+    sizes = sizes or image_sizes(replace(converted, timm=name), options or {}, None, source)
+    given = {**converted.options, **sizes.options}
     wanted = given.pop("num_classes", None)
     wanted = wanted if num_classes is None else num_classes
     if head.layers is not None:
         given["num_classes"] = 0  # of timm, which makes no head then
-    name = converted.timm or infer_name(state, source, headless=head.layers is not None)
     found = found_options(state, name, given, source)
     classes = head.outputs if head.layers else found.setdefault("num_classes", wanted)
     if wanted is not None and classes != wanted:
@@ -114,21 +118,25 @@ def load_model(
     found = fewest_options(state, name, found, {**(options or {}), **asked}, source)
     spec = ModelSpec(timm=name, options=found, norm_eps=converted.norm_eps).simplest(source)
     model = spec.build(source)
-    tensors = _fit(state, model, "img_size" in given, converted.antialias)
+    resampled = _resampled(state, model, sizes, options or {})
+    tensors = _fit(state, model, resampled, converted.antialias)
     if head.layers is not None:
         place = head_place(model)
         set_layers(model, place, head, source)
         tensors |= {_LAYER.sub(rf"{place.layers}.\1.", key): layers[key] for key in layers}
     if problems := differences(tensors, model):
+        size = f" for images of {told(sizes.used)}" if sizes.used and sizes.changed else ""
         raise InputError(
-            f"{source}: does not fit timm {name}: {'; '.join(problems)}: give the model it was"
-            " trained as (model.name, and model.options for other constructor arguments)"
+            f"{source}: does not fit timm {name}{size}: {'; '.join(problems)}: give the model it"
+            " was trained as (model.name, and model.options for other constructor arguments)"
+            + (", or leave out data.input_size" if size else "")
         )
     model.load_state_dict(tensors)
-    for key in filter(_POSITIONS.match, state):
-        if key in tensors and tensors[key].numel() != state[key].numel():
+    for key in filter(resampled.__contains__, state):
+        if key in tensors and not torch.equal(tensors[key], state[key]):
             shapes = f"{list(state[key].shape)} to {list(tensors[key].shape)}"
-            say(f"{key} resampled from {shapes}, for images of {found['img_size']} pixels")
+            size = f", for images of {told(sizes.used)} pixels" if sizes.used else ""
+            say(f"{key} resampled from {shapes}{size}")
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise InputError(f"{source}: {key} holds NaN or infinity; give an intact checkpoint")
@@ -148,16 +156,16 @@ def _with_head(
 
 
 def _fit(
-    state: Mapping[str, Tensor], model: nn.Module, resampled: bool, antialias: bool
+    state: Mapping[str, Tensor], model: nn.Module, resampled: Set[str], antialias: bool
 ) -> dict[str, Tensor]:
     """Return `state` in the layout of `model` where timm can convert it, else nearly as it is.
 
-    `resampled`: whether values of positions may be resampled, as for another image size;
-    `antialias`: whether they are smoothed then.
+    `resampled`: what may be, as for another image size or patch; `antialias`: whether positions are
+    smoothed then.
     """
     own = model.state_dict()
     plain = {key: state[key] for key in state if key in own or not _DERIVED.match(key)}
-    if not differences(plain, model):
+    if not resampled and not differences(plain, model):
         return plain
     convert: Any = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
@@ -173,21 +181,45 @@ def _fit(
         return plain
     # Renaming and reshaping is welcome; resampling that nobody asked for, and leaving tensors out,
     # would go unnoticed.
-    same = _size(converted, resampled) == _size(plain, resampled)
+    same = _count(converted, resampled) == _count(plain, resampled)
     return converted if same else plain
 
 
-def _size(state: Mapping[str, Tensor], positions_aside: bool) -> int:
-    return sum(
-        tensor.numel()
-        for key, tensor in state.items()
-        if not (positions_aside and _POSITIONS.match(key))
-    )
+def _count(state: Mapping[str, Tensor], aside: Set[str]) -> int:
+    return sum(tensor.numel() for key, tensor in state.items() if key not in aside)
 
 
-def pretrained_model(name: str, choice: Choice = _AS_IT_IS) -> tuple[nn.Module, ModelSpec]:
+def _resampled(
+    state: Mapping[str, Tensor], model: nn.Module, sizes: ImageSizes, options: Mapping[str, Any]
+) -> set[str]:
+    """The names of the tensors to resample for `model`, in which the grid of the checkpoint is
+    noted, as timm wants it."""
+    found = set[str]()
+    stem, own = state.get(_STEM), model.state_dict().get(_STEM)
+    if "patch_size" in options and stem is not None and own is not None and stem.ndim == 4:
+        found |= {_STEM} if stem.shape[2:] != own.shape[2:] else set()
+    if sizes.changed or found:
+        found |= set(filter(POSITIONS.match, state))
+        cast(Any, model).pretrained_model_args = {"img_size": sizes.trained}
+    return found
+
+
+def published(name: str) -> Converted:
+    """What is known beforehand of the published weights of the timm model `name`.
+
+    Raises `InputError` for a name that timm does not know.
+    """
+    size = pretrained_cfg(ModelSpec(timm=name))["input_size"][1:]
+    return Converted(timm=name, tensors={}, preprocess={"input_size": size})
+
+
+def pretrained_model(
+    name: str, choice: Choice = _AS_IT_IS, sized: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, ModelSpec]:
     """Return the timm model `name` with its published weights, its output as in `choice`, and how
     to rebuild it.
+
+    `sized`: an `img_size` to which timm resamples its positions, where it is not that of training.
 
     Raises `InputError` when timm does not know the name, has no weights for it, or cannot fetch
     them.
@@ -198,14 +230,14 @@ def pretrained_model(name: str, choice: Choice = _AS_IT_IS) -> tuple[nn.Module, 
     source = f"timm:{name}"
     check_name(name, source)
     try:
-        model: nn.Module = timm.create_model(name, pretrained=True)
+        model: nn.Module = timm.create_model(name, pretrained=True, **(sized or {}))
     except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
         raise InputError(
             f"{source}: cannot get the pretrained weights: {one_line(error)};"
             " without a network, give a local checkpoint instead"
         ) from error
     cfg: Any = model.pretrained_cfg
-    options = {"num_classes": model.num_classes, "in_chans": cfg["input_size"][0]}
+    options = {"num_classes": model.num_classes, "in_chans": cfg["input_size"][0], **(sized or {})}
     return _with_head(model, ModelSpec(timm=name, options=options), choice.of(None), source)
 
 

@@ -24,11 +24,13 @@ def convert(source: Source) -> Converted:
     if isinstance(name, str) and is_known(f"{name}.{cfg.get('tag')}"):
         name = f"{name}.{cfg['tag']}"
     labels = config.get("label_names")
+    size = cfg.get("input_size")
+    sized = {"input_size": size[1:]} if isinstance(size, list) and len(size) == 3 else {}
     return Converted(
         timm=name if isinstance(name, str) else None,
         tensors=source.tensors,
         options=options,
-        preprocess={key: cfg[key] for key in _PREPROCESS if cfg.get(key) is not None},
+        preprocess={key: cfg[key] for key in _PREPROCESS if cfg.get(key) is not None} | sized,
         classes=tuple(map(str, labels)) if isinstance(labels, list) and labels else None,
     )
 

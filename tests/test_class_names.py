@@ -1,0 +1,99 @@
+"""Names of classes, from the folder of a checkpoint to what a run writes."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from typer.testing import CliRunner
+
+from vitcompress.cli import app
+from vitcompress.export.folder import load_folder
+from vitcompress.export.onnx import metadata
+from vitcompress.measure.runtime import time_in_turns
+from vitcompress.model.architecture import VitModel
+
+NAMES = ("Zander", "Aal", "Hecht")
+
+
+@pytest.fixture
+def folder(
+    make_module: Callable[..., nn.Module], make_vit: Callable[..., VitModel], tmp_path: Path
+) -> Path:
+    """A folder as timm writes it, of a model for three classes."""
+    home = tmp_path / "model"
+    home.mkdir()
+    save_file(make_module(num_classes=3).state_dict(), home / "model.safetensors")
+    described = make_vit(num_classes=3).architecture
+    config = {
+        "architecture": described.timm,
+        "model_args": {k: v for k, v in described.options.items() if k != "num_classes"},
+        "label_names": NAMES,
+    }
+    (home / "config.json").write_text(json.dumps(config))
+    return home
+
+
+def images(home: Path, names: tuple[str, ...]) -> Path:
+    random = np.random.default_rng(0)
+    for name in names:
+        (home / name).mkdir(parents=True)
+        for i in range(2):
+            drawn = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(drawn).save(home / name / f"{i}.png")
+    return home
+
+
+def called(*arguments: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    return done.exit_code, done.output
+
+
+def test_class_names_reach_all_that_is_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitcompress.pipeline.time_in_turns", partial(time_in_turns, seconds=0))
+    judged, out = images(tmp_path / "images", NAMES), tmp_path / "out"
+    code, told = called("export", folder, "--evaluation", judged, "--out", out)
+    assert code == 0, told
+    assert "classes are told by the names that the model has for them" in told
+    assert json.loads(metadata(out / "model.onnx")["class_names"]) == list(NAMES)
+    assert load_folder(out).class_names == NAMES
+    reported = json.loads((out / "report.json").read_text())["final"]["top1"]
+    for model in (folder, out, out / "model.onnx"):
+        code, told = called("eval", model, "--evaluation", judged, "--json")
+        assert json.loads(told[told.index("{") :])["top1"] == reported
+
+
+def test_a_part_of_the_classes_is_enough_and_other_names_are_put_in_order(
+    folder: Path, tmp_path: Path
+) -> None:
+    code, told = called("eval", folder, "--evaluation", images(tmp_path / "two", NAMES[:2]))
+    assert code == 0
+    assert "classes are told by" in told
+    others = images(tmp_path / "others", ("Aal", "Hecht", "Wels"))
+    code, told = called("eval", folder, "--evaluation", others)
+    assert code == 0
+    assert "classes are told by" not in told
+
+
+def test_names_that_do_not_fit_are_left_out_with_a_word(folder: Path) -> None:
+    described = json.loads((folder / "config.json").read_text())
+    described["label_names"] = NAMES[:2]
+    (folder / "config.json").write_text(json.dumps(described))
+    code, told = called("inspect", folder)
+    assert code == 0
+    assert "2 class names for 3 outputs: they are left out" in told
+
+
+def test_families_and_layouts_are_listed() -> None:
+    code, told = called("models", "--json")
+    found = json.loads(told)
+    assert code == 0
+    assert "Swin" in found["families"]["windowed"]
+    assert found["layouts"]["timm"].startswith("timm's own layout")
