@@ -47,7 +47,7 @@ Make = Callable[..., nn.Module]
 
 def read(module: nn.Module, path: Path, choice: Choice, options: dict[str, Any]) -> VitModel:
     save_file(module.state_dict(), path)
-    return from_source(str(path), None, options, None, {}, choice)
+    return from_source(str(path), None, options, None, {}, choice=choice)
 
 
 def rebuilt(model: VitModel) -> nn.Module:

@@ -270,7 +270,12 @@ def test_what_is_not_taken_is_said(
 
 
 def test_names_of_a_layout_keep_their_prefix(tmp_path: Path) -> None:
-    keys = ("vit.embeddings.cls_token", "vit.encoder.layer.0.layernorm_before.weight")
+    names = ("cls_token", "position_embeddings")
+    keys = (
+        *(f"vit.embeddings.{name}" for name in names),
+        "vit.encoder.layer.0.layernorm_before.weight",
+        "vit.layernorm.weight",
+    )
     content = {f"model.{key}": torch.ones(1, 1, 64) for key in keys}
     assert tuple(read(saved(content, tmp_path / "x.pth"))) == keys
 

@@ -115,7 +115,7 @@ def load_model(
     if classes is None:
         del found["num_classes"]
     asked = {} if num_classes is None else {"num_classes": num_classes}
-    found = fewest_options(state, name, found, {**(options or {}), **asked}, source)
+    found = fewest_options(state, name, found, {**sizes.options, **asked}, source)
     spec = ModelSpec(timm=name, options=found, norm_eps=converted.norm_eps).simplest(source)
     model = spec.build(source)
     resampled = _resampled(state, model, sizes, options or {})

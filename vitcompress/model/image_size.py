@@ -54,7 +54,9 @@ def image_sizes(
         return ImageSizes(folder, asked or folder, options)
     layout, said = size_of(converted.options.get("img_size")), size_of(options.get("img_size"))
     fits = _Fitting(converted.tensors, name, given, source)
-    stated = (layout, folder, said, default, asked)
+    # A layout knows the size of what has tables of relative positions only.
+    usual = default if layout is None or fits.embedding is not None else None
+    stated = (layout, folder, said, usual, asked)
     trained = next((size for size in stated if size and fits(size)), None)
     if trained is None and (trained := fits.square(model)):
         say(f"its positions are taken for images of {told(trained)} pixels: a square fits them")

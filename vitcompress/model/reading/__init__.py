@@ -33,7 +33,7 @@ def read_source(path: Path, key: str | None = None) -> Source:
     home = file.parent if is_described else file
     description = "open_clip_config" if file.name.startswith("open_clip_") else "config"
     config = json_object(home / f"{description}.json")
-    processor = json_object(home / "preprocessor_config.json")
+    processor = _processor(home)
 
     content = read_file(file)
     state = unwrap(content, key, str(file))
@@ -49,6 +49,14 @@ def read_source(path: Path, key: str | None = None) -> Source:
     state = unprefixed(merged(state, adapter, str(file)), known, str(file))
     floats = {k: t.float() if t.is_floating_point() else t for k, t in state.items()}
     return Source(str(path), floats, config, processor)
+
+
+def _processor(home: Path) -> dict[str, Any]:
+    """What is said of images in a folder of transformers, on its own or beside that of texts."""
+    if alone := json_object(home / "preprocessor_config.json"):
+        return alone
+    beside = json_object(home / "processor_config.json").get("image_processor")
+    return beside if isinstance(beside, dict) else {}
 
 
 def _held(content: Any) -> str:
