@@ -78,12 +78,20 @@ def test_images_of_another_size_than_it_was_trained_for(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_classifier_of_class_token_and_patches(
+    kind: str, randomized: Randomized, agree: Any, tmp_path: Path
+) -> None:
+    model = randomized(made(kind, "ForImageClassification", id2label={0: "a", 1: "b", 2: "c"}))
+    model.save_pretrained(tmp_path)
+    read = agree(model, tmp_path, lambda m, x: m(x).logits)
+    assert (read.task.name, read.class_names) == ("classification", ("a", "b", "c"))
+    assert read.anatomy.select(("head",), "layers")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_cannot_be_mapped_is_named(kind: str, randomized: Randomized, tmp_path: Path) -> None:
-    randomized(made(kind, "ForImageClassification")).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="the class token together with the mean of all patches"):
-        from_source(str(tmp_path), None, {}, None, {})
+    randomized(made(kind)).save_pretrained(tmp_path)
     tensors = load_file(file := tmp_path / "model.safetensors")
-    del tensors["classifier.weight"], tensors["classifier.bias"]
     tensors["encoder.layer.0.adapter.weight"] = torch.zeros(3)
     save_file(tensors, file)
     with pytest.raises(InputError, match=r"DINOv2, which has no encoder\.layer\.0\.adapter"):

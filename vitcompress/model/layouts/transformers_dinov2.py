@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from vitcompress.errors import InputError
+from vitcompress.model.head import Head, LinearLayer
 from vitcompress.model.layouts import Converted, Source
 from vitcompress.model.layouts._plain import separate_class_position
 from vitcompress.model.layouts._renaming import joined, needed, renamed
+from vitcompress.model.layouts._transformers import class_names
 from vitcompress.model.layouts._transformers_plain import Usual, plain_vit, projections
 
 _KINDS = ("dinov2", "dinov2_with_registers")
@@ -29,6 +30,7 @@ _RULES = (
     (_BLOCK + r"mlp\.(gate|up)_proj\.(.+)", r"blocks.\1.mlp.\2.\3"),
     (_BLOCK + r"mlp\.(?:weights_out|down_proj)\.(.+)", r"blocks.\1.mlp.fc2.\2"),
     (_MODEL + r"layernorm\.(.+)", r"norm.\1"),
+    (r"classifier\.(.+)", r"head.0.\1"),
 )
 _MASK = _MODEL + r"embeddings\.mask_token"
 _SIZES = {384: "small", 1024: "large"}
@@ -43,13 +45,9 @@ def matches(source: Source) -> bool:
 
 def convert(source: Source) -> Converted:
     """Where a preprocessor_config.json has images of another size than the model was trained for,
-    its positions are resampled to theirs, as the library does it."""
+    its positions are resampled to theirs, as the library does it. A classifier reads the class
+    token together with the mean of all patches."""
     place = source.place
-    if "classifier.weight" in source.tensors:
-        raise InputError(
-            f"{place}: its classifier reads the class token together with the mean of all patches,"
-            " which is not supported; give the backbone without it (Dinov2Model)"
-        )
     tensors = renamed(source.tensors, _RULES, place, "transformers DINOv2", dropped=_MASK)
     tensors = joined(joined(tensors, place), place, ("gate", "up"), "fc1")
     size = _image_size(tensors, place)
@@ -69,7 +67,13 @@ def convert(source: Source) -> Converted:
     wanted = found.preprocess.get("input_size", size)
     if wanted != size:
         options["img_size"] = wanted
-    return replace(found, timm=name, options=options, antialias=registers)
+    found = replace(found, timm=name, options=options, antialias=registers)
+    if "head.0.weight" not in tensors:
+        return found
+    del options["num_classes"]  # of timm, which has no such head
+    classes = len(needed(tensors, "head.0.weight", 2, place))
+    head = Head(pool="joined", layers=(LinearLayer(inputs=2 * width, outputs=classes),))
+    return replace(found, head=head, classes=class_names(source))
 
 
 def _image_size(tensors: dict[str, Tensor], place: str) -> tuple[int, int]:
