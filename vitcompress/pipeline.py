@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcompress import gates, output, targets
+from vitcompress import gates, output, targets, trained_size
 from vitcompress.console import console
-from vitcompress.data.images import batches
+from vitcompress.data.images import ImageSet, batches
 from vitcompress.details import Table
 from vitcompress.errors import InputError, ParityError
 from vitcompress.evaluation import Judged, judge, torch_runner
@@ -23,10 +23,9 @@ from vitcompress.export.parity import check_parity
 from vitcompress.measure import cost
 from vitcompress.measure.runtime import logits as onnx_logits
 from vitcompress.measure.runtime import time_in_turns
+from vitcompress.model import image_size
 from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.model.head import Choice
-from vitcompress.model.image_size import size_of
-from vitcompress.model.image_size import told as told_size
 from vitcompress.place import writing
 from vitcompress.recipe import Recipe
 from vitcompress.report.figures import told
@@ -90,16 +89,6 @@ def load_dense(recipe: Recipe) -> VitModel:
         )
     gates.applying(recipe.gates, judging(recipe, model).task)
     return model
-
-
-def at_trained_size(recipe: Recipe, size: tuple[int, int]) -> Recipe:
-    """`recipe` for images of the `size` that its model was trained for."""
-    options = dict(recipe.model.options)
-    if size_of(options.get("img_size")) != size:
-        options.pop("img_size", None)
-    model = recipe.model.model_copy(update={"options": options})
-    data = recipe.data.model_copy(update={"input_size": size})
-    return recipe.model_copy(update={"model": model, "data": data})
 
 
 @dataclass(frozen=True)
@@ -277,28 +266,13 @@ class _Run:
         """
         if (size := self.dense.trained_size) is None:
             return {}, []
-        task, used = self.task, told_size(self.dense.preprocess.input_size)
-        with _step(f"the model at {told_size(size)} pixels, as trained"):
-            trained = load_dense(at_trained_size(self.recipe, size))
-            runner = torch_runner(trained, self.context.device)
-            judged = self._judge(runner, trained)
-            alike = judged.outputs.shape == self.judged_dense.outputs.shape
-            own = judged.figures(task, None)
-            against = self.judged_dense.figures(task, judged if alike else None)
-        macs = {"macs": cost.macs(trained)}
-        ratio = cost.macs(self.dense) / macs["macs"]
-        line = (
-            f"images of {used} pixels, {told_size(size)} in training: {100 * ratio:.3g} % of the "
-            f"MACs; {told(against)} against the model at {told_size(size)}, which has {told(own)}"
-        )
+        with _step(f"the model at {image_size.told(size)} pixels, as trained"):
+            trained = load_dense(trained_size.recipe_of(self.recipe, size))
+            images = trained_size.sample(self.data.evaluation)
+            judged, resized = (self._judge_torch(each, images) for each in (trained, self.dense))
+            facts, line = trained_size.compared(trained, judged, self.dense, resized, self.task)
         console.print(f"  {line}", soft_wrap=True)
-        figures = {
-            name: each.model_dump(exclude_none=True)
-            for name, each in (("figures", own), ("resized", against))
-        }
-        return {"trained_size": {"input_size": size, **macs, "macs_ratio": ratio, **figures}}, [
-            line
-        ]
+        return {"trained_size": facts}, [line]
 
     def _finish(
         self, model: VitModel, baseline_file: Path
@@ -358,7 +332,7 @@ class _Run:
 
     def _torch_metrics(self, model: VitModel) -> Metrics:
         """Figures between stages, from the torch model; the ONNX file is measured at the end."""
-        judged = self._judge(torch_runner(model, self.context.device))
+        judged = self._judge_torch(model, self.data.evaluation)
         measured = {"params": cost.parameters(model.module), "macs": cost.macs(model)}
         return self._figures(judged).model_copy(update=measured)
 
@@ -372,11 +346,18 @@ class _Run:
             name=study.name, note=study.note, facts=dict(study.facts), figures=figures
         )
 
-    def _judge(self, runner: Any, model: VitModel | None = None) -> Judged:
-        """The outputs of `runner` for images as `model` (None: the dense one) takes them."""
+    def _judge(self, runner: Any) -> Judged:
         unreadable = self.recipe.data.max_unreadable
-        images, spec = self.data.evaluation, (model or self.dense).preprocess
+        images, spec = self.data.evaluation, self.dense.preprocess
         return judge(runner, images, spec, unreadable, "evaluating")
+
+    def _judge_torch(self, model: VitModel, images: ImageSet) -> Judged:
+        """The outputs of `model` for `images` as it takes them."""
+        runner, unreadable = (
+            torch_runner(model, self.context.device),
+            self.recipe.data.max_unreadable,
+        )
+        return judge(runner, images, model.preprocess, unreadable, "evaluating")
 
     def _parity_pixels(self) -> Tensor:
         unreadable = self.recipe.data.max_unreadable
