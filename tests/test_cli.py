@@ -89,7 +89,9 @@ def test_a_run_writes_the_whole_folder_and_the_same_again(recipe: Path, tmp_path
 
     code, stdout, _ = call("inspect", out, "--json")
     assert code == 0
-    assert json.loads(stdout)["quantized_layers"]
+    facts = json.loads(stdout)
+    assert facts["quantized_layers"]
+    assert facts["family"] == "plain"
     code, stdout, stderr = call(
         "eval",
         out / "model.onnx",

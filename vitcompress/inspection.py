@@ -144,6 +144,8 @@ def _model_facts(model: VitModel) -> dict[str, Any]:
     )
     return {
         "timm": model.architecture.timm,
+        **({"layout": model.layout} if model.layout else {}),
+        "family": model.anatomy.family,
         "options": model.architecture.options,
         "task": model.task.name,
         "classes": model.num_classes,

@@ -93,7 +93,8 @@ class VitModel:
 
     `task_name`: the task where it is not the one that the number of outputs suggests.
     `class_names`: of all outputs, where they are known. `trained_size`: height and width of the
-    images that it was trained for, where they are not those of `preprocess`.
+    images that it was trained for, where they are not those of `preprocess`. `layout`: whose names
+    its tensors had in the checkpoint, where it was read from one.
     """
 
     module: nn.Module
@@ -102,6 +103,7 @@ class VitModel:
     task_name: str | None = None
     class_names: tuple[str, ...] | None = None
     trained_size: tuple[int, int] | None = None
+    layout: str | None = None
 
     @property
     def num_classes(self) -> int:
@@ -154,7 +156,7 @@ def from_source(
     Raises `InputError` for whatever is wrong with the checkpoint, and for images of a size that the
     model cannot take.
     """
-    task = classes = None
+    task = classes = layout = None
     wanted = preprocess.get("input_size")
     if source.startswith("timm:"):
         known = checkpoint.published(source.removeprefix("timm:"))
@@ -173,6 +175,7 @@ def from_source(
             raise InputError(
                 f"{source}: an output of vitcompress; give the checkpoint it was made from"
             )
+        layout = layouts.layout_of(found)
         converted = layouts.convert(found)
         for note in converted.notes:
             say(note)
@@ -195,6 +198,7 @@ def from_source(
         preprocess=Preprocess.from_timm(facts, **preprocess),
         task_name=task,
         trained_size=sizes.trained if sizes.changed else None,
+        layout=layout,
     )
     if classes is not None and len(classes) != model.num_classes:
         say(f"{len(classes)} class names for {model.num_classes} outputs: they are left out")
