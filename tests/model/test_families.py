@@ -259,7 +259,9 @@ def test_masks_that_are_handed_over_are_refused(make_vit: Callable[..., VitModel
         module(torch.zeros(1, 3, 32, 32), attn_mask=torch.zeros(17, 17))
 
 
-@pytest.mark.parametrize("kind", ["Swin, padded", "Swin V2", "BEiT"])
+@pytest.mark.parametrize(
+    "kind", ["Swin, padded", pytest.param("Swin V2", marks=pytest.mark.slow), "BEiT"]
+)
 def test_an_exported_model_takes_any_batch(kind: str, vit: VitModel, tmp_path: Path) -> None:
     _, name, options = MODELS[kind]
     images = images_for(options, 3)

@@ -201,9 +201,9 @@ EXPORTED: list[Any] = [
     )
     for method in METHODS
 ] + [
-    ("fisher", "mean"),
-    ("fisher", "distilled"),
-    ("tome", "rotary"),
+    pytest.param("fisher", "mean", marks=pytest.mark.slow),
+    pytest.param("fisher", "distilled", marks=pytest.mark.slow),
+    pytest.param("tome", "rotary", marks=pytest.mark.slow),
     ("fisher", "rotary mean"),
 ]
 

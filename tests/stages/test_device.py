@@ -114,7 +114,17 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("options", "recipe"), RUNS.values(), ids=RUNS)
+# Of stages that have several methods, those that pass through most code.
+_SLOW = ("simulate", "merge rotary", "quantize rotary", "prune rotary", "quantize by lrp")
+
+
+@pytest.mark.parametrize(
+    ("options", "recipe"),
+    [
+        pytest.param(*run, id=name, marks=[pytest.mark.slow] if name in _SLOW else [])
+        for name, run in RUNS.items()
+    ],
+)
 def test_a_stage_gives_the_same_on_another_device(
     options: dict[str, Any],
     recipe: dict[str, Any],

@@ -67,7 +67,13 @@ def reloads(model: VitModel, pixels: Tensor, home: Path) -> None:
     assert torch.equal(load_folder(home).module(pixels), model.module(pixels))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("swin v2", "swin") else ())
+        for name in FAMILIES
+    ],
+)
 def test_8_bits(
     family: str, make_vit: MakeVit, context: Context, pixels: Tensor, tmp_path: Path
 ) -> None:
