@@ -176,7 +176,7 @@ def from_source(
                 f"{source}: an output of vitcompress; give the checkpoint it was made from"
             )
         layout = layouts.layout_of(found)
-        converted = layouts.convert(found)
+        converted = layouts.convert(found, layout)
         for note in converted.notes:
             say(note)
         headless = converted.head is not None and converted.head.layers is not None

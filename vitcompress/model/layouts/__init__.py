@@ -73,9 +73,10 @@ def layout_of(source: Source) -> str:
     return next((name for name in others if _layout(name).matches(source)), "timm")
 
 
-def convert(source: Source) -> Converted:
-    """`source` in timm's layout. Raises `InputError` where it cannot be had."""
-    return _layout(layout_of(source)).convert(source)
+def convert(source: Source, layout: str | None = None) -> Converted:
+    """`source`, of the `layout` that it is known to have, in timm's. Raises `InputError` where it
+    cannot be had."""
+    return _layout(layout or layout_of(source)).convert(source)
 
 
 def _layout(name: str) -> Layout:
