@@ -16,6 +16,8 @@ from vitcompress.export.passes import Pass, Source
 from vitcompress.export.passes.describe import METADATA_PREFIX, describe
 from vitcompress.export.passes.fold import fold
 from vitcompress.export.passes.forget import forget
+from vitcompress.export.passes.inline import inline
+from vitcompress.export.passes.lower import lower
 from vitcompress.export.passes.narrow import narrow
 from vitcompress.export.passes.outline import outline
 from vitcompress.export.passes.share import share
@@ -23,7 +25,8 @@ from vitcompress.model.architecture import VitModel
 from vitcompress.model.compact import exportable
 
 INPUT, OUTPUT = "pixels", "logits"
-PASSES: tuple[Pass, ...] = (fold, outline, share, narrow, describe)
+PASSES: tuple[Pass, ...] = (fold, outline, share, narrow, inline, lower, describe)
+_LOWEST_OPSET = 18  # that torch writes
 # Protocol buffers end at 2 GB; weights of larger models lie beside the file.
 EXTERNAL_BYTES = 1_900_000_000
 
@@ -45,6 +48,7 @@ def export_onnx(
     source = Source(model.architecture, module.state_dict().keys(), facts, runtime)
     changed = {each.__name__: each(graph_model, source) for each in PASSES}
     proto = ir.to_proto(graph_model)
+    proto.ir_version = min(proto.ir_version, runtime.ir_version)
     changed[forget.__name__] = forget(proto.graph, source)
     large = sum(t.nbytes for t in model.module.state_dict().values()) > EXTERNAL_BYTES
     onnx.save(proto, path, save_as_external_data=large, location=f"{path.name}.data")
@@ -82,7 +86,7 @@ def _traced(module: nn.Module, size: tuple[int, ...], target: targets.Target) ->
             module,
             (torch.zeros(2, *size),),
             dynamo=True,
-            opset_version=target.opset,
+            opset_version=max(target.opset, _LOWEST_OPSET),
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65535)},),

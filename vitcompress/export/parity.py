@@ -10,6 +10,7 @@ rounding the inputs of its layers puts torch from a float model of the same weig
 """
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +24,6 @@ from torch import Tensor
 from vitcompress import targets
 from vitcompress.errors import ParityError
 from vitcompress.export.onnx import EXTERNAL_BYTES
-from vitcompress.export.passes.outline import DOMAIN
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.modules.quantized import QuantizedLinear
@@ -110,7 +110,7 @@ def fused_layers(path: Path, layers: dict[str, QuantizedLinear], runtime: target
     Each layer has a kernel for each term and each of its calls, which rescales with its own scale.
     """
     graph = onnx.load(path, load_external_data=False).graph
-    calls = {name: len(nodes) for name, nodes in _calls(graph, layers).items()}
+    calls = Counter(name for name, _, _ in _calls(graph, layers))
     kernels = runtime.kernels(path, [f"{name}.scale" for name in layers])
     for name, layer in layers.items():
         found, wanted = kernels[f"{name}.scale"], layer.terms * calls[name]
@@ -132,11 +132,7 @@ def _check_layers(
 ) -> float:
     """The largest share of sums that differ in any layer, each fed with the runtime's input."""
     model = onnx.load(path)
-    ends = [
-        (name, node.input[0], node.output[0])
-        for name, nodes in _calls(model.graph, layers).items()
-        for node in nodes
-    ]
+    ends = _calls(model.graph, layers)
     wanted = list(dict.fromkeys(end for _, *pair in ends for end in pair))
     present = {value.name for value in (*model.graph.output, *model.graph.input)}
     float32 = onnx.TensorProto.FLOAT
@@ -169,14 +165,27 @@ def _check_layers(
 
 def _calls(
     graph: onnx.GraphProto, layers: dict[str, QuantizedLinear]
-) -> dict[str, list[onnx.NodeProto]]:
-    """The nodes of each quantized layer, one a call: the first input and output are its ends."""
-    calls: dict[str, list[onnx.NodeProto]] = {name: [] for name in layers}
+) -> list[tuple[str, str, str]]:
+    """Of each call of a quantized layer: the layer, what enters it, and what leaves it.
+
+    A call is a node of the layer's name, or nodes called LAYER/NODE; after the first, LAYER@1, ….
+    """
+    calls: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
-        if node.domain == DOMAIN:
-            called = node.name if node.name in calls else node.name.rpartition("@")[0]
-            calls[called].append(node)
-    return calls
+        calls.setdefault(node.name.partition("/")[0], []).append(node)
+    held = {tensor.name for tensor in graph.initializer}
+    read_last = {name: node.name for node in graph.node for name in node.input}
+    ends = []
+    for call, nodes in calls.items():
+        name = call if call in layers else call.rpartition("@")[0]
+        if name in layers:
+            made = [value for node in nodes for value in node.output]
+            read = [value for node in nodes for value in node.input if value]
+            entering = next(value for value in read if value not in {*held, *made})
+            inside = {node.name for node in nodes}
+            leaving = next(v for v in reversed(made) if read_last.get(v) not in inside)
+            ends.append((name, entering, leaving))
+    return ends
 
 
 def mismatch(layer: QuantizedLinear, x: Tensor, output: Tensor) -> float:

@@ -45,7 +45,8 @@ class Target(Protocol):
     """All that depends on the runtime.
 
     `version`: of the runtime. `opset`, `ir_version`: of ONNX, that files are written in.
-    `shapes_kept`: operators whose output shapes the runtime has to be told.
+    `functions`: whether it reads functions that a file defines. `shapes_kept`: operators whose
+    output shapes the runtime has to be told.
     """
 
     @property
@@ -59,6 +60,9 @@ class Target(Protocol):
 
     @property
     def ir_version(self) -> int: ...
+
+    @property
+    def functions(self) -> bool: ...
 
     @property
     def shapes_kept(self) -> frozenset[str]: ...

@@ -56,6 +56,7 @@ class OnnxRuntime:
     name: str = "onnxruntime"
     opset: int = 23
     ir_version: int = 11
+    functions: bool = True
     shapes_kept: frozenset[str] = frozenset({"GatherND"})  # else it does not fuse what follows
 
     @property
