@@ -69,7 +69,10 @@ def session(
     )
 
 
-@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize(
+    "channels",
+    [2, 13, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)],
+)
 def test_the_whole_chain(
     channels: int, session: Callable[[int], Session], recipe: Path, tmp_path: Path
 ) -> None:

@@ -50,9 +50,10 @@ def labels_of(
     places |= {name: place for place, name in enumerate(names)}  # folders may differ in that only
     labels: list[Label] = []
     for found in listing.classes:
-        label = found
         if isinstance(found, str):
-            label = places.get(found, places.get(normal(found)))
+            label: Label | None = places.get(found, places.get(normal(found)))
+        else:
+            label = found
         if label is None:
             raise InputError(f"{source}: class {found} is not named in {classes}; add it there")
         if isinstance(label, int) and label < 0:
