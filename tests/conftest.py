@@ -3,8 +3,8 @@
 import io
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torch.onnx._internal.exporter._registration import onnxscript_apis
 
 from vitcompress.data.images import ImageSet
 from vitcompress.data.preprocess import Preprocess
@@ -58,6 +59,14 @@ def _fill(module: torch.nn.Module) -> None:
         else:
             value = noise / 2
         parameter.data.copy_(value)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def operators_read_once() -> Iterator[None]:
+    """PyTorch's exporter parses the source of its operators at every export: a second each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxscript_apis, "get_torchlib_ops", cache(onnxscript_apis.get_torchlib_ops))
+        yield
 
 
 @pytest.fixture(autouse=True)
