@@ -65,12 +65,13 @@ def test_a_search_is_repeatable_and_cached(
 
 
 def test_a_step_has_to_be_worth_its_time(
-    deep: VitModel, make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+    make_vit: MakeVit, make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = make_vit(depth=6)
     steps = {}
     for price in (0.0, 10.0):
         monkeypatch.setattr(search, "_STEP", price)
-        result = merge(deep, config(budget={"macs": 0.7}, images=16), make_context())
+        result = merge(model, config(budget={"macs": 0.7}, images=16), make_context())
         found = result.model
         steps[price] = len(set(kept(found)) - {17})
         rows = {row["candidate"]: row for row in result.table("candidates").rows}
