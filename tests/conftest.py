@@ -1,10 +1,11 @@
 """A tiny ViT with weights that leave nothing at zero or one, and a few images in memory."""
 
 import io
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,16 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torch.onnx._internal.exporter._registration import onnxscript_apis
+from typer.testing import CliRunner
 
+from vitcompress import targets
+from vitcompress.cli import app
 from vitcompress.data.images import ImageSet
 from vitcompress.data.preprocess import Preprocess
+from vitcompress.example import glyphs
 from vitcompress.export.folder import save_folder
+from vitcompress.export.onnx import export_onnx
 from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model.architecture import Architecture, VitModel
 from vitcompress.model.families import adopt
@@ -58,6 +65,16 @@ def _fill(module: torch.nn.Module) -> None:
         else:
             value = noise / 2
         parameter.data.copy_(value)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def done_once() -> Iterator[None]:
+    """Work that is the same each time, a second or more: PyTorch's exporter parses the source of
+    its operators at every export, and the embedded example draws its images at every run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxscript_apis, "get_torchlib_ops", cache(onnxscript_apis.get_torchlib_ops))
+        patch.setattr(glyphs, "draw", cache(glyphs.draw))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -160,10 +177,46 @@ def context(make_context: Callable[..., Context]) -> Context:
     return make_context()
 
 
+@pytest.fixture(scope="session")
+def export_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, int]]:
+    """`export_onnx`, but equal models with equal facts are exported once: it takes seconds."""
+    home, exported = tmp_path_factory.mktemp("exported"), {}
+
+    def export(
+        model: VitModel, path: Path, facts: Mapping[str, str], target: str = targets.DEFAULT
+    ) -> dict[str, int]:
+        key = (model.fingerprint(), model.preprocess, *sorted(facts.items()), target)
+        if key not in exported:
+            kept = home / f"{len(exported)}.onnx"
+            exported[key] = kept, export_onnx(model, kept, facts, target)
+        kept, changed = exported[key]
+        shutil.copyfile(kept, path)
+        return dict(changed)
+
+    return export
+
+
 @pytest.fixture
-def recipe(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with the RECIPE of the test's module; runs of it take few timings."""
+def quick_runs(monkeypatch: pytest.MonkeyPatch, export_once: Callable[..., dict[str, int]]) -> None:
+    """Whole runs take few timings, and do not export again what an earlier one has exported."""
     monkeypatch.setattr("vitcompress.pipeline.time_in_turns", partial(time_in_turns, seconds=0))
+    monkeypatch.setattr("vitcompress.pipeline.export_onnx", export_once)
+
+
+@pytest.fixture(scope="session")
+def call() -> Callable[..., tuple[int, str, str]]:
+    """A function that returns exit code, stdout and stderr of a command, the latter on one line."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        return result.exit_code, result.stdout, " ".join(result.stderr.split())
+
+    return call
+
+
+@pytest.fixture
+def recipe(request: pytest.FixtureRequest, tmp_path: Path, quick_runs: None) -> Path:
+    """A file with the RECIPE of the test's module."""
     path = tmp_path / "recipe.yaml"
     path.write_text(request.module.RECIPE)
     return path

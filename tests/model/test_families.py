@@ -322,7 +322,7 @@ def test_a_model_is_made_again_from_its_folder(
     assert set(stored_tensors(again)) == set(stored_tensors(changed))
 
 
-@pytest.mark.parametrize("kind", ["Swin", "BEiT"])
+@pytest.mark.parametrize("kind", ["Swin", pytest.param("BEiT", marks=pytest.mark.slow)])
 def test_a_model_reaches_a_fresh_process(
     kind: str, vit: VitModel, in_fresh_process: Callable[[VitModel, Tensor], Tensor]
 ) -> None:

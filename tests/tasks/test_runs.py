@@ -40,7 +40,10 @@ def arrays(seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def recipe_of(
-    make_module: Callable[..., nn.Module], make_vit: Callable[..., VitModel], tmp_path: Path
+    make_module: Callable[..., nn.Module],
+    make_vit: Callable[..., VitModel],
+    tmp_path: Path,
+    quick_runs: None,
 ) -> Callable[..., Recipe]:
     """A function that returns a recipe for a checkpoint with so many outputs; keywords are keys."""
 

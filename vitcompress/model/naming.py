@@ -3,19 +3,31 @@
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vitcompress.errors import InputError
 from vitcompress.model.options import check_options
 
 _REMEDY = "pass --model NAME or set model.name in the recipe"
 _MODULES = ("vision_transformer", "deit")  # of timm.models: the plain ViT and DeiT families
-_UNTRAINED = {"weight_init": "skip"}  # drawing random weights is slow, even without memory
+_FILLING = frozenset(
+    {
+        Tensor.uniform_,
+        Tensor.normal_,
+        Tensor.erfinv_,
+        Tensor.mul_,
+        Tensor.add_,
+        Tensor.clamp_,
+        Tensor.fill_,
+        Tensor.zero_,
+    }
+)
 _HEAD = re.compile(r"head(_dist)?\.")
 _PREPROCESSING = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
 
@@ -50,9 +62,24 @@ def build_timm(name: str, options: Mapping[str, Any], source: str) -> nn.Module:
     return model
 
 
+class _Unfilled(TorchFunctionMode):
+    """Tensors without memory are not filled: nothing would come of it, and it takes long."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in _FILLING and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def skeleton(name: str, options: Mapping[str, Any], source: str) -> nn.Module:
     """Return `build_timm`'s model without memory for its tensors: shapes only."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         return build_timm(name, options, source)
 
 
@@ -168,11 +195,11 @@ def matching_models(state: Mapping[str, Tensor], headless: bool = False) -> dict
     outline, fitting, resized = _outline(state), {}, set()
     without: dict[str, Any] = {"num_classes": 0} if headless else {}
     for name in sorted({name for module in _MODULES for name in timm.list_models(module=module)}):
-        one_block = skeleton(name, {"depth": 1, **_UNTRAINED}, name)  # before building the whole
+        one_block = skeleton(name, {"depth": 1}, name)  # before building the whole
         if outline != _outline(one_block.state_dict()):
             continue
         try:
-            options = found_options(state, name, {"depth": 1, **without, **_UNTRAINED}, name)
+            options = found_options(state, name, {"depth": 1, **without}, name)
         except InputError:
             continue  # no square image has this position embedding
         del options["depth"]

@@ -70,7 +70,9 @@ def reloads(model: VitModel, pixels: Tensor, home: Path) -> None:
 @pytest.mark.parametrize(
     "family",
     [
-        pytest.param(name, marks=pytest.mark.slow if name in ("swin v2", "swin") else ())
+        pytest.param(
+            name, marks=pytest.mark.slow if name in ("plain, headless", "swin v2", "swin") else ()
+        )
         for name in FAMILIES
     ],
 )

@@ -1,0 +1,94 @@
+"""Which layers have a second 8-bit term, and for which tokens."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vitcompress.model.architecture import VitModel
+from vitcompress.model.modules.quantized import QuantizedLinear
+from vitcompress.stages.context import Context
+from vitcompress.stages.quantize.config import QuantizeConfig
+from vitcompress.stages.quantize.stage import quantize
+from vitcompress.stages.stage import StageResult
+
+MakeVit = Callable[..., VitModel]
+MODES = ["static", "dynamic"]
+
+
+def quantized_layers(module: nn.Module) -> dict[str, QuantizedLinear]:
+    return {n: m for n, m in module.named_modules() if isinstance(m, QuantizedLinear)}
+
+
+def run(vit: VitModel, context: Context, **options: Any) -> StageResult:
+    return quantize(vit, QuantizeConfig(**{"residual": 0, **options}), context)
+
+
+def terms(model: VitModel) -> list[int]:
+    found = [layer.terms for layer in quantized_layers(model.module).values()]
+    assert found == [layer.terms for layer in model.architecture.quantized.values()]
+    return found
+
+
+@pytest.mark.parametrize("activations", MODES)
+def test_fine_decides_how_many_layers_have_two_terms(
+    activations: str, vit: VitModel, context: Context
+) -> None:
+    pixels = torch.cat(list(context.calibration_batches("")))
+    logits = vit.module(pixels)
+    errors = []
+    for residual, bounds in ((0.0, (0, 0)), (0.4, (1, 7)), (1.0, (8, 8))):
+        result = run(vit, context, residual=residual, activations=activations)
+        model = result.model
+        count = terms(model).count(2)
+        assert bounds[0] <= count <= bounds[1]
+        assert result.facts["two_term_layers"] == count
+        errors.append((model.module(pixels) - logits).norm().item())
+    assert errors[2] < errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_fine_layers_stay_within_their_share_and_cost_most(
+    bits: int, vit: VitModel, context: Context
+) -> None:
+    result = run(vit, context, residual=0.3, bits=bits)
+    model = result.model
+    work = {n: layer.codes.numel() for n, layer in quantized_layers(model.module).items()}
+    residual = {
+        entry["layer"]
+        for entry in result.table("layers").rows
+        if entry["terms"] == 2 and entry["residual_tokens"] is None
+    }
+    assert 0 < sum(work[name] for name in residual) <= 0.3 * sum(work.values())
+    worth = {
+        e["layer"]: e["input_kl"] / work[e["layer"]]
+        for e in result.table("layers").rows
+        if e["input_kl"] is not None
+    }
+    assert max(worth, key=worth.__getitem__) in residual
+
+
+def test_where_the_class_token_is_costly_it_alone_gets_a_second_term(
+    make_vit: MakeVit, context: Context
+) -> None:
+    vit = make_vit()
+    vit.module.pos_embed[:, 1:] *= 30  # patches widen the range, and nobody reads them
+    vit.module.blocks[1].norm2 = nn.Identity()
+    result = run(vit, context, residual=1e-6, reparametrise=False)
+    model = result.model
+    residual = {
+        n: q.residual_tokens for n, q in quantized_layers(model.module).items() if q.terms == 2
+    }
+    assert "blocks.1.mlp.fc1" in residual
+    assert set(residual.values()) == {1}
+    assert result.facts["of_first_tokens_only"] == len(residual)
+    described = {n: q.residual_tokens for n, q in model.architecture.quantized.items()}
+    assert {n: described[n] for n in residual} == residual
+
+
+def test_without_a_class_token_no_token_is_special(make_vit: MakeVit, context: Context) -> None:
+    vit = make_vit(class_token=False, global_pool="avg")
+    model = run(vit, context, residual=1e-6).model
+    assert all(q.terms == 1 for q in quantized_layers(model.module).values())

@@ -1,0 +1,169 @@
+"""Whole runs at the command line: what lies in the folder, and what is told of it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vitcompress
+from vitcompress.export.onnx import export_onnx
+
+Call = Callable[..., tuple[int, str, str]]
+
+RECIPE = """
+model: {checkpoint: "example:glyphs"}
+data:
+  calibration: "example:glyphs/calibration"
+  evaluation: "example:glyphs/evaluation"
+  images: 64
+stages:
+  - {name: tail, type: tail}
+  - {name: quant, type: quantize, layers: ["blocks.0.*"]}
+"""
+WHOLE = ("--set", 'stages.quant.layers=["blocks.*"]', "--set", "data.images=96")
+
+
+def test_a_run_writes_the_whole_folder(call: Call, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, stdout, stderr = call("run", recipe, "--out", out, "--limit", 66, "--json", *WHOLE)
+    assert code == 0, stderr
+    assert {f.name for f in out.iterdir()} == {
+        "model.onnx",
+        "model.safetensors",
+        "config.json",
+        "report.json",
+        "report.md",
+        "report.html",
+        "junit.xml",
+        "recipe.yaml",
+        "manifest.json",
+    }
+    compared = json.loads(call("compare", out, "--json")[1])
+    report = json.loads(stdout)
+    assert compared == {str(out): report["final"]}
+    assert report == json.loads((out / "report.json").read_text())
+    assert report["final"]["agreement"] >= 97
+    assert report["final"]["images"] == 66
+    assert report["final"]["bytes"] == (out / "model.onnx").stat().st_size
+    assert report["final"]["bytes"] < 0.4 * report["baseline"]["bytes"]
+    assert report["baseline"]["speedup"] == 1.0
+    assert [stage["name"] for stage in report["stages"]] == ["tail", "quant"]
+    assert report["artifacts"][0]["parity"]["passed"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+    # A fresh process gives the same logits as this one, and they are those of the file.
+    fresh = (
+        "import sys, torch, vitcompress\n"
+        "pixels = torch.linspace(-1, 1, 3 * 48 * 48).view(1, 3, 48, 48)\n"
+        "torch.save(vitcompress.load(sys.argv[1])(pixels), sys.argv[2])\n"
+    )
+    subprocess.run([sys.executable, "-c", fresh, out, tmp_path / "logits.pt"], check=True)
+    pixels = torch.linspace(-1, 1, 3 * 48 * 48).view(1, 3, 48, 48)
+    theirs = torch.load(tmp_path / "logits.pt", weights_only=True)
+    assert torch.allclose(vitcompress.load(out)(pixels), theirs, atol=1e-5)
+
+    code, stdout, _ = call("inspect", out, "--json")
+    assert code == 0
+    facts = json.loads(stdout)
+    assert facts["quantized_layers"]
+    assert facts["family"] == "plain"
+    code, stdout, stderr = call(
+        "eval",
+        out / "model.onnx",
+        "--evaluation",
+        "example:glyphs/evaluation",
+        "--limit",
+        66,
+        "--json",
+    )
+    assert code == 0, stderr
+    assert json.loads(stdout)["top1"] == pytest.approx(report["final"]["top1"])
+    code, stdout, _ = call("bench", out, "--seconds", 0, "--json")
+    assert code == 0
+    assert json.loads(stdout)[str(out)]["p50_ms"] > 0
+
+
+@pytest.mark.slow
+def test_a_run_writes_the_same_bytes_again(
+    call: Call, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitcompress.pipeline.export_onnx", export_onnx)
+    for name in ("once", "again"):
+        code, _, stderr = call("run", recipe, "--out", tmp_path / name, "--limit", 66, *WHOLE)
+        assert code == 0, stderr
+    for file in ("model.onnx", "model.safetensors", "config.json", "recipe.yaml"):
+        written = [(tmp_path / name / file).read_bytes() for name in ("once", "again")]
+        assert written[0] == written[1]
+
+
+# Those to judge on: others, or a part of these.
+@pytest.mark.parametrize("wanted", [pytest.param(40, marks=pytest.mark.slow), 80])
+def test_images_that_cannot_be_read_are_in_the_report(
+    wanted: int, call: Call, recipe: Path, tmp_path: Path
+) -> None:
+    images, random = tmp_path / "🎉 𠮷 [/x]", np.random.default_rng(0)
+    images.mkdir(parents=True)
+    for number in range(80):
+        picture = Image.fromarray(random.integers(0, 256, (48, 48, 3), dtype=np.uint8))
+        picture.save(images / f"{number:02}.png")
+    damaged = [f"{number:02}.png" for number in range(8)]
+    for name in damaged:
+        (images / name).write_text("no image")
+    own = (
+        "--calibration",
+        images,
+        "--set",
+        "data.evaluation=null",
+        "--set",
+        f"data.images={wanted}",
+    )
+    out = tmp_path / "o[/x] caf\udce9"
+    code, _, stderr = call("run", recipe, *own, "--set", "data.max_unreadable=0.3", "--out", out)
+    assert code == 0, stderr
+    told = json.loads((out / "report.json").read_text())["warnings"]
+    skipped = [line.split(": ")[1] for line in told if " skipped: " in line]
+    assert sorted(skipped) == [f"{name} skipped" for name in damaged]
+    assert any(line.startswith("all figures rest on") for line in told)  # on fewer than 50
+
+
+def test_a_failed_gate_ends_with_1_and_keeps_the_output(
+    call: Call, recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    settings = ("--set", "gates.max_ratio.bytes=0.01", "--set", "data.evaluation=null")
+    code, stdout, stderr = call("run", recipe, "--out", out, "--limit", 40, "--json", *settings)
+    assert code == 1, stderr
+    assert "0.01" in stderr
+    report = json.loads((out / "report.json").read_text())
+    assert report == json.loads(stdout)
+    gate = report["gates"][0]
+    assert (gate["name"], gate["passed"]) == ("max_ratio.bytes", False)
+    assert "<failure" in (out / "junit.xml").read_text()
+    # Without labels there is no accuracy.
+    assert report["final"]["top1"] is None
+    assert report["final"]["agreement"] is not None
+    assert report["final"]["kl"] is not None
+
+
+def test_export_alone_is_a_float_model(call: Call, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, _, stderr = call(
+        "export",
+        "example:glyphs",
+        "--evaluation",
+        "example:glyphs/evaluation",
+        "--limit",
+        16,
+        "--out",
+        out,
+    )
+    assert code == 0, stderr
+    report = json.loads((out / "report.json").read_text())
+    assert report["artifacts"][0]["parity"]["max_logit_difference"] < 1e-4
+    assert report["final"]["agreement"] == 100.0
