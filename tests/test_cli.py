@@ -52,6 +52,7 @@ def test_a_run_writes_the_whole_folder(recipe: Path, tmp_path: Path) -> None:
     assert code == 0, stderr
     assert {f.name for f in out.iterdir()} == {
         "model.onnx",
+        "predict.py",
         "model.safetensors",
         "config.json",
         "report.json",

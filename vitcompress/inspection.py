@@ -12,6 +12,7 @@ import torch
 
 from vitcompress import targets, tasks
 from vitcompress.data.preprocess import Preprocess
+from vitcompress.dense import load_dense
 from vitcompress.errors import InputError
 from vitcompress.evaluation import Runner, judge, torch_runner
 from vitcompress.export import folder
@@ -20,7 +21,6 @@ from vitcompress.measure import cost
 from vitcompress.measure.runtime import logits, time_in_turns
 from vitcompress.model.architecture import VitModel
 from vitcompress.output import ONNX, onnx_bytes
-from vitcompress.pipeline import load_dense
 from vitcompress.place import MANIFEST
 from vitcompress.recipe import Recipe
 from vitcompress.run_images import evaluation_images

@@ -21,9 +21,10 @@ import torch
 from safetensors.torch import save_file
 
 from vitcompress.console import console
+from vitcompress.dense import load_dense
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel
-from vitcompress.pipeline import Options, load_dense, run
+from vitcompress.pipeline import Options, run
 from vitcompress.recipe import Recipe
 from vitcompress.stages.registry import stage_of
 from vitcompress.stages.stage import StageResult
