@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from vitcompress.data.classifier import read_classifier
-from vitcompress.data.images import ImageSet, open_images
+from vitcompress.data.images import ImageSet, check_channels, open_images
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel, output_shape
 from vitcompress.recipe import Recipe
@@ -70,8 +70,8 @@ def judging(recipe: Recipe, model: VitModel) -> Judging:
 def open_run_images(recipe: Recipe, model: VitModel, limit: int | None, seed: int) -> RunImages:
     """The images that `recipe` names, as `model` can use them, at most `limit` of each set.
 
-    Raises `InputError` where there are none to calibrate or to judge on, and for labels that the
-    task cannot use.
+    Raises `InputError` where there are none to calibrate or to judge on, for labels that the task
+    cannot use, and for images without the channels of the model.
     """
     data = recipe.data
     images = min(data.images, limit or data.images)
@@ -102,6 +102,8 @@ def open_run_images(recipe: Recipe, model: VitModel, limit: int | None, seed: in
         raise InputError("no calibration images: give --calibration DIR, or data.calibration")
     if evaluation is None:
         raise InputError("no images: give --evaluation DIR or --calibration DIR")
+    for found in filter(None, (calibration, evaluation)):
+        check_channels(found, model.preprocess)
     return RunImages(calibration, evaluation)
 
 

@@ -4,6 +4,7 @@ import base64
 import io
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -51,3 +52,17 @@ def test_a_token_has_the_mean_colour_of_its_patches_and_edges_around() -> None:
 
 def test_one_channel_is_grey() -> None:
     assert decoded(photograph(torch.zeros(1, 8, 8), (0.5,), (0.5,), 4)).shape == (4, 4)
+
+
+@pytest.mark.parametrize(("channels", "shape"), [(2, (8, 8)), (4, (8, 8, 3)), (13, (8, 8))])
+def test_other_channels_are_shown_from_dark_to_bright(
+    channels: int, shape: tuple[int, ...]
+) -> None:
+    # Values of a sensor, which are far from all of its range.
+    values = 0.1 + 0.01 * torch.rand(channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = decoded(photograph(values, (0.0,) * channels, (1.0,) * channels, 8))
+    assert found.shape == shape
+    assert (found.min(), found.max()) == (0, 255)
+    tokens = torch.tensor([[0, 1], [1, 2]])
+    drawn = decoded(token_map(values, tokens, (0.0,) * channels, (1.0,) * channels, 8))
+    assert drawn.shape == shape

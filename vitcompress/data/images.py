@@ -10,12 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL.Image import Image
-
 from vitcompress.console import console, printable
+from vitcompress.data.decoding import Pixels, decode
 from vitcompress.data.labels import labels_of
 from vitcompress.data.preprocess import Preprocess, model_input
-from vitcompress.data.sources import Label, decode, list_source
+from vitcompress.data.sources import Label, list_source
 from vitcompress.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,8 +44,8 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.names)
 
-    def read(self, index: int) -> Image:
-        """Decode one image; whatever the file system or Pillow raises comes through."""
+    def read(self, index: int) -> Pixels:
+        """Decode one image; whatever the file system or `decode` raises comes through."""
         return decode(self.fetch(index))
 
     def subset(self, indices: Sequence[int]) -> "ImageSet":
@@ -103,8 +102,8 @@ def open_images(
 
     A folder has one folder a class, or, when no labels are asked for, images at any depth, or
     nothing but .tar files. A .tar has class folders or webdataset members KEY.jpg, KEY.cls. A .npz
-    has uint8 `images` (or `x`) [n, H, W, 3] or [n, H, W] and `labels` (or `y`): integers [n], or 0
-    and 1 [n, outputs].
+    has `images` (or `x`) [n, H, W, C], [n, C, H, W] or [n, H, W] and `labels` (or `y`): integers
+    [n], or 0 and 1 [n, outputs].
 
     `labelled`: whether labels are asked for; None: where all images have one.
 
@@ -162,7 +161,7 @@ def batches(
     Images are decoded by a few threads a bounded number ahead, so memory does not depend on how
     many there are. An unreadable image is left out, named on the console once, and noted in
     `images.skipped`. Raises InputError when more than max(1, `max_unreadable` × their number), or
-    all of them, are unreadable.
+    all of them, are unreadable, and for one that has not the channels of the model.
     """
     import torch
 
@@ -191,20 +190,30 @@ def batches(
         yield batch()
 
 
+def check_channels(images: ImageSet, spec: Preprocess) -> None:
+    """Raise `InputError` where the first of `images` has not the channels of the model."""
+    _prepare(images, 0, spec)
+
+
+def _prepare(images: ImageSet, index: int, spec: Preprocess) -> "torch.Tensor | str":
+    """One image prepared; where it is unreadable, the reason. Raises `InputError` for one that is
+    intact, and not for this model."""
+    try:
+        return model_input(images.read(index), spec)
+    except InputError as error:
+        raise InputError(f"{images.source}: {images.names[index]}: {error}") from error
+    except Exception as error:  # decoders of damaged files raise almost anything
+        return str(error) or type(error).__name__
+
+
 def _prepared(images: ImageSet, spec: Preprocess) -> "Iterator[torch.Tensor | str]":
     """Yield each image prepared, in order; for an unreadable one, the reason."""
-
-    def load(index: int) -> "torch.Tensor | str":
-        try:
-            return model_input(images.read(index), spec)
-        except Exception as error:  # decoders of damaged files raise almost anything
-            return str(error) or type(error).__name__
 
     pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="decode")
     pending: deque[Future[torch.Tensor | str]] = deque()
     try:
         for index in range(len(images)):
-            pending.append(pool.submit(load, index))
+            pending.append(pool.submit(_prepare, images, index, spec))
             if len(pending) == _AHEAD:
                 yield pending.popleft().result()
         while pending:

@@ -57,9 +57,19 @@ def _photograph(
     pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], size: int
 ) -> Image.Image:
     values = pixels.cpu().numpy().transpose(1, 2, 0) * np.array(std) + np.array(mean)
+    if len(mean) not in (1, 3):
+        values = _shown(values)
     image = Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8).squeeze())
     width = max(1, round(size * image.width / image.height))
     return image.resize((width, size), Image.Resampling.BOX)
+
+
+def _shown(values: np.ndarray) -> np.ndarray:
+    """Channels that no screen has, [H, W, C]: the first three of four as colours, else the mean of
+    all in grey; from 0 for what is darker than 98 % of the values to 1 for what is brighter."""
+    shown = values[..., :3] if values.shape[2] == 4 else values.mean(2, keepdims=True)
+    low, high = np.percentile(shown, (2, 98))
+    return (shown - low) / max(high - low, 1e-12)
 
 
 def _encoded(image: Image.Image) -> str:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # torch and Pillow are slow to import, and the recipe schema 
     import torch
     from PIL.Image import Image
 
+    from vitcompress.data.decoding import Pixels
+
 Interpolation = Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
 
@@ -48,8 +50,8 @@ class Preprocess(BaseModel):
     def _possible(self) -> Self:
         if min(self.input_size) < 1:
             raise ValueError(f"input_size {self.input_size} must be positive")
-        if self.channels not in (1, 3):
-            raise ValueError(f"images have 1 or 3 channels, not {self.channels}")
+        if self.channels < 1:
+            raise ValueError(f"channels {self.channels} must be positive")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.channels:
                 raise ValueError(
@@ -75,40 +77,45 @@ class Preprocess(BaseModel):
         resolved = resolve_data_config({"in_chans": None}, pretrained_cfg=dict(pretrained_cfg))
         channels, height, width = resolved.pop("input_size")
         facts = {"input_size": (height, width), "channels": channels, **resolved}
-        given = {key: value for key, value in overrides.items() if value is not None}
+        facts |= {key: value for key, value in overrides.items() if value is not None}
+        channels = facts["channels"]
+        for key in ("mean", "std"):
+            if len(facts[key]) != channels:
+                known = f"has {len(facts[key])} number(s)" if overrides.get(key) else "is not known"
+                raise InputError(
+                    f"data.{key}: {known} for a model of {channels} channel(s); give data.mean and "
+                    f"data.std as in its training, {channels} number(s) each"
+                )
         try:
-            return cls.model_validate(facts | given)
+            return cls.model_validate(facts)
         except ValidationError as error:
             raise InputError(f"preprocessing: {_one_line(error)}") from None
 
 
-def model_input(image: "Image", spec: Preprocess) -> "torch.Tensor":
+def model_input(image: "Pixels", spec: Preprocess) -> "torch.Tensor":
     """Return the model input for one image: float32 [channels, height, width].
 
-    The result is that of timm's evaluation transform, but for `floor_crop`. Before it the image
+    The result is that of timm's evaluation transform, but for `floor_crop`. Before it a picture
     becomes RGB, or L for a one-channel model, as torchvision's ImageFolder does it: transparency is
-    dropped and the EXIF orientation is not applied. 16-bit greyscale keeps its high byte, where
-    Pillow would clip it.
-    Raises ValueError for pixels without a known range (32-bit integers, floats).
+    dropped and the EXIF orientation is not applied. Of images with other channels, or more than 8
+    bits, each channel is put through the same steps on its own, in floats; see `channels.fitted`,
+    which also says what is raised.
     """
-    return _transform(spec)(_eight_bit(image).convert("RGB" if spec.channels == 3 else "L"))
+    import torch
+    from PIL import Image
 
+    from vitcompress.data.channels import fitted
 
-def _eight_bit(image: "Image") -> "Image":
-    if image.mode.startswith("I;16"):
-        import numpy as np
-        from PIL import Image
-
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of type {image.mode} have no known range")
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA")  # the same colours as the direct way, which warns
-    return image
+    found = fitted(image, spec.channels, floats=False)
+    if isinstance(found, Image.Image):
+        return _transform(spec)(found)
+    steps = zip(_by_channel(spec), found, strict=True)
+    return torch.cat([prepare(Image.fromarray(values)) for prepare, values in steps])
 
 
 @lru_cache(maxsize=16)
 def _transform(spec: Preprocess) -> "Callable[[Image], torch.Tensor]":
+    """timm's transform, for pictures."""
     from timm.data import create_transform
     from torchvision.transforms import CenterCrop
 
@@ -119,6 +126,22 @@ def _transform(spec: Preprocess) -> "Callable[[Image], torch.Tensor]":
         crop = partial(_floor_crop, size=spec.input_size)
         steps[:] = [crop if isinstance(step, CenterCrop) else step for step in steps]
     return cast("Callable[[Image], torch.Tensor]", transform)
+
+
+@lru_cache(maxsize=16)
+def _by_channel(spec: Preprocess) -> "list[Callable[[Image], torch.Tensor]]":
+    """The same for each channel, as a picture of floats."""
+    from timm.data.transforms import CenterCropOrPad
+
+    found = []
+    for mean, std in zip(spec.mean, spec.std, strict=True):
+        own = {"channels": 1, "mean": (mean,), "std": (std,)}
+        transform: Any = _transform.__wrapped__(spec.model_copy(update=own))
+        for step in transform.transforms:
+            if isinstance(step, CenterCropOrPad):
+                step.fill = mean  # timm has it in 8 bits
+        found.append(transform)
+    return found
 
 
 def _floor_crop(image: "Image", size: tuple[int, int]) -> "Image":

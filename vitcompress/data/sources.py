@@ -1,6 +1,5 @@
 """Where images come from: each kind of source is listed as names, classes and a way to read."""
 
-import io
 import os
 import posixpath
 import re
@@ -10,18 +9,14 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from vitcompress.console import printable
+from vitcompress.data.decoding import encode, images_in, is_image
 from vitcompress.errors import InputError
-
-# The only decoders that are tried, whatever a file is called (others start programs, or guess).
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
 _EXAMPLE_COUNTS = {"calibration": 512, "evaluation": 1000}
 
@@ -63,29 +58,9 @@ def list_source(source: str) -> Listing:
     return kinds[path.suffix.lower()](path)
 
 
-def decode(data: bytes) -> Image.Image:
-    """Decode the bytes of an image file; whatever Pillow raises comes through."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:  # its message is the address of a buffer
-        raise UnidentifiedImageError("not an image, or cut off at the start") from None
-    image.load()
-    return image
-
-
-@cache
-def _extensions() -> frozenset[str]:
-    return frozenset(ext for ext, kind in Image.registered_extensions().items() if kind in FORMATS)
-
-
-def _is_image(path: PurePosixPath) -> bool:
-    hidden = any(part.startswith(".") for part in path.parts)
-    return path.suffix.lower() in _extensions() and not hidden
-
-
 def _no_images(path: Path) -> InputError:
     return InputError(
-        f"no images found in {path}; expected .jpg, .png, .webp, … in it or in class folders"
+        f"no images found in {path}; expected .jpg, .png, .tif, .npy, … in it or in class folders"
     )
 
 
@@ -93,7 +68,7 @@ def _folder(root: Path) -> Listing:
     """A class is a folder directly in `root`, and has the images at any depth below it."""
     found, folders = _walked(root)
     paths = {path.relative_to(root).as_posix(): path for path in _distinct(found)}
-    raw = sorted(name for name in paths if _is_image(PurePosixPath(name)))
+    raw = images_in(paths)
     shards = [paths[name] for name in sorted(paths) if name.lower().endswith(".tar")]
     if shards and not raw:
         return _together({path.relative_to(root).as_posix(): _tar(path) for path in shards})
@@ -196,7 +171,7 @@ def _tar(path: Path) -> Listing:
             # Of several names of one file the one that is no link stays, as in folders.
             for member in sorted(members.values(), key=lambda member: not member.isfile()):
                 name = PurePosixPath(member.name)
-                if not (_is_image(name) or name.suffix == ".cls"):
+                if not (is_image(member.name) or name.suffix == ".cls"):
                     continue
                 held = _followed(member, members, path)
                 if not held.isfile():
@@ -212,9 +187,9 @@ def _tar(path: Path) -> Listing:
         raise InputError(
             f"{path}: not a readable, uncompressed tar ({error}); pack it again"
         ) from error
-    if not places:
+    names = images_in(places)
+    if not names:
         raise _no_images(path)
-    names = sorted(places)
 
     def fetch(i: int) -> bytes:
         offset, size = places[names[i]]
@@ -298,22 +273,21 @@ def _example(source: str) -> Listing:
 
 
 def _arrays(
-    images: NDArray[np.uint8],
+    images: NDArray[np.generic],
     labels: NDArray[np.int64] | None,
     class_names: list[str],
     source: str,
 ) -> Listing:
-    """List uint8 images [n, H, W, 3] or [n, H, W], read as PPM or PGM, with labels as in `Label`:
-    integers [n], or 0 and 1 [n, outputs]."""
-    grey = images.ndim == 3
-    if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[3] == 3)):
+    """List images [n, H, W], [n, H, W, C] or [n, C, H, W] as files of arrays, with labels as in
+    `Label`: integers [n], or 0 and 1 [n, outputs]."""
+    if images.ndim not in (3, 4):
         raise InputError(
             f"{source}: images are {images.dtype} {list(images.shape)}; "
-            "expected uint8 [n, H, W, 3] or [n, H, W]"
+            "expected [n, H, W], [n, H, W, C] or [n, C, H, W]"
         )
     if images.size == 0:
         raise InputError(f"{source}: no images in it, shape {list(images.shape)}")
-    count, height, width = images.shape[:3]
+    count = len(images)
     classes: list[str | Label | None] = [None] * count
     if labels is not None:
         single = labels.ndim == 1 and labels.dtype.kind in "iu" and labels.min() >= 0
@@ -324,6 +298,5 @@ def _arrays(
                 f"0, [{count}], or 0 and 1 for each output, [{count}, outputs]"
             )
         classes = [int(label) if single else tuple(map(int, label)) for label in labels]
-    header = f"{'P5' if grey else 'P6'} {width} {height} 255\n".encode()
     names = [f"{i:06d}" for i in range(count)]
-    return Listing(names, classes, class_names, lambda i: header + images[i].tobytes())
+    return Listing(names, classes, class_names, lambda i: encode(images[i]))

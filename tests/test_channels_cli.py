@@ -1,0 +1,128 @@
+"""Models of other channels than three, from the command line to the files of a run."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from typer.testing import CliRunner
+
+from vitcompress.cli import app
+from vitcompress.model.architecture import VitModel
+
+RECIPE = """
+stages:
+  - {name: quant, type: quantize, layers: [blocks, head], rounding: nearest}
+"""
+CHANNELS = (1, 2, 4, 13)
+
+
+def write_images(root: Path, channels: int, count: int = 12) -> Path:
+    """Class folders of files as they are usual for so many channels."""
+    draw = np.random.default_rng(channels)
+    for place in range(count):
+        folder = root / f"{place % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        coarse = draw.integers(0, 256, (6, 7, channels), dtype=np.uint8)
+        array = coarse.repeat(8, 0).repeat(8, 1)
+        file = folder / str(place)
+        if channels in (1, 3, 4):
+            Image.fromarray(array.squeeze()).save(file.with_suffix(".png"))
+        elif channels == 2:
+            np.save(file.with_suffix(".npy"), array.transpose(2, 0, 1) / np.float32(255))
+        else:
+            whole = array.astype(np.uint16) * 257
+            tifffile.imwrite(file.with_suffix(".tif"), whole, photometric="minisblack")
+    return root
+
+
+class Session:
+    """Commands on one tiny model of so many channels."""
+
+    def __init__(self, vit: VitModel, module: nn.Module, home: Path):
+        save_file(module.state_dict(), home / "model.safetensors")
+        described = vit.architecture
+        options = {k: v for k, v in described.options.items() if k != "in_chans"}
+        sets = [f"--set=model.options.{key}={value}" for key, value in options.items()]
+        self.checkpoint = (home / "model.safetensors", "--model", described.timm, *sets)
+        channels = described.options["in_chans"]
+        self.numbers = [f"--set=data.{key}={[0.5] * channels}" for key in ("mean", "std")]
+
+    def __call__(self, command: str, *given: object, code: int = 0) -> str:
+        done = CliRunner().invoke(app, [command, *map(str, given)])
+        assert done.exit_code == code, done.output
+        return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture
+def session(
+    make_module: Callable[..., nn.Module], make_vit: Callable[..., VitModel], tmp_path: Path
+) -> Callable[[int], Session]:
+    return lambda channels: Session(
+        make_vit(in_chans=channels), make_module(in_chans=channels), tmp_path
+    )
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_the_whole_chain(
+    channels: int, session: Callable[[int], Session], recipe: Path, tmp_path: Path
+) -> None:
+    call = session(channels)
+    images = write_images(tmp_path / "images", channels)
+    given = (*call.checkpoint, *call.numbers)
+    out = tmp_path / "out"
+    sets = ("--calibration", images, "--evaluation", images, "--out", out)
+    call("run", recipe, *given, *sets)
+    report = json.loads((out / "report.json").read_text())
+    assert report["model"]["preprocessing"]["channels"] == channels
+    assert report["final"]["agreement"] > 50
+    facts = json.loads(call("inspect", out / "model.onnx", "--json"))
+    assert facts["inputs"] == {"pixels": f"batch × {channels} × 32 × 32"}
+    facts = json.loads(call("inspect", *given, "--json"))
+    assert len(facts["preprocessing"]["mean"]) == channels
+    judged = json.loads(call("eval", out / "model.onnx", "--evaluation", images, "--json"))
+    assert judged["top1"] == report["final"]["top1"]
+    dense = json.loads(call("eval", *given, "--evaluation", images, "--json"))
+    assert dense["top1"] == report["baseline"]["top1"]
+    timed = json.loads(call("bench", out, "--seconds", 0.1, "--json"))
+    assert timed[str(out)]["runs"] > 0
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_mean_and_std_are_asked_for(
+    channels: int, session: Callable[[int], Session], recipe: Path
+) -> None:
+    call = session(channels)
+    for command in (("inspect",), ("run", recipe), ("plan", recipe), ("export",)):
+        told = call(*command, *call.checkpoint, code=2)
+        (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
+        assert line.startswith("error: data.mean: is not known for a model of")
+        assert "data.std" in line
+        assert f"{channels} number(s) each" in line
+
+
+@pytest.mark.parametrize(("of_model", "of_images"), [(13, 3), (3, 13), (4, 3), (1, 13), (2, 1)])
+def test_images_of_other_channels_are_refused(
+    of_model: int,
+    of_images: int,
+    session: Callable[[int], Session],
+    recipe: Path,
+    tmp_path: Path,
+) -> None:
+    call = session(of_model)
+    images = write_images(tmp_path / "images", of_images)
+    given = (*call.checkpoint, *call.numbers)
+    out = tmp_path / "out"
+    for told in (
+        call("run", recipe, *given, "--calibration", images, "--out", out, code=2),
+        call("eval", *given, "--evaluation", images, code=2),
+    ):
+        (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
+        assert re.match(rf"error: {images}: \d/\d+\.(png|npy|tif): has .* model {of_model}\b", line)
+    assert not out.exists()
