@@ -101,7 +101,7 @@ def test_every_mode_becomes_what_it_becomes_in_a_run(mode: str, tmp_path: Path) 
         assert np.array_equal(predict.prepared(file, spec.model_dump(mode="json")), expected)
 
 
-def test_sixteen_bits_keep_their_high_byte(tmp_path: Path) -> None:
+def test_sixteen_bits_are_prepared_as_they_are_in_a_run(tmp_path: Path) -> None:
     file = tmp_path / "x.png"
     Image.fromarray(np.arange(900, dtype=np.uint16).reshape(30, 30) * 70).save(file)
     expected = model_input(Image.open(file), HARD).numpy()
@@ -165,28 +165,23 @@ def test_an_output_means_what_its_task_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_arrays_serve_models_of_other_channels(dtype: Any, tmp_path: Path) -> None:
-    spec = HARD.model_dump(mode="json") | {
-        "channels": 4,
-        "mean": [0.1, 0.2, 0.3, 0.4],
-        "std": [0.5] * 4,
-        "crop_mode": "center",
-        "crop_pct": 1.0,
-    }
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("mode", ["center", "border"])
+def test_arrays_are_prepared_as_they_are_in_a_run(
+    dtype: Any, channels: int, mode: str, tmp_path: Path
+) -> None:
+    change = {"channels": channels, "mean": (0.1, 0.2, 0.3, 0.4)[:channels], "crop_mode": mode}
+    spec = Preprocess.model_validate({**dict(HARD), **change, "std": (0.5,) * channels})
     most = 1 if dtype == np.float32 else np.iinfo(dtype).max
-    array = (np.random.default_rng(0).random((32, 32, 4)) * most).astype(dtype)
-    np.save(tmp_path / "last.npy", array)
-    np.save(tmp_path / "first.npy", array.transpose(2, 0, 1))
-    expected = (array.astype(np.float32) / most - np.float32(spec["mean"])) / np.float32(0.5)
-    for name in ("last", "first"):
-        found = predict.prepared(tmp_path / f"{name}.npy", spec)
-        assert np.allclose(found, expected.transpose(2, 0, 1), atol=1e-6)
-    np.save(tmp_path / "wide.npy", array.transpose(2, 0, 1).repeat(2, 2))
-    bordered = predict.prepared(tmp_path / "wide.npy", {**spec, "crop_mode": "border"})
-    assert np.abs(bordered[:, 0]).max() < 1e-6  # the mean of each channel
-    np.save(tmp_path / "three.npy", array[..., :3])
-    with pytest.raises(predict.BadInput, match=r"three\.npy: unreadable .*\[4, height, width\]"):
-        predict.prepared(tmp_path / "three.npy", spec)
+    array = (np.random.default_rng(0).random((40, 23, channels)) * most).astype(dtype)
+    expected = model_input(array, spec).numpy()
+    for name, given in (("last", array), ("first", array.transpose(2, 0, 1))):
+        np.save(tmp_path / f"{name}.npy", given)
+        found = predict.prepared(tmp_path / f"{name}.npy", spec.model_dump(mode="json"))
+        assert np.abs(found - expected).max() < 1e-6
+    np.save(tmp_path / "five.npy", np.zeros((40, 23, 5), dtype))
+    with pytest.raises(predict.BadInput, match=rf"five\.npy: unreadable .* takes {channels} ch"):
+        predict.prepared(tmp_path / "five.npy", spec.model_dump(mode="json"))
 
 
 def test_bad_input_is_one_line(

@@ -23,6 +23,7 @@ MODEL = "model.onnx"
 _PREFIX = "vitcompress."
 _TOP = 5
 _SHOWN = 8  # numbers of an embedding that are printed
+_WHOLE = ("uint8", "uint16", "int16")  # integers whose range is known
 # The only decoders that are tried, whatever a file is called.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
@@ -136,12 +137,23 @@ def _class(model: Model, number: int, probability: float) -> dict[str, Any]:
 def prepared(path: Path, spec: dict[str, Any]) -> np.ndarray:
     """The model input for one image file: float32 [channels, height, width].
 
-    A model of 1 channel takes images as grey ones, one of 3 as RGB; one of others takes arrays in
-    .npy, [channels, height, width] or [height, width, channels]: of integers, whose largest value
-    becomes 1, or of floats on that scale. Raises `BadInput` for what cannot be read.
+    A picture of 8 bits becomes grey for a model of 1 channel, and RGB for one of 3. Of arrays in
+    .npy, [channels, height, width] or [height, width, channels], and of greys of more bits, each
+    channel is prepared on its own, in floats: integers over the largest of their type, floats as
+    they are. Raises `BadInput` for what cannot be read, or has other channels.
     """
+    channels, means = spec["channels"], spec["mean"]
     try:
-        pixels = _bytes(path, spec) if spec["channels"] in (1, 3) else _floats(path, spec)
+        image = _array(path, channels) if path.suffix.lower() == ".npy" else _picture(path)
+        if isinstance(image, Image.Image) and channels in (1, 3):
+            image = image.convert("RGB" if channels == 3 else "L")
+            planes = np.asarray(_fitted(image, spec, [round(255 * mean) for mean in means]))
+            planes = planes.reshape(*planes.shape[:2], channels).transpose(2, 0, 1)
+            pixels = planes.astype(np.float32) / np.float32(255)
+        else:
+            of_each = zip(_floats(np.asarray(image), channels), means, strict=True)
+            fitted = [_fitted(Image.fromarray(plane), spec, [mean]) for plane, mean in of_each]
+            pixels = np.stack([np.asarray(plane) for plane in fitted])
     except Exception as error:  # decoders of damaged files raise almost anything
         raise BadInput(f"{path}: unreadable ({_reason(error)}); give another image") from None
     mean, std = (np.array(spec[key], np.float32)[:, None, None] for key in ("mean", "std"))
@@ -149,39 +161,40 @@ def prepared(path: Path, spec: dict[str, Any]) -> np.ndarray:
     return normalised
 
 
-def _bytes(path: Path, spec: dict[str, Any]) -> np.ndarray:
-    with Image.open(path, formats=_FORMATS) as opened:
-        image = _eight_bit(opened).convert("RGB" if spec["channels"] == 3 else "L")
-    fitted = np.asarray(_fitted(image, spec, [round(255 * value) for value in spec["mean"]]))
-    planes = fitted.reshape(*fitted.shape[:2], spec["channels"]).transpose(2, 0, 1)
-    return planes.astype(np.float32) / np.float32(255)
+def _picture(path: Path) -> Image.Image | np.ndarray:
+    """A picture of 8 bits, or an array [height, width] of more."""
+    with Image.open(path, formats=_FORMATS) as image:
+        image.load()
+        if image.mode.startswith(("I", "F")):
+            return np.asarray(image)
+        # The same colours as the direct way, which warns.
+        clear = image.mode == "P" and "transparency" in image.info
+        return image.convert("RGBA") if clear else image.copy()
 
 
-def _floats(path: Path, spec: dict[str, Any]) -> np.ndarray:
-    array, channels = np.load(path, allow_pickle=False), spec["channels"]
-    if array.ndim == 3 and array.shape[0] != channels == array.shape[2]:
-        array = array.transpose(2, 0, 1)
-    if array.ndim != 3 or array.shape[0] != channels or array.dtype.kind not in "uif":
-        wanted = f"[{channels}, height, width]"
-        raise ValueError(f"{array.dtype} {list(array.shape)}, and not numbers {wanted}")
-    most = 1 if array.dtype.kind == "f" else np.iinfo(array.dtype).max
-    planes = np.ascontiguousarray(array.astype(np.float32) / np.float32(most))
-    fitted = [
-        _fitted(Image.fromarray(plane), spec, [mean])
-        for plane, mean in zip(planes, spec["mean"], strict=True)
-    ]
-    return np.stack([np.asarray(plane) for plane in fitted])
+def _array(path: Path, channels: int) -> Image.Image | np.ndarray:
+    """The same of an array, whose channels come last."""
+    array: np.ndarray = np.load(path, allow_pickle=False)
+    if array.ndim == 3 and array.shape[0] == channels != array.shape[2]:
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    coloured = array.ndim == 2 or array.shape[2] == 3
+    is_picture = array.dtype == np.uint8 and channels in (1, 3) and coloured
+    return Image.fromarray(array) if is_picture else array
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    image.load()
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of type {image.mode} have no known range")
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA")  # the same colours as the direct way, which warns
-    return image
+def _floats(array: np.ndarray, channels: int) -> np.ndarray:
+    """[height, width] or [height, width, channels] as floats, channels first."""
+    planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    if len(planes) == 1 and channels == 3:
+        planes = planes.repeat(3, 0)
+    kind = array.dtype
+    if len(planes) != channels or not (kind.kind == "f" or kind.name in _WHOLE):
+        wanted = f"{channels} channels of floats, {', '.join(_WHOLE)}"
+        raise ValueError(f"{kind} of shape {list(array.shape)}, and the model takes {wanted}")
+    values = np.ascontiguousarray(planes, np.float32)
+    return values if kind.kind == "f" else values / np.float32(np.iinfo(kind).max)
 
 
 def _fitted(image: Image.Image, spec: dict[str, Any], border: list[float]) -> Image.Image:
