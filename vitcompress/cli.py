@@ -297,12 +297,28 @@ def recipes(as_json: AsJson = False) -> None:
 @app.command()
 @reported
 def models(as_json: AsJson = False) -> None:
-    """List the families of models and the layouts of checkpoints that are known."""
-    from vitcompress import registry
+    """List the families of models, which stages work on them, and the layouts that are known."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from vitcompress import registry, support
 
     rooms = ("families", "layouts")
     found = {room: registry.summaries(f"vitcompress.model.{room}") for room in rooms}
-    print_json(found) if as_json else print_facts(found)
+    rows = support.known()
+    if as_json:
+        return print_json({**found, "stages": [row.model_dump() for row in rows]})
+    print_facts(found)
+    head, *below = support.cells(rows)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("model (family)", overflow="fold")
+    for stage in head[1:]:
+        table.add_column(stage, min_width=max(map(len, stage.split())))
+    for row, (model, *works) in zip(rows, below, strict=True):
+        table.add_row(f"{model} ({row.family})", *works)
+    say(table)
+    for number, line in enumerate(support.lines(rows), 1):
+        say(f"({number}) {line}")
 
 
 def main() -> None:
