@@ -25,7 +25,7 @@ def load_dense(recipe: Recipe) -> VitModel:
         recipe.model.num_classes,
         recipe.data.preprocess_overrides(),
         recipe.model.key,
-        Choice(recipe.model.output, recipe.model.normalise),
+        Choice(recipe.model.output, recipe.model.normalise, recipe.model.head.activation),
     )
     model = model.with_task(recipe.task or model.task_name)
     if recipe.model.normalise and model.task.name != "embedding":

@@ -15,7 +15,7 @@ from vitcompress.console import say
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.methods import patterns, quantizer
-from vitcompress.model import checkpoint, compact, layouts, origins
+from vitcompress.model import checkpoint, compact, layouts, mlp_head, origins
 from vitcompress.model.anatomy import Alteration, Anatomy
 from vitcompress.model.embedding import resize_embedding
 from vitcompress.model.families import adopt, anatomy_of
@@ -172,6 +172,8 @@ def from_source(
         module, spec = checkpoint.pretrained_model(str(known.timm), choice, sized)
         return _prepared(module, spec, sizes, preprocess)
     found, layout, converted = _converted(source, key)
+    unread = "none" if choice.output else None  # a head that is left out anyway
+    converted = mlp_head.described(converted, choice.activation or unread, source)
     headless = converted.head is not None and converted.head.layers is not None
     timm_name = name or converted.timm or infer_name(converted.tensors, source, headless)
     named = replace(converted, timm=timm_name)
