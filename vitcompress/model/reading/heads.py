@@ -51,8 +51,8 @@ def as_head(head: State, backbone: State, place: str) -> State:
         layers = sorted({key.rpartition(".")[0] for key in head})
         raise InputError(
             f"{place}: its classifier ({', '.join(layers[:4])}) is neither one linear layer nor a"
-            " row of numbered ones; give a checkpoint whose classifier is, or without it to have the"
-            " model embed"
+            " row of numbered ones; give a checkpoint whose classifier is, or without it to have"
+            " the model embed"
         )
     layer = "head.fc" if any(key.startswith(_POOLED) for key in backbone) else "head"
     return {f"{layer}.{key.rpartition('.')[2]}": tensor for key, tensor in head.items()}
