@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,6 +134,13 @@ def truncated(home: Path) -> list[Any]:
     return ["inspect", home / "x.safetensors"]
 
 
+def scripted(home: Path) -> list[Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated, and there are files of it
+        torch.jit.script(nn.Linear(2, 2)).save(home / "x.pt")
+    return ["inspect", home / "x.pt"]
+
+
 def two_files(home: Path) -> list[Any]:
     for name in ("a.pth", "b.pth"):
         torch.save(PLAIN, home / name)
@@ -161,6 +169,7 @@ CHECKPOINTS: dict[str, Row] = {
     "a pickled module": Row(
         checkpoint(lambda: {"model": nn.Linear(2, 2)}), ("x.pth", "re-save only the state dict")
     ),
+    "a TorchScript": Row(scripted, ("x.pt: ", "re-save only the state dict")),
     "no tensors": Row(
         checkpoint(lambda: {"epoch": 3}), ("x.pth", "holds no state dict (keys: epoch)")
     ),
