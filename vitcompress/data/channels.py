@@ -42,11 +42,8 @@ def _held(array: NDArray[np.generic], channels: int) -> Pixels:
     eight = array.dtype == np.uint8
     mixed = eight and channels in _PICTURES and array.ndim == 3 and array.shape[2] == 3
     if len(axes) > 1 or not (axes or grey or mixed):
-        which = (
-            "both its first and its last axis have"
-            if axes
-            else "neither its first nor its last axis has"
-        )
+        both = "both its first and its last axis have"
+        which = both if axes else "neither its first nor its last axis has"
         raise InputError(
             f"has the shape {list(array.shape)}, and the model {channels} channel(s): {which} so"
             f" many; give [H, W, {channels}] or [{channels}, H, W]"
@@ -88,4 +85,6 @@ def _floats(array: NDArray[np.generic], channels: int) -> NDArray[np.float32]:
     values = np.ascontiguousarray(array.transpose(2, 0, 1), np.float32)
     if not np.isfinite(values).all():
         raise ValueError("holds pixels that are NaN or infinite")
-    return values / np.float32(np.iinfo(kind).max) if kind.kind != "f" else values
+    if kind.kind != "f":
+        values /= np.iinfo(kind.name).max
+    return values

@@ -12,6 +12,13 @@ from vitcompress.console import say
 from vitcompress.data.sources import Label, Listing
 from vitcompress.errors import InputError
 
+# What people write over the columns of a list of classes.
+_TITLE = re.compile(
+    r"(?:(?:wn|class|label|synset|target)[ _]?)?(?:ids?|idx|index|number|name)"
+    r"|class(?:es)?|labels?|target|synset|folder|words|description|",
+    re.IGNORECASE,
+)
+
 
 def labels_of(
     listing: Listing, source: str, classes: Path | None, model: Sequence[str] | None = None
@@ -40,9 +47,12 @@ def labels_of(
     else:
         names = in_order(listing.class_names, source)
     places = {normal(name): place for place, name in enumerate(names)}
+    places |= {name: place for place, name in enumerate(names)}  # folders may differ in that only
     labels: list[Label] = []
     for found in listing.classes:
-        label = found if isinstance(found, (int, tuple)) else places.get(normal(str(found)))
+        label = found
+        if isinstance(found, str):
+            label = places.get(found, places.get(normal(found)))
         if label is None:
             raise InputError(f"{source}: class {found} is not named in {classes}; add it there")
         if isinstance(label, int) and label < 0:
@@ -90,9 +100,10 @@ def read_classes(path: Path, wanted: set[str]) -> list[str]:
 
     A text has one class a line: its name alone, or in a column of a line that has several (with
     tabs, commas or spaces between: `n01440764 tench, Tinca tinca`; `0 n01440764`). The column with
-    `wanted` in it counts, else the first; one that counts from 0 gives the order. Blank lines and
-    lines that start with # are ignored. A .json is a list of names, an object of names and their
-    places, or of places and names (`{"0": ["n01440764", "tench"]}`).
+    `wanted` in it counts, else the first; one that counts from 0 or 1 gives the order. Blank lines,
+    lines that start with # and a first line of titles (`wnid,name`) are ignored. A .json is a list
+    of names, an object of names and their places, or of places and names (`{"0": ["n01440764",
+    "tench"]}`).
 
     Raises `InputError` for a file that is none of these, and for a name that is there twice.
     """
@@ -105,8 +116,10 @@ def read_classes(path: Path, wanted: set[str]) -> list[str]:
     readings = [rows for rows in readings if rows]
     if not readings:
         raise InputError(f"{path}: the classes file names no class; write one folder name a line")
-    columns = [column for rows in readings for column in _columns(rows)]
     have = {normal(name) for name in wanted}
+    if any(_is_titled(rows, have) for rows in readings):
+        readings = [rows[1:] for rows in readings]
+    columns = [column for rows in readings for column in _columns(rows)]
     fitting = (column for column in columns if have <= {normal(name) for name in column})
     names = next(fitting, columns[0])
     name, times = Counter(map(normal, names)).most_common(1)[0]
@@ -127,24 +140,38 @@ def _text_rows(text: str) -> Iterator[Rows]:
     yield [line.split(None, 1) for line in lines]
 
 
+def _is_titled(rows: Rows, wanted: set[str]) -> bool:
+    """Whether the first of `rows` says what the columns are."""
+    titled = all(_TITLE.fullmatch(cell.strip()) for cell in rows[0])
+    return titled and len(rows) > 1 and not wanted.intersection(rows[0])
+
+
 def _json_rows(text: str, path: Path) -> Rows:
     try:
         content = json.loads(text)
     except ValueError as error:
         raise InputError(f"{path}: not readable as JSON ({error}); mend it") from error
-    items = list(content.items()) if isinstance(content, dict) else list(enumerate(content))
-    if items and all(type(place) is int for _, place in items):
+    listed = isinstance(content, list)
+    items = list(enumerate(content)) if listed else list(getattr(content, "items", list)())
+    if not listed and items and all(type(place) is int for _, place in items):
         items = [(place, name) for name, place in items]
-    return [[str(k), *map(str, v if isinstance(v, list) else [v])] for k, v in items]
+    rows = [[key, *(value if isinstance(value, list) else [value])] for key, value in items]
+    if not all(type(cell) in (str, int) for row in rows for cell in row):
+        raise InputError(
+            f"{path}: neither a list of class names, nor an object of names and their places; give "
+            '["n01440764", …] or {"0": "n01440764", …}'
+        )
+    return [[str(cell) for cell in row] for row in rows]
 
 
 def _columns(rows: Rows) -> Iterator[list[str]]:
-    """The columns that all `rows` have, in the order of the one that counts from 0, if any does."""
+    """The columns that all `rows` have, in the order of the one that counts, if any does."""
     width = min(map(len, rows))
     columns = [[row[at].strip() for row in rows] for at in range(width)]
-    count = [str(place) for place in range(len(rows))]
+    counts = [[str(start + place) for place in range(len(rows))] for start in (0, 1)]
     for column in columns:
-        if width > 1 and sorted(column) == sorted(count):
+        count = next((each for each in counts if sorted(each) == sorted(column)), None)
+        if width > 1 and count:
             order = [place for _, place in sorted((int(n), at) for at, n in enumerate(column))]
             columns = [[each[place] for place in order] for each in columns if each is not column]
             columns.append(count)  # folders may be named by these numbers

@@ -69,7 +69,8 @@ def _shown(values: np.ndarray) -> np.ndarray:
     all in grey; from 0 for what is darker than 98 % of the values to 1 for what is brighter."""
     shown = values[..., :3] if values.shape[2] == 4 else values.mean(2, keepdims=True)
     low, high = np.percentile(shown, (2, 98))
-    return (shown - low) / max(high - low, 1e-12)
+    stretched: np.ndarray = (shown - low) / max(high - low, 1e-12)
+    return stretched
 
 
 def _encoded(image: Image.Image) -> str:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # torch and Pillow are slow to import, and the recipe schema 
 Interpolation = Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
 
+_OWN = {"channels", "input_size", "floor_crop", "float_resize"}  # which timm's transform has not
+
 
 class Preprocess(BaseModel):
     """The evaluation preprocessing of one model, in timm's terms.
@@ -26,7 +28,8 @@ class Preprocess(BaseModel):
     value a channel, on the 0…1 scale. The image is resized to input_size / `crop_pct`, then
     cropped. `crop_mode` says how: "center" keeps the aspect ratio and cuts what sticks out,
     "squash" does not keep it, "border" pads. Of an odd number of pixels to cut, the half on the
-    left and top is rounded to even, or down where `floor_crop` is set.
+    left and top is rounded to even, or down where `floor_crop` is set. Pictures of 8 bits are
+    rounded to these when they are resized, but not where `float_resize` is set.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -38,8 +41,9 @@ class Preprocess(BaseModel):
     crop_pct: float
     interpolation: Interpolation
     crop_mode: CropMode = "center"
-    # Not written where it is not set: as it was before, and as timm takes it.
+    # Not written where they are not set: as it was before, and as timm takes it.
     floor_crop: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    float_resize: Annotated[bool, Field(exclude_if=operator.not_)] = False
 
     @field_validator("input_size", mode="before")
     @classmethod
@@ -95,18 +99,18 @@ class Preprocess(BaseModel):
 def model_input(image: "Pixels", spec: Preprocess) -> "torch.Tensor":
     """Return the model input for one image: float32 [channels, height, width].
 
-    The result is that of timm's evaluation transform, but for `floor_crop`. Before it a picture
-    becomes RGB, or L for a one-channel model, as torchvision's ImageFolder does it: transparency is
-    dropped and the EXIF orientation is not applied. Of images with other channels, or more than 8
-    bits, each channel is put through the same steps on its own, in floats; see `channels.fitted`,
-    which also says what is raised.
+    The result is that of timm's evaluation transform, but for `floor_crop` and `float_resize`.
+    Before it a picture becomes RGB, or L for a one-channel model, as torchvision's ImageFolder does
+    it: transparency is dropped and the EXIF orientation is not applied. Of images with other
+    channels, or more than 8 bits, each channel is put through the same steps on its own, in floats;
+    see `channels.fitted`, which also says what is raised.
     """
     import torch
     from PIL import Image
 
     from vitcompress.data.channels import fitted
 
-    found = fitted(image, spec.channels, floats=False)
+    found = fitted(image, spec.channels, floats=spec.float_resize)
     if isinstance(found, Image.Image):
         return _transform(spec)(found)
     steps = zip(_by_channel(spec), found, strict=True)
@@ -119,7 +123,7 @@ def _transform(spec: Preprocess) -> "Callable[[Image], torch.Tensor]":
     from timm.data import create_transform
     from torchvision.transforms import CenterCrop
 
-    facts = spec.model_dump(exclude={"channels", "input_size", "floor_crop"})
+    facts = spec.model_dump(exclude=_OWN)
     transform: Any = create_transform((spec.channels, *spec.input_size), is_training=False, **facts)
     if spec.floor_crop:
         steps = transform.transforms

@@ -172,6 +172,7 @@ def _tar(path: Path) -> Listing:
             for member in sorted(members.values(), key=lambda member: not member.isfile()):
                 name = PurePosixPath(member.name)
                 if not (is_image(member.name) or name.suffix == ".cls"):
+                    _check_folder(member, members, path)
                     continue
                 held = _followed(member, members, path)
                 if not held.isfile():
@@ -212,12 +213,32 @@ def _followed(
     for _ in members:
         if not (held.islnk() or held.issym()):
             return held
-        inside = posixpath.dirname(held.name) if held.issym() else ""
-        target = posixpath.normpath(posixpath.join(inside, held.linkname))
-        if target not in members:
+        if (target := _target(held)) not in members:
             break
         held = members[target]
-    raise InputError(
+    raise _leads_nowhere(member, path)
+
+
+def _check_folder(
+    member: tarfile.TarInfo, members: Mapping[str, tarfile.TarInfo], path: Path
+) -> None:
+    """Raise `InputError` for a link to a folder elsewhere: its images would be missing. The images
+    of one that is in the archive are found under its own name."""
+    if member.issym() and not PurePosixPath(member.name).suffix:
+        target = _target(member)
+        inside = target == "." or any(f"{name}/".startswith(f"{target}/") for name in members)
+        if not inside:
+            raise _leads_nowhere(member, path)
+
+
+def _target(link: tarfile.TarInfo) -> str:
+    """The name that `link` leads to: a symbolic one starts where it lies, a hard one at the top."""
+    home = posixpath.dirname(link.name) if link.issym() else ""
+    return posixpath.normpath(posixpath.join(home, link.linkname))
+
+
+def _leads_nowhere(member: tarfile.TarInfo, path: Path) -> InputError:
+    return InputError(
         f"{path}: {member.name} is a link to {member.linkname}, which leads to nothing in it; "
         "pack it again with what links lead to (tar --dereference)"
     )

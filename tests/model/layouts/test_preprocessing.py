@@ -127,4 +127,4 @@ def test_a_processor_saved_with_that_of_texts(tmp_path: Path) -> None:
     hf.CLIPVisionModel(config).save_pretrained(tmp_path)
     size = '{"size": {"height": 224, "width": 224}, "image_mean": [0.1], "image_std": [0.2]}'
     (tmp_path / "processor_config.json").write_text(f'{{"image_processor": {size}}}')
-    assert convert(read_source(tmp_path)).preprocess["mean"] == [0.1]
+    assert convert(read_source(tmp_path)).preprocess["mean"] == [0.1] * 3

@@ -23,6 +23,14 @@ _ACTIVATIONS = {
 }
 
 
+def tower_config(source: Source) -> Mapping[str, Any]:
+    """What the description says of the vision tower, alone or beside one for texts."""
+    found: Mapping[str, Any] = setting(
+        source.config, "vision_config", dict, source.config, source.place
+    )
+    return found
+
+
 def activation(source: Source, config: Mapping[str, Any], usual: str = "gelu") -> str:
     """timm's name of `hidden_act`, which is `usual` where it is not said."""
     name = setting(config, "hidden_act", str, usual, source.place)
@@ -88,6 +96,11 @@ def preprocess(source: Source) -> dict[str, Any]:
 
     Raises `InputError` for steps that have no counterpart there.
     """
+    if "max_num_patches" in source.processor:
+        raise InputError(
+            f"{source.place}: its preprocessor_config.json makes patches of images of any shape"
+            " (NaFlex), which is not supported; give a checkpoint of one fixed resolution"
+        )
     return {**_resizing(source), **_statistics(source)} if source.processor else {}
 
 
@@ -97,9 +110,11 @@ def _statistics(source: Source) -> dict[str, Any]:
     if said.get("do_rescale", True):
         scale *= _numbers(source, "rescale_factor", [1 / 255])[0]
         offset = float(bool(said.get("rescale_offset", said.get("offset", False))))
-    mean, std = [0.0] * 3, [1.0] * 3
+    channels = setting(tower_config(source), "num_channels", int, 3, source.place)
+    mean, std = [0.0] * channels, [1.0] * channels
     if said.get("do_normalize", True):
-        mean, std = _numbers(source, "image_mean"), _numbers(source, "image_std")
+        found = (_numbers(source, key) for key in ("image_mean", "image_std"))
+        mean, std = (each * channels if len(each) == 1 else each for each in found)
     # Pixels are taken as 0…1 times `scale` less `offset` there, and as 0…1 here.
     return {"mean": [(m + offset) / scale for m in mean], "std": [s / scale for s in std]}
 
@@ -140,6 +155,7 @@ def _sizes(source: Source, crops: bool) -> dict[str, Any]:
         "crop_pct": (share := _share(crop[0], size[0])),
         "crop_mode": "center" if shortest else "squash",
         "floor_crop": True,
+        "float_resize": _kind(source) == "DINOv3ViT",  # it rescales before it resizes
     }
     if not 0 < share <= 1 or math.floor(crop[1] / share) != size[1]:
         raise _fault(source, f"{list(crop)} pixels are cropped out of {list(size)}")

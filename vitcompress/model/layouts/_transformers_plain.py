@@ -90,14 +90,6 @@ def is_tower(source: Source, kinds: tuple[str, ...], *keys: str) -> bool:
     return {key.removeprefix("vision_model.") for key in source.tensors} >= set(keys)
 
 
-def tower_config(source: Source) -> Mapping[str, Any]:
-    """What the description says of the vision tower, alone or beside one for texts."""
-    found: Mapping[str, Any] = setting(
-        source.config, "vision_config", dict, source.config, source.place
-    )
-    return found
-
-
 def with_positions(tensors: dict[str, Tensor], place: str) -> dict[str, Tensor]:
     """`tensors` of a tower, its positions in the shape that timm has them in."""
     return tensors | {"pos_embed": needed(tensors, "pos_embed", 2, place)[None]}

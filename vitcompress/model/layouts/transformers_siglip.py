@@ -8,13 +8,13 @@ from torch import Tensor
 from vitcompress.errors import InputError
 from vitcompress.model.layouts import Converted, Source
 from vitcompress.model.layouts._renaming import joined, needed, renamed
+from vitcompress.model.layouts._transformers import tower_config
 from vitcompress.model.layouts._transformers_plain import (
     TEXT,
     TOWER,
     Usual,
     is_tower,
     plain_vit,
-    tower_config,
     with_positions,
     without_text,
 )
