@@ -72,11 +72,12 @@ def test_images_are_prepared_as_they_are_in_a_run(tmp_path: Path) -> None:
         ["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"],
         ["center", "squash", "border"],
         [False, True],
+        [False, True],
         [(24, 24), (16, 29)],
         [1.0, 0.9],
     )
     sizes = [(41, 67), (67, 40), (9, 13), (24, 24)]
-    for number, (interpolation, mode, floor, target, crop_pct) in enumerate(choices):
+    for number, (interpolation, mode, floor, floats, target, crop_pct) in enumerate(choices):
         channels = 1 if number % 5 == 0 else 3
         spec = Preprocess(
             input_size=target,
@@ -87,10 +88,14 @@ def test_images_are_prepared_as_they_are_in_a_run(tmp_path: Path) -> None:
             interpolation=interpolation,
             crop_mode=mode,
             floor_crop=floor,
+            float_resize=floats,
         )
         file = picture(tmp_path / "x.png", *sizes[number % len(sizes)], seed=number)
         expected = model_input(Image.open(file), spec).numpy()
-        assert np.array_equal(predict.prepared(file, spec.model_dump(mode="json")), expected), spec
+        found = predict.prepared(file, spec.model_dump(mode="json"))
+        assert np.abs(found - expected).max() <= (1e-6 if floats else 0), spec
+    told = {"input_size", "channels", "mean", "std", "crop_pct", "interpolation", "crop_mode"}
+    assert told | {"floor_crop", "float_resize"} == set(Preprocess.model_fields)  # all are tried
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "1", "P"])

@@ -45,7 +45,8 @@ class Model:
     """An exported file, held ready, and what it says of itself.
 
     `preprocessing`: by the names of timm (`input_size`, `mean`, `std`, `crop_pct`,
-    `interpolation`, `crop_mode`), with `channels`, and `floor_crop` where it is set.
+    `interpolation`, `crop_mode`), with `channels`, and where they are set, `floor_crop` and
+    `float_resize`.
     """
 
     session: onnxruntime.InferenceSession
@@ -147,6 +148,7 @@ def prepared(path: Path, spec: dict[str, Any]) -> np.ndarray:
         image = _array(path, channels) if path.suffix.lower() == ".npy" else _picture(path)
         if isinstance(image, Image.Image) and channels in (1, 3):
             image = image.convert("RGB" if channels == 3 else "L")
+        if isinstance(image, Image.Image) and channels in (1, 3) and not spec.get("float_resize"):
             planes = np.asarray(_fitted(image, spec, [round(255 * mean) for mean in means]))
             planes = planes.reshape(*planes.shape[:2], channels).transpose(2, 0, 1)
             pixels = planes.astype(np.float32) / np.float32(255)
