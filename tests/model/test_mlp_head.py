@@ -16,6 +16,9 @@ from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check_parity
 from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.model.head import Choice
+from vitcompress.model.layouts import Converted
+from vitcompress.model.mlp_head import described
+from vitcompress.model.naming import skeleton
 
 NAME = "vit_tiny_patch16_224"
 SMALL: dict[str, Any] = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
@@ -184,6 +187,12 @@ def test_an_activation_of_nothing_is_refused(make_module: Make, tmp_path: Path) 
     saved(file, make_module(num_classes=0), head, "head")
     with pytest.raises(InputError, match=r"model\.head\.activation: its layers leave no room"):
         read(file, "gelu")
+
+
+@pytest.mark.parametrize("name", ["caformer_s18", "inception_next_tiny", "crossvit_9_240"])
+def test_heads_of_timm_stay_as_they_are(name: str) -> None:
+    converted = Converted(name, skeleton(name, {}, name).state_dict())
+    assert described(converted, None, "x.pth") is converted
 
 
 def test_a_norm_beside_no_linear_is_refused(make_module: Make, tmp_path: Path) -> None:

@@ -38,6 +38,9 @@ def described(converted: Converted, activation: str | None, place: str) -> Conve
         layers.setdefault(int(match[3]), {})[match[4]] = converted.tensors[key]
     layers = dict(sorted(layers.items()))
     one_row = len({(match[1], match[2]) for match in found.values()}) == 1
+    # Some heads of timm have numbered layers too, and others beside them.
+    tops = {key.partition(".")[0] for key in found}
+    one_row &= all(key in found for key in converted.tensors if key.partition(".")[0] in tops)
     if converted.head is not None or not one_row or not _is_mlp(layers, found):
         if activation not in (None, "none"):
             raise InputError(f"{place}: {_KEY}: it has no head of several layers; leave it out")
@@ -51,10 +54,16 @@ def described(converted: Converted, activation: str | None, place: str) -> Conve
 
 
 def _is_mlp(layers: Mapping[int, State], found: Mapping[str, re.Match[str]]) -> bool:
-    """Whether these layers are linear ones and norms, and several."""
+    """Whether these layers are linear ones and norms, several, and each takes what comes to it."""
     kinds = list(map(_kind, layers.values()))
     if len(kinds) < 2 or None in kinds or "linear" not in kinds:
         return False
+    width = None
+    for tensors in layers.values():
+        weight = tensors.get("weight", tensors.get("running_var"))
+        if weight is None or width not in (None, weight.shape[-1]):
+            return False  # heads beside each other, as CrossViT has them
+        width = len(weight)
     # Where only what has tensors is counted, nobody knows on which side of a norm what has none is.
     return set(kinds) == {"linear"} or not any(match[2] for match in found.values())
 
