@@ -35,6 +35,7 @@ def test_a_run_writes_the_whole_folder(call: Call, recipe: Path, tmp_path: Path)
     assert code == 0, stderr
     assert {f.name for f in out.iterdir()} == {
         "model.onnx",
+        "predict.py",
         "model.safetensors",
         "config.json",
         "report.json",

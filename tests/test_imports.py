@@ -30,6 +30,8 @@ def imported(code: str, *arguments: object, folder: Path) -> tuple[int, set[str]
         (["run", "--help"], 0),
         (["run", "r.yaml", "--threads", "0"], 2),
         (["inspect", "gone.pth"], 2),
+        (["predict", "gone", "r.yaml"], 2),
+        (["predict", "r.yaml", "gone.jpg"], 2),
         (["eval", "gone.pth", "--evaluation", "images"], 2),
         (["eval", "r.yaml", "--evaluation", "images"], 2),
         (["recipes"], 0),
@@ -69,6 +71,7 @@ def test_a_command_that_computes_nothing_imports_nothing_slow(
         ".data.images",
         ".report.format",
         ".recipe",
+        ".export",
     ],
 )
 def test_a_light_module_imports_nothing_slow(module: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn, ParamSpec, TypeVar
 
 import typer
 
-from vitcompress import paths
+from vitcompress import cli_looking
 from vitcompress.cli_options import (
     AsJson,
     Calibration,
@@ -28,6 +28,7 @@ from vitcompress.cli_options import (
     Settings,
     Threads,
     Version,
+    given_values,
 )
 from vitcompress.console import console, print_facts, print_json, say
 from vitcompress.errors import InputError, VitcompressError
@@ -79,23 +80,6 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def _given(
-    model: str | None,
-    name: str | None,
-    calibration: str | None = None,
-    evaluation: str | None = None,
-    classes: Path | None = None,
-) -> dict[str, str | None]:
-    """What the command line sets in a recipe, by dotted key."""
-    return {
-        "model.checkpoint": model,
-        "model.name": name,
-        "data.calibration": calibration,
-        "data.evaluation": evaluation,
-        "data.classes": None if classes is None else str(classes),
-    }
-
-
 @app.command()
 @reported
 def run(
@@ -118,7 +102,7 @@ def run(
     """Run a RECIPE on a MODEL; write weights, ONNX and a report; exit 1 when a gate fails."""
     from vitcompress.recipe import check_inputs, find_recipe, load_recipe
 
-    given = _given(model, name, calibration, evaluation, classes)
+    given = given_values(model, name, calibration, evaluation, classes)
     resolved = load_recipe(find_recipe(recipe), settings or (), given)
     check_inputs(resolved)
     from vitcompress import pipeline
@@ -158,7 +142,7 @@ def export(
     """Export a MODEL as it is to ONNX, checked against torch on images: a run without stages."""
     from vitcompress.recipe import check_inputs, recipe_without_stages
 
-    given = _given(model, name, calibration, evaluation, classes)
+    given = given_values(model, name, calibration, evaluation, classes)
     recipe = recipe_without_stages(given, settings or ())
     check_inputs(recipe)
     from vitcompress import pipeline
@@ -188,7 +172,7 @@ def plan(
     from vitcompress.recipe import check_inputs, find_recipe, load_recipe
     from vitcompress.report.format import size
 
-    given = _given(model, name)
+    given = given_values(model, name)
     resolved = load_recipe(find_recipe(recipe), settings or (), given)
     check_inputs(resolved, images=False)
     from vitcompress import pipeline
@@ -236,7 +220,7 @@ def sensitivity(
 
     if out is not None:
         _check_table(out)
-    file, given = find_recipe(recipe), _given(model, name, calibration)
+    file, given = find_recipe(recipe), given_values(model, name, calibration)
     resolved = load_recipe(file, settings or (), given)
     if score is not None:
         scored = [s.name for s in resolved.stages if s.type == "quantize"]
@@ -278,93 +262,11 @@ def _check_table(out: Path) -> None:
         raise InputError(f"--out {out}: cannot be written to: {error.strerror}") from None
 
 
-@app.command()
-@reported
-def inspect(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="Checkpoint, output folder or ONNX.")],
-    name: Name = None,
-    settings: Settings = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Say what a checkpoint, an output folder or an ONNX file holds."""
-    paths.check_path(path, paths.CHECKPOINT)
-    from vitcompress.recipe import recipe_without_stages
-
-    recipe = recipe_without_stages(_given(path, name), settings or ())
-    from vitcompress import inspection
-
-    facts = inspection.facts(recipe)
-    print_json(facts) if as_json else print_facts(facts)
-
-
-@app.command("eval")
-@reported
-def evaluate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="An ONNX file, an output folder or a checkpoint.")
-    ],
-    evaluation: Annotated[
-        str,
-        typer.Option(
-            help="Labelled images: class folders, .tar or .npz.", envvar="VITCOMPRESS_EVALUATION"
-        ),
-    ],
-    name: Name = None,
-    classes: Classes = None,
-    settings: Settings = None,
-    limit: Limit = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Measure the accuracy of a MODEL on labelled images."""
-    paths.check_path(model, paths.CHECKPOINT)
-    paths.check_path(evaluation, paths.IMAGES)
-    from vitcompress.recipe import recipe_without_stages
-
-    given = _given(model, name, None, evaluation, classes)
-    recipe = recipe_without_stages(given, settings or ())
-    from vitcompress import inspection
-
-    facts = inspection.evaluate(recipe, limit)
-    print_json(facts) if as_json else print_facts(facts)
-
-
-@app.command()
-@reported
-def bench(
-    first: Annotated[str, typer.Argument(metavar="A", help="An ONNX file or an output folder.")],
-    second: Annotated[str | None, typer.Argument(metavar="[B]", help="A second one.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
-    seconds: Annotated[float, typer.Option(min=0, help="Time for each model.")] = 5.0,
-    threads: Threads = 1,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Time one ONNX file, or two in turns, in onnxruntime."""
-    from vitcompress import inspection
-
-    facts = inspection.bench([first, *([second] if second else [])], batch, seconds, threads)
-    print_json(facts) if as_json else print_facts(facts)
-
-
-@app.command()
-@reported
-def compare(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Output folders of earlier runs.")
-    ],
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Put the figures of several runs side by side."""
-    from vitcompress.report import terminal
-    from vitcompress.report.model import Report
-
-    reports = {str(run): Report.read(run) for run in runs}
-    say(terminal.comparison(reports))
-    if as_json:
-        print_json({run: report.final.model_dump() for run, report in reports.items()})
+app.command()(reported(cli_looking.inspect))
+app.command()(reported(cli_looking.predict))
+app.command("eval")(reported(cli_looking.evaluate))
+app.command()(reported(cli_looking.bench))
+app.command()(reported(cli_looking.compare))
 
 
 @app.command()
@@ -395,12 +297,28 @@ def recipes(as_json: AsJson = False) -> None:
 @app.command()
 @reported
 def models(as_json: AsJson = False) -> None:
-    """List the families of models and the layouts of checkpoints that are known."""
-    from vitcompress import registry
+    """List the families of models, which stages work on them, and the layouts that are known."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from vitcompress import registry, support
 
     rooms = ("families", "layouts")
     found = {room: registry.summaries(f"vitcompress.model.{room}") for room in rooms}
-    print_json(found) if as_json else print_facts(found)
+    rows = support.known()
+    if as_json:
+        return print_json({**found, "stages": [row.model_dump() for row in rows]})
+    print_facts(found)
+    head, *below = support.cells(rows)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("model (family)", overflow="fold")
+    for stage in head[1:]:
+        table.add_column(stage, min_width=max(map(len, stage.split())))
+    for row, (model, *works) in zip(rows, below, strict=True):
+        table.add_row(f"{model} ({row.family})", *works)
+    say(table)
+    for number, line in enumerate(support.lines(rows), 1):
+        say(f"({number}) {line}")
 
 
 def main() -> None:

@@ -67,3 +67,20 @@ Version = Annotated[
     bool, typer.Option("--version", is_eager=True, callback=_print_version, help="The version.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
+
+
+def given_values(
+    model: str | None,
+    name: str | None,
+    calibration: str | None = None,
+    evaluation: str | None = None,
+    classes: Path | None = None,
+) -> dict[str, str | None]:
+    """What the command line sets in a recipe, by dotted key."""
+    return {
+        "model.checkpoint": model,
+        "model.name": name,
+        "data.calibration": calibration,
+        "data.evaluation": evaluation,
+        "data.classes": None if classes is None else str(classes),
+    }

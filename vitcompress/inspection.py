@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,16 @@ import torch
 
 from vitcompress import targets, tasks
 from vitcompress.data.preprocess import Preprocess
+from vitcompress.dense import load_dense
 from vitcompress.errors import InputError
 from vitcompress.evaluation import Runner, judge, torch_runner
 from vitcompress.export import folder
 from vitcompress.export.onnx import load_onnx, metadata
 from vitcompress.measure import cost
 from vitcompress.measure.runtime import logits, time_in_turns
-from vitcompress.model.architecture import VitModel
+from vitcompress.model.architecture import VitModel, spec_of, stored_tensors
+from vitcompress.model.origins import of_timm
 from vitcompress.output import ONNX, onnx_bytes
-from vitcompress.pipeline import load_dense
 from vitcompress.place import MANIFEST
 from vitcompress.recipe import Recipe
 from vitcompress.run_images import evaluation_images
@@ -51,8 +53,10 @@ def facts(recipe: Recipe) -> dict[str, Any]:
         files = {f.name: f.stat().st_size for f in sorted(Path(path).iterdir()) if f.is_file()}
         exported = Path(path) / ONNX
         onnx_file = {"onnx": _onnx_facts(exported)} if exported.exists() else {}
-        return {**found, "file_bytes": files, **onnx_file}
-    return _model_facts(load_dense(recipe))
+        said = {"origins": {"all": f"{folder.CONFIG} of a run"}}
+        return {**found, **said, "file_bytes": files, **onnx_file}
+    model = load_dense(recipe)
+    return {**_model_facts(model), "origins": _origins(model, recipe)}
 
 
 def evaluate(recipe: Recipe, limit: int | None) -> dict[str, Any]:
@@ -144,7 +148,7 @@ def _model_facts(model: VitModel) -> dict[str, Any]:
     )
     return {
         "timm": model.architecture.timm,
-        **({"layout": model.layout} if model.layout else {}),
+        **({"layout": model.reading.layout} if model.reading else {}),
         "family": model.anatomy.family,
         "options": model.architecture.options,
         "task": model.task.name,
@@ -152,10 +156,30 @@ def _model_facts(model: VitModel) -> dict[str, Any]:
         "parameters": cost.parameters(model.module),
         "macs": cost.macs(model),
         "tensor_bytes": folder.stored_bytes(model),
+        "dtypes": dict(_dtypes(model)),
         "quantized_layers": dict(layers),
         "sparse_layers": len(model.architecture.sparse),
         "preprocessing": model.preprocess.model_dump(mode="json"),
     }
+
+
+def _dtypes(model: VitModel) -> Mapping[str, int]:
+    """How many tensors of each type are stored: in the checkpoint, else as an output has them."""
+    if model.reading is not None:
+        return model.reading.dtypes
+    tensors = stored_tensors(model).values()
+    return Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors)
+
+
+def _origins(model: VitModel, recipe: Recipe) -> dict[str, str]:
+    """Whence each thing that is known of a dense model came."""
+    if model.reading is not None:
+        found = dict(model.reading.origins)
+    else:  # of timm:NAME
+        told = {f"data.{key}": value for key, value in recipe.data.preprocess_overrides().items()}
+        found = {"name": "given as timm:NAME", "task": "the number of outputs"} | of_timm(told)
+    kind = type(spec_of(model.architecture).build(model.architecture.timm)).__name__
+    return {**found, "family": f"timm's class {kind}"} | ({"task": "task"} if recipe.task else {})
 
 
 def _onnx_facts(path: Path) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from typing import Any
 from vitcompress import processor
 from vitcompress import recipe as recipes
 from vitcompress.console import console
+from vitcompress.export import predict
 from vitcompress.model.architecture import VitModel
 from vitcompress.place import MANIFEST
 from vitcompress.report import html, junit, markdown
 from vitcompress.report.model import Artifact, Report
 
-ONNX = "model.onnx"
+ONNX, PREDICT = predict.MODEL, "predict.py"
 _PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy")
 
 
@@ -46,6 +47,11 @@ def _passing_folder() -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     console.print("no home folder: nothing is kept for --resume; VITCOMPRESS_CACHE names a place")
     return folder
+
+
+def write_predict(folder: Path) -> None:
+    """The script that runs the ONNX file on images without vitcompress, always the same."""
+    shutil.copyfile(predict.__file__, folder / PREDICT)
 
 
 def write_reports(folder: Path, report: Report) -> None:

@@ -21,5 +21,7 @@ def exists(path: str | Path) -> bool:
 
 def check_path(path: str | None, absent: str) -> None:
     """Raise `InputError`, saying what is `absent`, where `path` is one and nothing is there."""
+    if path == "":
+        raise InputError("a path that is given is empty: it must not be empty; leave it out")
     if path is not None and not path.startswith(BUILT_IN) and not exists(path):
         raise InputError(f"{path}: {absent}")

@@ -14,6 +14,7 @@ from torch import Tensor
 from vitcompress import gates, output, targets, trained_size
 from vitcompress.console import console
 from vitcompress.data.images import ImageSet, batches
+from vitcompress.dense import load_dense, say_model
 from vitcompress.details import Table
 from vitcompress.errors import InputError, ParityError
 from vitcompress.evaluation import Judged, judge, torch_runner
@@ -24,8 +25,7 @@ from vitcompress.measure import cost
 from vitcompress.measure.runtime import logits as onnx_logits
 from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model import image_size
-from vitcompress.model.architecture import VitModel, from_source
-from vitcompress.model.head import Choice
+from vitcompress.model.architecture import VitModel
 from vitcompress.place import writing
 from vitcompress.recipe import Recipe
 from vitcompress.report.figures import told
@@ -61,34 +61,6 @@ class Options:
     threads: int = 1
     limit: int | None = None
     resume: bool = False
-
-
-def load_dense(recipe: Recipe) -> VitModel:
-    """The dense model a recipe names, with its task.
-
-    Raises `InputError` where it cannot be had, where it cannot have the task that the recipe names,
-    and where a gate asks for what that task does not give.
-    """
-    source = recipe.model.checkpoint
-    if source is None:
-        raise InputError("no model: give a checkpoint after the recipe, or model.checkpoint in it")
-    model = from_source(
-        source,
-        recipe.model.name,
-        dict(recipe.model.options),
-        recipe.model.num_classes,
-        recipe.data.preprocess_overrides(),
-        recipe.model.key,
-        Choice(recipe.model.output, recipe.model.normalise),
-    )
-    model = model.with_task(recipe.task or model.task_name)
-    if recipe.model.normalise and model.task.name != "embedding":
-        raise InputError(
-            f"model.normalise: the task is {model.task.name}, and only embeddings have a length; "
-            "set task: embedding, or model.output for the features before the head"
-        )
-    gates.applying(recipe.gates, judging(recipe, model).task)
-    return model
 
 
 @dataclass(frozen=True)
@@ -141,7 +113,7 @@ def sensitivity(recipe: Recipe, options: Options) -> dict[str, Table]:
     """
     torch.manual_seed(options.seed)
     model = load_dense(recipe)
-    _say_model(model)
+    say_model(model)
     context = _context(
         recipe, model, open_run_images(recipe, model, options.limit, options.seed), options
     )
@@ -171,7 +143,7 @@ def run(recipe: Recipe, out: Path, options: Options) -> Report:
     with writing(out) as target, TemporaryDirectory(prefix="vitcompress-") as scratch:
         torch.manual_seed(options.seed)
         dense = load_dense(recipe)
-        _say_model(dense)
+        say_model(dense)
         data = open_run_images(recipe, dense, options.limit, options.seed)
         for _ in _planned(recipe, dense):
             pass  # what is wrong with a late stage is told before the first takes its time
@@ -285,7 +257,9 @@ class _Run:
         parity = self._export(model, file, facts)
         artifacts = []
         if export.onnx:
+            output.write_predict(self.target)
             artifacts += [output.artifact(file, parity)]
+            artifacts += [output.artifact(self.target / output.PREDICT, {})]
             artifacts += [output.artifact(f, {}) for f in self.target.glob("*.onnx.data")]
         if export.safetensors:
             folder.save_folder(model, self.target)
@@ -399,21 +373,6 @@ def _step(title: str) -> Iterator[float]:
     start = time.monotonic()
     yield start
     console.print(f"  done in {time.monotonic() - start:.1f} s")
-
-
-def _say_model(model: VitModel) -> None:
-    spec = model.preprocess
-    console.print(
-        f"{model.architecture.timm}: {_outputs(model)}, images "
-        f"{spec.input_size[0]}×{spec.input_size[1]} {spec.interpolation}, crop {spec.crop_pct}, "
-        f"mean {spec.mean}, std {spec.std}"
-    )
-
-
-def _outputs(model: VitModel) -> str:
-    """What comes out of a model, in words: `classification, 10 outputs`."""
-    head = f"{model.num_classes} output(s)" if model.num_classes else "no head"
-    return f"{model.task.name}, {head}"
 
 
 def _model_facts(recipe: Recipe, dense: VitModel, model: VitModel) -> dict[str, Any]:

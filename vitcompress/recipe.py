@@ -27,7 +27,7 @@ from vitcompress.model.options import ModelOptions
 from vitcompress.recipe_errors import first_error
 from vitcompress.registry import OneOf
 from vitcompress.stages.registry import StageConfig
-from vitcompress.terms import Output
+from vitcompress.terms import Activation, Output
 from vitcompress.yamltext import Document, dump, override, parse_yaml, read_override, replaced
 
 
@@ -60,6 +60,15 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class HeadSection(_Section):
+    """What no tensor tells of a head of several layers.
+
+    `activation`: what follows each of its linear layers but the last; `none` where nothing does.
+    """
+
+    activation: Activation | Literal["none"] | None = None
+
+
 class ModelSection(_Section):
     """Where the model comes from.
 
@@ -68,7 +77,8 @@ class ModelSection(_Section):
     `options`: keyword arguments of `timm.create_model`. `output`: which features are the output,
     the head left out: `pooled` as the model pools them, the class `token`, the `average` of the
     patches, these two `joined`, or all patch `tokens`; by default the output is that of the
-    checkpoint. `normalise`: whether embeddings are brought to length one.
+    checkpoint. `normalise`: whether embeddings are brought to length one. `head`: what is not known
+    of the head of the checkpoint.
     """
 
     checkpoint: _Text | None = None
@@ -78,6 +88,7 @@ class ModelSection(_Section):
     num_classes: _Count | None = None
     output: Output | None = None
     normalise: bool | None = None
+    head: HeadSection = HeadSection()
 
 
 class DataSection(_Section):

@@ -13,6 +13,9 @@ MERGING = "vitcompress.methods.merging"
 MergeMethod = Annotated[str, OneOf(MERGING)]
 """How tokens are chosen and merged."""
 
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh"]
+"""A function of each value, by timm's name of it."""
+
 Output = Literal["pooled", "token", "average", "joined", "tokens"]
 """Which features are the output of a model without its head: its own pooling of the tokens, the
 class token, the average of all patches, these two joined, or each patch by itself."""

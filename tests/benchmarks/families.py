@@ -2,6 +2,7 @@
 
     python tests/benchmarks/families.py          # what `plan` says, in seconds
     python tests/benchmarks/families.py --run    # every cell run, exported, checked and read again
+    python tests/benchmarks/families.py --write  # makes it what `vitcompress models` says
 
 A cell is "yes", or the number of the line that refuses it, below the table. Models are small
 and untrained: the table is of what can be carried out, not of what it costs.
@@ -11,7 +12,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from vitcompress import support
 from vitcompress.console import console
+from vitcompress.dense import load_dense
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel
-from vitcompress.pipeline import Options, load_dense, run
+from vitcompress.pipeline import Options, run
 from vitcompress.recipe import Recipe
 from vitcompress.stages.registry import stage_of
 from vitcompress.stages.stage import StageResult
@@ -89,7 +92,6 @@ STAGES: dict[str, dict[str, Any]] = {
         "bits": {"average": 5, "widths": [4, 5, 6, 8]},
     },
 }
-YES = "yes"
 
 Outcome = Callable[[Recipe, VitModel], StageResult]
 
@@ -138,39 +140,30 @@ def carried_out(recipe: Recipe, model: VitModel) -> StageResult:
     return result
 
 
-def cells(model: str, outcome: Outcome, folder: Path) -> Iterator[str]:
-    """For each stage `YES`, or the line that refuses it."""
+def supported(model: str, outcome: Outcome, folder: Path) -> support.Support:
+    """What works on one of the `MODELS`."""
     name, options = MODELS[model]
     file = checkpoint(name, options, folder)
-    loaded = load_dense(recipe_of(file, name, options, "tail"))
+    loaded, stages = load_dense(recipe_of(file, name, options, "tail")), dict[str, str | None]()
     for stage in STAGES:
         try:
             skipped = outcome(recipe_of(file, name, options, stage), loaded).facts.get("skipped")
         except InputError as error:
-            yield str(error).partition(": ")[2]
+            stages[stage] = str(error).partition(": ")[2]
         else:
-            yield YES if skipped is None else f"skipped: {skipped}"
-
-
-def table(outcome: Outcome, folder: Path) -> str:
-    """The table in Markdown, with the lines that refuse."""
-    lines: list[str] = []
-    rows = [["", *STAGES], ["---"] * (1 + len(STAGES))]
-    for model in MODELS:
-        row = [model]
-        for found in cells(model, outcome, folder):
-            if found != YES and found not in lines:
-                lines.append(found)
-            row.append(found if found == YES else f"no ({lines.index(found) + 1})")
-        rows.append(row)
-    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return text + "\n\n" + "\n".join(f"{i}. {line}" for i, line in enumerate(lines, 1)) + "\n"
+            stages[stage] = None if skipped is None else f"skipped: {skipped}"
+    return support.Support(model=model, family=loaded.anatomy.family, stages=stages)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--run", action="store_true", help="run every cell, not only its plan")
+    parser.add_argument("--write", action="store_true", help="write the table into the package")
     given = parser.parse_args()
     console.quiet = True
     with tempfile.TemporaryDirectory() as place:
-        print(table(carried_out if given.run else planned, Path(place)))  # noqa: T201
+        tried = carried_out if given.run else planned
+        rows = [supported(model, tried, Path(place)) for model in MODELS]
+    if given.write:
+        support.write(rows)
+    print(support.markdown(rows))  # noqa: T201

@@ -44,10 +44,9 @@ def check_parity(
 ) -> dict[str, Any]:
     """Compare the file at `path` with `model` on `pixels` [n, C, H, W].
 
-    Returns the facts for the report, of a quantized model also those
-    of its task against torch, as `torch_NAME`.
-    Raises `ParityError` naming the layer, or the figure and its limit, and for an output that is
-    not finite on either side.
+    Returns the facts for the report, of a quantized model also those of its task against torch, as
+    `torch_NAME`. Raises `ParityError` naming the layer, or the figure and its limit, and for an
+    output that is not finite on either side.
     """
     runtime = targets.load_target(target)
     layers = model.anatomy.quantized()
@@ -67,10 +66,7 @@ def check_parity(
     facts["max_logit_difference"] = float(difference.max())
     facts["mean_logit_difference"] = float(difference.mean())
     if layers:
-        with torch.inference_mode():
-            unrounded = float_twin(model.module)(pixels).numpy()
-        _demand_finite(path, {"the float model of the same weights": unrounded})
-        noise = float(np.abs(ours - unrounded).mean())
+        noise = _noise(path, model, pixels, ours)
         facts["mean_quantization_noise"] = noise
         compared = model.task.compared(torch.from_numpy(theirs), torch.from_numpy(ours))
         facts |= {f"torch_{name}": value for name, value in compared.items()}
@@ -91,6 +87,14 @@ def check_parity(
             )
     facts["passed"] = True
     return facts
+
+
+def _noise(path: Path, model: VitModel, pixels: Tensor, ours: np.ndarray) -> float:
+    """How far rounding the inputs of layers puts `ours` from a float model of the same weights."""
+    with torch.inference_mode():
+        unrounded = float_twin(model.module)(pixels).numpy()
+    _demand_finite(path, {"the float model of the same weights": unrounded})
+    return float(np.abs(ours - unrounded).mean())
 
 
 def _demand_finite(path: Path, outputs: Mapping[str, np.ndarray]) -> None:

@@ -15,16 +15,18 @@ from vitcompress.console import say
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.methods import patterns, quantizer
-from vitcompress.model import checkpoint, compact, layouts
+from vitcompress.model import checkpoint, compact, layouts, mlp_head, origins
 from vitcompress.model.anatomy import Alteration, Anatomy
 from vitcompress.model.embedding import resize_embedding
 from vitcompress.model.families import adopt, anatomy_of
 from vitcompress.model.head import Choice, Head
-from vitcompress.model.image_size import image_sizes
+from vitcompress.model.image_size import ImageSizes, image_sizes
+from vitcompress.model.layouts import Converted, Source
 from vitcompress.model.merging import Merging, MergingBlocks
 from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.model.naming import infer_name
 from vitcompress.model.options import ModelOptions
+from vitcompress.model.origins import Reading
 from vitcompress.model.reading import read_source
 from vitcompress.model.sizes import BlockSizes, narrowable, resize
 from vitcompress.terms import Activations
@@ -93,8 +95,8 @@ class VitModel:
 
     `task_name`: the task where it is not the one that the number of outputs suggests.
     `class_names`: of all outputs, where they are known. `trained_size`: height and width of the
-    images that it was trained for, where they are not those of `preprocess`. `layout`: whose names
-    its tensors had in the checkpoint, where it was read from one.
+    images that it was trained for, where they are not those of `preprocess`. `reading`: how its
+    checkpoint was read, where it comes from one.
     """
 
     module: nn.Module
@@ -103,7 +105,7 @@ class VitModel:
     task_name: str | None = None
     class_names: tuple[str, ...] | None = None
     trained_size: tuple[int, int] | None = None
-    layout: str | None = None
+    reading: Reading | None = None
 
     @property
     def num_classes(self) -> int:
@@ -156,55 +158,73 @@ def from_source(
     Raises `InputError` for whatever is wrong with the checkpoint, and for images of a size that the
     model cannot take.
     """
-    task = classes = layout = None
     wanted = preprocess.get("input_size")
+    if source == "example:glyphs":
+        from vitcompress.example import glyphs
+
+        source = str(Path(glyphs.__file__).with_name("glyphs.safetensors"))
+        name, options = glyphs.TIMM_NAME, {**glyphs.TIMM_OPTIONS, **options}
+        preprocess = {"mean": glyphs.MEAN, "std": glyphs.STD, "crop_pct": 1.0, **preprocess}
     if source.startswith("timm:"):
         known = checkpoint.published(source.removeprefix("timm:"))
         sizes = image_sizes(known, options, wanted, source)
         sized = {key: sizes.options[key] for key in ("img_size",) if key in sizes.options}
         module, spec = checkpoint.pretrained_model(str(known.timm), choice, sized)
-    else:
-        if source == "example:glyphs":
-            from vitcompress.example import glyphs
+        return _prepared(module, spec, sizes, preprocess)
+    found, layout, converted = _converted(source, key)
+    unread = "none" if choice.output else None  # a head that is left out anyway
+    converted = mlp_head.described(converted, choice.activation or unread, source)
+    headless = converted.head is not None and converted.head.layers is not None
+    timm_name = name or converted.timm or infer_name(converted.tensors, source, headless)
+    named = replace(converted, timm=timm_name)
+    sizes = image_sizes(named, options, wanted, source)
+    module, spec = checkpoint.load_model(
+        named, options, num_classes, choice, source=source, sizes=sizes
+    )
+    model = _prepared(module, spec, sizes, {**converted.preprocess, **preprocess})
+    given = {"model.name": name, "model.output": choice.output}
+    given |= {f"model.options.{key}": value for key, value in options.items()}
+    given |= {f"data.{key}": value for key, value in preprocess.items()}
+    model = replace(model, reading=origins.reading(found, layout, converted, spec, given))
+    return model if choice.output is not None else _told(model, converted)
 
-            name, options = glyphs.TIMM_NAME, {**glyphs.TIMM_OPTIONS, **options}
-            preprocess = {"mean": glyphs.MEAN, "std": glyphs.STD, "crop_pct": 1.0, **preprocess}
-            source = str(Path(glyphs.__file__).with_name("glyphs.safetensors"))
-        found = read_source(Path(source), key)
-        if isinstance(found.config.get("architecture"), dict):
-            raise InputError(
-                f"{source}: an output of vitcompress; give the checkpoint it was made from"
-            )
-        layout = layouts.layout_of(found)
-        converted = layouts.convert(found, layout)
-        for note in converted.notes:
-            say(note)
-        headless = converted.head is not None and converted.head.layers is not None
-        timm_name = name or converted.timm or infer_name(converted.tensors, source, headless)
-        converted = replace(converted, timm=timm_name)
-        sizes = image_sizes(converted, options, wanted, source)
-        module, spec = checkpoint.load_model(
-            converted, options, num_classes, choice, source=source, sizes=sizes
+
+def _converted(source: str, key: str | None) -> tuple[Source, str, Converted]:
+    """What is in the file or folder `source`, its layout, and the same in timm's."""
+    found = read_source(Path(source), key)
+    if isinstance(found.config.get("architecture"), dict):
+        raise InputError(
+            f"{source}: an output of vitcompress; give the checkpoint it was made from"
         )
-        preprocess = {**converted.preprocess, **preprocess}
-        if choice.output is None:
-            task, classes = converted.task, converted.classes
+    layout = layouts.layout_of(found)
+    converted = layouts.convert(found, layout)
+    for note in converted.notes:
+        say(note)
+    return found, layout, converted
+
+
+def _prepared(
+    module: nn.Module, spec: checkpoint.ModelSpec, sizes: ImageSizes, preprocess: dict[str, Any]
+) -> VitModel:
+    """The loaded `module`; `preprocess`: what is not as timm has it."""
     facts = checkpoint.pretrained_cfg(spec)
     if sizes.used is not None:
         preprocess = {**preprocess, "input_size": sizes.used}
-    model = VitModel(
+    return VitModel(
         module=adopt(module, facts["input_size"]),
         architecture=Architecture(**spec.model_dump()),
         preprocess=Preprocess.from_timm(facts, **preprocess),
-        task_name=task,
         trained_size=sizes.trained if sizes.changed else None,
-        layout=layout,
     )
-    if classes is not None and len(classes) != model.num_classes:
-        say(f"{len(classes)} class names for {model.num_classes} outputs: they are left out")
-    elif classes is not None:
-        model = replace(model, class_names=classes)
-    return model
+
+
+def _told(model: VitModel, converted: Converted) -> VitModel:
+    """`model` with the task and the names of classes that its checkpoint tells."""
+    names, outputs = converted.classes, model.num_classes
+    if names is not None and len(names) != outputs:
+        say(f"{len(names)} class names for {outputs} outputs: they are left out")
+        names = None
+    return replace(model, task_name=converted.task, class_names=names)
 
 
 def output_shape(model: VitModel) -> tuple[int, ...]:

@@ -100,6 +100,35 @@ def load_model(
     layers = {key: state.pop(key) for key in list(state) if head.layers and _LAYER.match(key)}
     name = converted.timm or infer_name(state, source, headless=head.layers is not None)
     sizes = sizes or image_sizes(replace(converted, timm=name), options or {}, None, source)
+    found = _options(converted, state, name, sizes, num_classes, source)
+    spec = ModelSpec(timm=name, options=found, norm_eps=converted.norm_eps).simplest(source)
+    model = spec.build(source)
+    resampled = _resampled(state, model, sizes, options or {})
+    tensors = _fit(state, model, resampled, converted.antialias)
+    if head.layers is not None:
+        place = head_place(model)
+        set_layers(model, place, head, source)
+        tensors |= {_LAYER.sub(rf"{place.layers}.\1.", key): layers[key] for key in layers}
+    _fill(model, tensors, name, sizes, source)
+    for key in filter(resampled.__contains__, state):
+        if key in tensors and not torch.equal(tensors[key], state[key]):
+            shapes = f"{list(state[key].shape)} to {list(tensors[key].shape)}"
+            size = f", for images of {told(sizes.used)} pixels" if sizes.used else ""
+            say(f"{key} resampled from {shapes}{size}")
+    return _with_head(model, spec, choice.of(converted.head), source)
+
+
+def _options(
+    converted: Converted,
+    state: Mapping[str, Tensor],
+    name: str,
+    sizes: ImageSizes,
+    num_classes: int | None,
+    source: str,
+) -> dict[str, Any]:
+    """The options of timm's constructor for `state`, the tensors of `converted` without those of a
+    described head. Raises `InputError` where `num_classes` contradicts them."""
+    head = converted.head or Head()
     given = {**converted.options, **sizes.options}
     wanted = given.pop("num_classes", None)
     wanted = wanted if num_classes is None else num_classes
@@ -115,15 +144,14 @@ def load_model(
     if classes is None:
         del found["num_classes"]
     asked = {} if num_classes is None else {"num_classes": num_classes}
-    found = fewest_options(state, name, found, {**sizes.options, **asked}, source)
-    spec = ModelSpec(timm=name, options=found, norm_eps=converted.norm_eps).simplest(source)
-    model = spec.build(source)
-    resampled = _resampled(state, model, sizes, options or {})
-    tensors = _fit(state, model, resampled, converted.antialias)
-    if head.layers is not None:
-        place = head_place(model)
-        set_layers(model, place, head, source)
-        tensors |= {_LAYER.sub(rf"{place.layers}.\1.", key): layers[key] for key in layers}
+    return fewest_options(state, name, found, {**sizes.options, **asked}, source)
+
+
+def _fill(
+    model: nn.Module, tensors: Mapping[str, Tensor], name: str, sizes: ImageSizes, source: str
+) -> None:
+    """Load `tensors` into the `model` that timm calls `name`. Raises `InputError` where they are
+    not its own, or not finite."""
     if problems := differences(tensors, model):
         size = f" for images of {told(sizes.used)}" if sizes.used and sizes.changed else ""
         raise InputError(
@@ -132,15 +160,9 @@ def load_model(
             + (", or leave out data.input_size" if size else "")
         )
     model.load_state_dict(tensors)
-    for key in filter(resampled.__contains__, state):
-        if key in tensors and not torch.equal(tensors[key], state[key]):
-            shapes = f"{list(state[key].shape)} to {list(tensors[key].shape)}"
-            size = f", for images of {told(sizes.used)} pixels" if sizes.used else ""
-            say(f"{key} resampled from {shapes}{size}")
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise InputError(f"{source}: {key} holds NaN or infinity; give an intact checkpoint")
-    return _with_head(model, spec, choice.of(converted.head), source)
 
 
 def _with_head(

@@ -12,7 +12,7 @@ from torch import nn
 
 from vitcompress.errors import InputError
 from vitcompress.model.modules.pooling import Normalise, Pool, Pooling
-from vitcompress.terms import Output
+from vitcompress.terms import Activation, Output
 
 _Width = Annotated[int, Field(ge=1, le=65_536)]
 
@@ -48,7 +48,7 @@ class ActivationLayer(_Described):
     """A function of each value, by timm's name of it."""
 
     type: Literal["activation"] = "activation"
-    name: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh"]
+    name: Activation
 
     def build(self) -> nn.Module:
         from timm.layers import create_act_layer
@@ -95,11 +95,13 @@ class Choice(NamedTuple):
     """What a user wants as the output (None: as the checkpoint has it).
 
     `output`: which features, pooled as the model pools them or otherwise; its head is left out.
-    `normalise`: whether outputs are brought to length one.
+    `normalise`: whether outputs are brought to length one. `activation`: what stands between the
+    layers of its head, which no tensor tells.
     """
 
     output: Output | None = None
     normalise: bool | None = None
+    activation: Activation | Literal["none"] | None = None
 
     def of(self, head: Head | None) -> Head | None:
         """The head that comes of it, where that of the checkpoint is `head`."""

@@ -56,7 +56,9 @@ def image_sizes(
     fits = _Fitting(converted.tensors, name, given, source)
     # A layout knows the size of what has tables of relative positions only.
     usual = default if layout is None or fits.embedding is not None else None
-    stated = (layout, folder, said, usual, asked)
+    # Of a size that is asked for, the last pixels shall not be left out as it is in training.
+    whole = asked if _is_whole(model, asked) else None
+    stated = (layout, folder, said, usual, whole)
     trained = next((size for size in stated if size and fits(size)), None)
     if trained is None and (trained := fits.square(model)):
         say(f"its positions are taken for images of {told(trained)} pixels: a square fits them")
@@ -152,12 +154,22 @@ def _default(model: nn.Module) -> Size | None:
 
 
 def _check_whole(model: nn.Module, used: Size | None, trained: Size | None) -> None:
-    patch = size_of(getattr(_patches(model), "patch_size", None))
-    if used is None or patch is None or used == trained:
-        return
-    if any(side % part for side, part in zip(used, patch, strict=True)):
+    if used is not None and used != trained and not _is_whole(model, used):
+        patch = _patch_of(model) or used
         near = [max(1, round(side / part)) * part for side, part in zip(used, patch, strict=True)]
         raise InputError(
             f"data.input_size: {told(used)} is not made of whole patches of {told(patch)} pixels; "
             f"give {told((near[0], near[1]))}"
         )
+
+
+def _is_whole(model: nn.Module, size: Size | None) -> bool:
+    """Whether images of this size are made of whole patches."""
+    patch = _patch_of(model)
+    if size is None or patch is None:
+        return True
+    return not any(side % part for side, part in zip(size, patch, strict=True))
+
+
+def _patch_of(model: nn.Module) -> Size | None:
+    return size_of(getattr(_patches(model), "patch_size", None))

@@ -72,7 +72,7 @@ def test_a_folder(name: str, randomized: Randomized, agree: Any, tmp_path: Path)
     read = agree(model, tmp_path, MODELS[name][1])
     classifies = "ForImageClassification" in name
     assert read.task.name == ("classification" if classifies else "embedding")
-    assert read.layout == "transformers_vit"
+    assert read.reading.layout == "transformers_vit"
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if "MSN" not in name])

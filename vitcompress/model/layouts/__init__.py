@@ -23,13 +23,14 @@ class Source:
 
     `place`: the file or folder, for what is said of it. `config`, `processor`: the config.json (of
     open_clip: open_clip_config.json) and preprocessor_config.json of a folder, empty where there
-    are none.
+    are none. `dtypes`: how many tensors of each type were stored.
     """
 
     place: str
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any] = field(default_factory=dict)
     processor: Mapping[str, Any] = field(default_factory=dict)
+    dtypes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def lengths(source: Source, key: str, default: int) -> int | list[int]:
     return sides[0] if len(set(sides)) == 1 else sides
 
 
-def assumed(source: Source, **facts: Any) -> tuple[str, ...]:
+def without_config(source: Source, **facts: Any) -> tuple[str, ...]:
     """What is to be said of `facts`, options that no shapes tell, where no config.json does."""
     if source.config or not facts:
         return ()

@@ -18,6 +18,11 @@ def matches(source: Source) -> bool:
 def convert(source: Source) -> Converted:
     """The tensors stay as they are; timm writes what model they are of, and how it is used."""
     config = source.config
+    if (kind := config.get("model_type")) and all(t.ndim < 4 for t in source.tensors.values()):
+        raise InputError(
+            f"{source.place}: model_type {str(kind)!r} of its config.json: none of its tensors"
+            " reads images; give a model of images (vitcompress models lists the layouts)"
+        )
     cfg, options = _object(source, "pretrained_cfg"), _object(source, "model_args")
     check_options(options, f"{source.place}: model_args of its config.json")
     name = config.get("architecture")

@@ -20,11 +20,11 @@ from vitcompress.model.layouts._renaming import (
     setting,
 )
 from vitcompress.model.layouts._transformers import (
-    assumed,
     check_activation,
     class_names,
     lengths,
     preprocess,
+    without_config,
 )
 
 _START = r"(?:beit\.|data2vec_vision\.)?"
@@ -128,4 +128,4 @@ def _shapes(
         "mlp_ratio": mlp_ratio(hidden, width),
         "img_size": image,
     }
-    return sizes, assumed(source, **unseen)
+    return sizes, without_config(source, **unseen)

@@ -11,7 +11,12 @@ from vitcompress.model.layouts._renaming import (
     renamed,
     setting,
 )
-from vitcompress.model.layouts._transformers import assumed, check_activation, lengths, preprocess
+from vitcompress.model.layouts._transformers import (
+    check_activation,
+    lengths,
+    preprocess,
+    without_config,
+)
 
 _START = r"(?:dinov3_vit\.)?"
 _BLOCK = _START + r"(?:model\.)?layer\.(\d+)\."
@@ -78,5 +83,5 @@ def convert(source: Source) -> Converted:
         },
         norm_eps=setting(config, "layer_norm_eps", float, 1e-5, place),
         preprocess=preprocess(source),
-        notes=assumed(source, **unseen),
+        notes=without_config(source, **unseen),
     )

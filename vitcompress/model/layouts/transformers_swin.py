@@ -19,11 +19,11 @@ from vitcompress.model.layouts._renaming import (
 )
 from vitcompress.model.layouts._transformers import (
     activation,
-    assumed,
     check_activation,
     class_names,
     lengths,
     preprocess,
+    without_config,
 )
 
 _START = r"(?:swin\.|swinv2\.)?"
@@ -113,7 +113,7 @@ def convert(source: Source) -> Converted:
         norm_eps=setting(source.config, "layer_norm_eps", float, 1e-5, place),
         preprocess=preprocess(source),
         classes=class_names(source),
-        notes=assumed(source, **unseen),
+        notes=without_config(source, **unseen),
     )
 
 

@@ -1,5 +1,6 @@
 """Files of checkpoints, read without running what they contain."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def read_source(path: Path, key: str | None = None) -> Source:
     if not state:
         raise InputError(f"{file}: holds no state dict ({_held(content)}); {RESAVE}")
     _check_plain(state, str(file))
+    dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in state.values())
     beside = content if isinstance(content, Mapping) else {}
     adapter = json_object(file.parent / "adapter_config.json") or beside
 
@@ -48,7 +50,7 @@ def read_source(path: Path, key: str | None = None) -> Source:
 
     state = unprefixed(merged(state, adapter, str(file)), known, str(file))
     floats = {k: t.float() if t.is_floating_point() else t for k, t in state.items()}
-    return Source(str(path), floats, config, processor)
+    return Source(str(path), floats, config, processor, dtypes)
 
 
 def _processor(home: Path) -> dict[str, Any]:

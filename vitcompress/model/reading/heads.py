@@ -8,6 +8,8 @@ from vitcompress.errors import InputError
 
 State = dict[str, Tensor]
 HEADS = ("head", "classifier", "fc", "linear", "cls_head", "mlp_head", "linear_head", "heads")
+LAYER = re.compile(rf"((?:{'|'.join(HEADS)})(?:\.\w+)*?)\.([a-z_]*?)(\d+)\.(\w+)")
+"""A tensor of a head of several layers: the name of the head, that of layers, a number, a kind."""
 # What stands for a whole backbone, not for a part that a model itself has.
 _BACKBONE = re.compile(
     r"\w*(backbone|encoder|model|net|network|base|body|trunk|extractor|vit|deit|beit|swin|dino)\w*"
@@ -41,13 +43,16 @@ def is_linear(head: State) -> bool:
 def as_head(head: State, backbone: State, place: str) -> State:
     """The one linear layer in `head`, with the name that timm has for it on such a backbone.
 
-    Raises `InputError` where it is more than that.
+    Layers that are numbered stay as they are. Raises `InputError` for anything else.
     """
     if not is_linear(head):
+        if all(LAYER.fullmatch(key) for key in head):
+            return head
         layers = sorted({key.rpartition(".")[0] for key in head})
         raise InputError(
-            f"{place}: its classifier ({', '.join(layers[:4])}) is more than one linear layer;"
-            " give a checkpoint whose classifier is one, or without it to have the model embed"
+            f"{place}: its classifier ({', '.join(layers[:4])}) is neither one linear layer nor a"
+            " row of numbered ones; give a checkpoint whose classifier is, or without it to have"
+            " the model embed"
         )
     layer = "head.fc" if any(key.startswith(_POOLED) for key in backbone) else "head"
     return {f"{layer}.{key.rpartition('.')[2]}": tensor for key, tensor in head.items()}

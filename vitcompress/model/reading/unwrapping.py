@@ -12,6 +12,7 @@ from vitcompress.model.reading.heads import HEADS, State
 
 _DEPTH = 4
 _AVERAGE = re.compile(r"(^|[_.])ema([_.]|$)")
+_TEACHER = re.compile(r"(^|[_.])teacher$")
 # What training keeps beside the model, and is none.
 _ASIDE = re.compile(r"\w*(optim|sched|scaler|loss|criterion|callback|loops|metric|param_groups)\w*")
 
@@ -77,9 +78,11 @@ def _chosen(found: Mapping[str, State], place: str) -> str:
     outlines = [_outline(found[at]) for at in whole]
     if len(averages) == 1 and all(outline == outlines[0] for outline in outlines):
         return averages[0]
+    teacher = next((at for at in whole if _TEACHER.search(at)), None)
+    usual = " (of DINO and the like, the one that is used)" if teacher else ""
     raise InputError(
         f"{place}: holds several models: {_listed(whole)};"
-        f" choose one by model.key, as --set model.key={whole[-1]}"
+        f" choose one by model.key, as --set model.key={teacher or whole[-1]}{usual}"
     )
 
 

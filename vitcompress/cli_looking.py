@@ -1,0 +1,135 @@
+"""The commands that look at models and change nothing."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitcompress import paths
+from vitcompress.cli_options import (
+    AsJson,
+    Classes,
+    Limit,
+    Name,
+    Quiet,
+    Settings,
+    Threads,
+    given_values,
+)
+from vitcompress.console import print_facts, print_json, say
+from vitcompress.errors import InputError
+
+
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Checkpoint, output folder or ONNX.")],
+    name: Name = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what a checkpoint, an output folder or an ONNX file holds."""
+    paths.check_path(path, paths.CHECKPOINT)
+    from vitcompress.recipe import recipe_without_stages
+
+    recipe = recipe_without_stages(given_values(path, name), settings or ())
+    from vitcompress import inspection
+
+    facts = inspection.facts(recipe)
+    print_json(facts) if as_json else print_facts(facts)
+
+
+def predict(
+    model: Annotated[
+        str, typer.Argument(metavar="RUN", help="An output folder, or the ONNX file of one.")
+    ],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="The probability from which an output means yes.")
+    ] = 0.5,
+    npy: Annotated[
+        Path | None, typer.Option(help="A .npy file for the outputs, [images, ...].")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what the model of a RUN makes of images, as the `predict.py` in its folder does."""
+    paths.check_path(model, paths.CHECKPOINT)
+    for image in images:
+        paths.check_path(image, paths.IMAGES)
+    from vitcompress.export import predict as script
+
+    file = Path(model) / script.MODEL if Path(model).is_dir() else Path(model)
+    try:
+        held = script.load(file)
+        found = list(script.predictions(held, images, threshold))
+        if npy is not None:
+            script.written(found, npy)
+    except script.BadInput as error:
+        raise InputError(str(error)) from error
+    if as_json:
+        return print_json(script.as_json(found, held.task))
+    for each in found:
+        say(script.told(each))
+
+
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="An ONNX file, an output folder or a checkpoint.")
+    ],
+    evaluation: Annotated[
+        str,
+        typer.Option(
+            help="Labelled images: class folders, .tar or .npz.", envvar="VITCOMPRESS_EVALUATION"
+        ),
+    ],
+    name: Name = None,
+    classes: Classes = None,
+    settings: Settings = None,
+    limit: Limit = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure the accuracy of a MODEL on labelled images."""
+    paths.check_path(model, paths.CHECKPOINT)
+    paths.check_path(evaluation, paths.IMAGES)
+    from vitcompress.recipe import recipe_without_stages
+
+    given = given_values(model, name, None, evaluation, classes)
+    recipe = recipe_without_stages(given, settings or ())
+    from vitcompress import inspection
+
+    facts = inspection.evaluate(recipe, limit)
+    print_json(facts) if as_json else print_facts(facts)
+
+
+def bench(
+    first: Annotated[str, typer.Argument(metavar="A", help="An ONNX file or an output folder.")],
+    second: Annotated[str | None, typer.Argument(metavar="[B]", help="A second one.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0, help="Time for each model.")] = 5.0,
+    threads: Threads = 1,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time one ONNX file, or two in turns, in onnxruntime."""
+    from vitcompress import inspection
+
+    facts = inspection.bench([first, *([second] if second else [])], batch, seconds, threads)
+    print_json(facts) if as_json else print_facts(facts)
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Output folders of earlier runs.")
+    ],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Put the figures of several runs side by side."""
+    from vitcompress.report import terminal
+    from vitcompress.report.model import Report
+
+    reports = {str(run): Report.read(run) for run in runs}
+    say(terminal.comparison(reports))
+    if as_json:
+        print_json({run: report.final.model_dump() for run, report in reports.items()})
