@@ -46,6 +46,13 @@ def test_branches_are_run_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(again) == found
 
 
+def test_a_target_of_older_operators_has_its_times_too(vit: VitModel) -> None:
+    table = LatencyTable(target="portable")
+    assert table.mlp(64, 17, 100, 64) > 0
+    assert table.attention(64, SiteTokens(17, 17, 17), sizes(32, 32), 64, False) > 0
+    assert table.rest(vit, 0.0) > 0
+
+
 def test_between_measured_sizes_and_beyond_it_follows_lines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
