@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from vitcompress import tasks
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import QuantizeConfig
-from vitcompress.stages.quantize.stage import quantize
+from vitcompress.stages.quantize.stage import quantize, residual_share
 from vitcompress.stages.stage import StageResult
 
 MakeVit = Callable[..., VitModel]
@@ -92,3 +93,13 @@ def test_without_a_class_token_no_token_is_special(make_vit: MakeVit, context: C
     vit = make_vit(class_token=False, global_pool="avg")
     model = run(vit, context, residual=1e-6).model
     assert all(q.terms == 1 for q in quantized_layers(model.module).values())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "given", "share"), [(10, None, 0.05), (0, None, 0.2), (10, 0.4, 0.4), (0, 0.0, 0)]
+)
+def test_embeddings_get_more_second_terms_where_nothing_is_said(
+    outputs: int, given: float | None, share: float
+) -> None:
+    config = QuantizeConfig(residual=given)
+    assert residual_share(config, tasks.chosen(None, outputs)) == share

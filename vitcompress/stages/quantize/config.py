@@ -97,11 +97,11 @@ class QuantizeConfig(BaseModel):
     multiplier, in codes of 6 bits or less. `reparametrise`: move channel ranges into the
     neighbouring tensors where that lowers the error. `residual`: the share of the layers'
     multiply-accumulates that may be spent once more, on a second 8-bit term of the inputs whose
-    rounding costs most for that work; beyond it, in costly layers the class token alone has a
-    second term where that takes away most of the cost. `rest`: the type in which matrices that
-    stay float (patch and position embeddings, …) are stored; `int8` is for the weights among them,
-    the others have float16 then. `simulate`: measure besides what inputs of fewer bits would cost;
-    the model that is exported stays the same.
+    rounding costs most for that work (None: 0.05, and 0.2 for embeddings); beyond it, in costly
+    layers the class token alone has a second term where that takes away most of the cost. `rest`:
+    the type in which matrices that stay float (patch and position embeddings, …) are stored; `int8`
+    is for the weights among them, the others have float16 then. `simulate`: measure besides what
+    inputs of fewer bits would cost; the model that is exported stays the same.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -119,7 +119,7 @@ class QuantizeConfig(BaseModel):
     sequential: bool = False
     group: Annotated[int, Field(ge=8)] | None = 24
     reparametrise: bool = True
-    residual: Annotated[float, Field(ge=0, le=1)] = 0.05
+    residual: Annotated[float, Field(ge=0, le=1)] | None = None
     rest: Literal["float16", "float32", "int8"] = "float32"
     simulate: Simulation | None = None
 

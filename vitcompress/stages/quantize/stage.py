@@ -26,11 +26,16 @@ from vitcompress.stages.quantize.selection import allowed_widths
 from vitcompress.stages.quantize.sequence import round_in_sequence, sequence
 from vitcompress.stages.quantize.simulate import check_simulate, simulated
 from vitcompress.stages.stage import Stage, StageResult
+from vitcompress.tasks import Task
 
 _CHARTED = (
     *("output_error", "bits", "importance", "weight_bytes"),
     *("error_8", "error_6", "error_5", "error_4", "error_3", "error_2"),
 )  # columns of tables by layer
+
+
+# Neighbours are told apart by less than classes are.
+_RESIDUAL_SHARE, _RESIDUAL_SHARE_OF_EMBEDDINGS = 0.05, 0.2
 
 
 @dataclass(frozen=True)
@@ -91,11 +96,12 @@ def _rounded(
         if bits[name] < 8:
             weights[name] = known.cost({name: known.float_twin(name, layers[name])})
         costs[name] = max(cost - weights[name], 0.0)
-    for name in _residual_layers(costs, known, config.residual):
+    share = residual_share(config, known.task)
+    for name in _residual_layers(costs, known, share):
         known.ranges[name] = with_residual(known.ranges[name], known.found[name])
         layers[name] = known.ranged(name, layers[name], terms=2)
     # A second term of the few tokens that the head reads costs next to nothing.
-    tokens = known.anatomy.prefix_tokens if config.residual else 0
+    tokens = known.anatomy.prefix_tokens if share else 0
     for name in _costly(costs, layers, known) if tokens else ():
         finer = known.ranged(name, layers[name], 2, tokens)
         if known.cost({name: finer}) - weights[name] < costs[name] / 2:
@@ -224,6 +230,13 @@ def _average(bits: dict[str, int], floats: dict[str, nn.Linear]) -> float:
     """Bits of a weight, in the mean."""
     weights = {name: floats[name].weight.numel() for name in bits}
     return sum(weights[name] * b for name, b in bits.items()) / sum(weights.values())
+
+
+def residual_share(config: QuantizeConfig, task: Task) -> float:
+    """The share of the multiply-accumulates that second terms may take."""
+    if config.residual is not None:
+        return config.residual
+    return _RESIDUAL_SHARE_OF_EMBEDDINGS if task.name == "embedding" else _RESIDUAL_SHARE
 
 
 def _residual_layers(costs: dict[str, float], known: QuantizeSetup, share: float) -> list[str]:
