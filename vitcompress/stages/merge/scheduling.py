@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict
 
@@ -57,8 +58,9 @@ class Scheduling:
     def method(self) -> Method:
         return method_of(self.merging.method)
 
-    @property
+    @cached_property
     def prefix(self) -> int:
+        """How many tokens never merge; asked for at every step of a search."""
         return self.model.anatomy.prefix_tokens
 
     @property
