@@ -40,6 +40,15 @@ def tokens(x: Any, start: int, stop: int) -> Any:
     return op.Slice(x, ints(start), ints(stop), ints(-2))
 
 
+def quantized_input(x: Any, scale: Any, zero_point: Any) -> tuple[Any, Any, Any]:
+    """The 8-bit codes of `x`, with their scale and zero point; of its own range where none is
+    given."""
+    if scale is None:
+        codes, scale, zero_point = op.DynamicQuantizeLinear(x)
+        return codes, scale, zero_point
+    return op.QuantizeLinear(x, scale, zero_point), scale, zero_point
+
+
 def whole_weight(codes: Any, multipliers: Any, bits: int, group: int, rows: int) -> Any:
     """`methods.quantizer.whole_weight`, int32 [in, out]."""
     whole = _unpacked(codes, bits, rows)

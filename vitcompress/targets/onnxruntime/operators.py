@@ -12,7 +12,7 @@ from onnxscript import opset23 as op
 
 from vitcompress.model.modules import attention, quantized  # noqa: F401  (register operators)
 from vitcompress.targets import OperatorTable, _operators
-from vitcompress.targets._operators import END, ints, tokens, uint8, whole_weight
+from vitcompress.targets._operators import END, ints, quantized_input, tokens, uint8, whole_weight
 
 
 def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any = None) -> Any:
@@ -61,11 +61,7 @@ def _quantized_linear(
     rows = int(x.shape[-1])
     whole = whole_weight(codes, multipliers, bits, group, rows)
     weight = op.Cast(whole, to=ir.DataType.INT8)
-    if activation_scale is None:
-        x_codes, x_scale, zero_point = op.DynamicQuantizeLinear(x)
-    else:
-        x_scale, zero_point = activation_scale, activation_zero_point
-        x_codes = op.QuantizeLinear(x, x_scale, zero_point)
+    x_codes, x_scale, zero_point = quantized_input(x, activation_scale, activation_zero_point)
     output = _integer_matmul(x_codes, weight, x_scale, zero_point, scale, bias)
     if terms == 1:
         return output

@@ -8,7 +8,7 @@ from onnxscript import opset18 as op
 
 from vitcompress.model.modules import attention, quantized  # noqa: F401  (register operators)
 from vitcompress.targets import OperatorTable, _operators
-from vitcompress.targets._operators import END, ints, tokens, uint8, whole_weight
+from vitcompress.targets._operators import END, ints, quantized_input, tokens, uint8, whole_weight
 
 
 def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any = None) -> Any:
@@ -68,11 +68,7 @@ def _quantized_linear(
 ) -> Any:
     """`model.modules.quantized.quantized_linear`."""
     whole = whole_weight(codes, multipliers, bits, group, int(x.shape[-1]))
-    if activation_scale is None:
-        x_codes, x_scale, zero_point = op.DynamicQuantizeLinear(x)
-    else:
-        x_scale, zero_point = activation_scale, activation_zero_point
-        x_codes = op.QuantizeLinear(x, x_scale, zero_point)
+    x_codes, x_scale, zero_point = quantized_input(x, activation_scale, activation_zero_point)
     held = op.DequantizeLinear(x_codes, x_scale, zero_point)
     output = op.Add(_product(held, whole, scale), bias)
     if terms == 1:
