@@ -85,10 +85,10 @@ STAGES: dict[str, dict[str, Any]] = {
     },
     "merge": {"type": "merge", "budget": {"macs": 0.85}, "images": 16},
     "sparsify 2:4": {"type": "sparsify", "layers": ["blocks"], "permute": False},
-    "quantize 8 bits": {"type": "quantize", "layers": ["blocks", "head"]},
+    "quantize 8 bits": {"type": "quantize", "layers": ["stem", "blocks", "head"]},
     "quantize 5 bits": {
         "type": "quantize",
-        "layers": ["blocks", "head"],
+        "layers": ["stem", "blocks", "head"],
         "bits": {"average": 5, "widths": [4, 5, 6, 8]},
     },
 }

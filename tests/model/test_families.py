@@ -157,9 +157,11 @@ def test_all_linear_layers_that_are_offered_can_be_replaced(
     ours = adopted(name, options)
     anatomy = anatomy_of(ours)
     layers = anatomy.linears()
-    blocks, head = anatomy.select(["blocks"], "key"), anatomy.select(["head"], "key")
+    groups = {word: anatomy.select([word], "key") for word in ("stem", "blocks", "head")}
+    blocks, head = groups["blocks"], groups["head"]
     assert blocks
-    assert not set(blocks) & set(head)
+    assert sum(map(len, groups.values())) == len({*groups["stem"], *blocks, *head})
+    assert groups["stem"] == ([] if family == "generic" else ["patch_embed.proj"])
     assert bool(head) == bool(options["num_classes"])
     for layer, linear in layers.items():
         shape = (linear.in_features, linear.out_features)
@@ -242,7 +244,7 @@ def test_a_word_selects_its_group_even_if_it_is_empty() -> None:
     _, name, options = MODELS["BEiT, headless"]
     anatomy = anatomy_of(adopted(name, options))
     assert anatomy.select(["head"], "key") == []
-    assert anatomy.select(["head", "blocks"], "key") == list(anatomy.linears())
+    assert anatomy.select(["head", "blocks", "stem"], "key") == list(anatomy.linears())
     with pytest.raises(InputError, match=r"^key: 'heads' matches no layer"):
         anatomy.select(["heads"], "key")
 

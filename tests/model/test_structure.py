@@ -24,7 +24,7 @@ NAMES = [f"blocks.{i}.{layer}" for i in range(2) for layer in ("attn.qkv", "attn
 def test_the_linears_come_in_the_order_of_the_model(vit: VitModel) -> None:
     kinds = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     expected = [f"blocks.{i}.{kind}" for i in range(2) for kind in kinds]
-    assert list(vit.anatomy.linears()) == [*expected, "head"]
+    assert list(vit.anatomy.linears()) == ["patch_embed.proj", *expected, "head"]
 
 
 def test_a_quantized_layer_is_no_float_linear(vit: VitModel) -> None:

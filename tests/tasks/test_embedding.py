@@ -78,8 +78,9 @@ def test_knn_of_few_images_or_of_one_class() -> None:
     assert knn(randn(1, 3), torch.zeros(1)) is None
     points = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
     # Two neighbours with a vote each: the nearer decides.
-    assert knn(points, torch.tensor([0, 0, 1])) == pytest.approx(200 / 3)
-    assert knn(points[1:], torch.tensor([0, 1])) == 0
+    assert knn(points, torch.tensor([0, 0, 1])) == 100  # of the two whose label another has
+    assert knn(points[[0, 2, 1]], torch.tensor([0, 0, 1])) == 0
+    assert knn(points, torch.tensor([0, 1, 2])) is None
 
 
 def test_the_fifth_percentile_is_that_of_the_worst() -> None:

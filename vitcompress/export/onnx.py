@@ -25,7 +25,7 @@ from vitcompress.model.architecture import VitModel
 from vitcompress.model.compact import exportable
 
 INPUT, OUTPUT = "pixels", "logits"
-PASSES: tuple[Pass, ...] = (fold, outline, share, narrow, inline, lower, describe)
+PASSES: tuple[Pass, ...] = (narrow, fold, outline, share, inline, lower, describe)
 _LOWEST_OPSET = 18  # that torch writes
 # Protocol buffers end at 2 GB; weights of larger models lie beside the file.
 EXTERNAL_BYTES = 1_900_000_000

@@ -7,7 +7,8 @@ the modules of timm that this is read off is `families`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
@@ -144,10 +145,10 @@ class Anatomy:
     state after the last step → the output of the model. `prefix_tokens`: how many tokens stand
     before those of patches; the very first is a class token where `class_token` says so.
     `grid`: rows and columns of patches, where they are the same in all blocks. `reads_prefix`:
-    whether the head reads nothing but the prefix tokens. `head`: names of the layers that make the
-    output. `called`: the linear layers that can be replaced, as they are called as modules (None:
-    all). `refusals`: what cannot be changed in this family, and why, in words that go on
-    "NAME cannot …: ".
+    whether the head reads nothing but the prefix tokens. `stem`, `head`: names of the parts that
+    make tokens of pixels, and the output. `called`: the linear layers that can be replaced, as they
+    are called as modules (None: all). `obstacles`: gives `refusals`; asked at most once, since
+    finding them takes a look at every block.
     """
 
     family: str
@@ -160,9 +161,15 @@ class Anatomy:
     class_token: bool = False
     grid: tuple[int, int] | None = None
     reads_prefix: bool = False
+    stem: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
     called: frozenset[str] | None = None
-    refusals: Mapping[Alteration, str] = field(default_factory=dict)
+    obstacles: Callable[[], Mapping[Alteration, str]] = dict
+
+    @cached_property
+    def refusals(self) -> Mapping[Alteration, str]:
+        """What cannot be changed in this model, and why, in words that go on "NAME cannot …: "."""
+        return self.obstacles()
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -200,7 +207,7 @@ class Anatomy:
         for number, step in enumerate(self.steps):
             if not step.name and not self.in_head(name):  # the whole module
                 return number
-            if name == step.name or name.startswith(f"{step.name}."):
+            if _within(name, (step.name,)):
                 return number
         return None
 
@@ -223,13 +230,15 @@ class Anatomy:
         """The names of `linears` (None: all, else those `among` them) that any pattern selects, in
         their order.
 
-        The words `blocks` and `head` are patterns too: for all layers that are in steps, and for
-        those that make the output, even if there are none. Raises `InputError` as `match` does.
+        The words `stem`, `blocks` and `head` are patterns too: for the layers that make tokens of
+        pixels, for those in steps, and for those that make the output, even if there are none.
+        Raises `InputError` as `match` does.
         """
         names = list(self.linears() if among is None else among)
         groups = {
             "blocks": [name for name in names if self.step_of(name) is not None],
             "head": [name for name in names if self.in_head(name)],
+            "stem": [name for name in names if _within(name, self.stem)],
         }
         return match(patterns, names, key, self.quantized(), groups)
 
@@ -271,7 +280,7 @@ class Anatomy:
 
         What is in no step is taken for the stem, but for what is known to make the output.
         """
-        return any(name == head or name.startswith(f"{head}.") for head in self.head)
+        return _within(name, self.head)
 
     def run(self, pixels: Tensor) -> Tensor:
         """What the module gives for `pixels`, step by step."""
@@ -284,6 +293,11 @@ class Anatomy:
         """Raise `InputError` where the model, called `name`, does not allow `change`."""
         if (reason := self.refusals.get(change)) is not None:
             raise InputError(f"{where}: {name}: {reason}; take the stage out of the recipe")
+
+
+def _within(name: str, parts: Iterable[str]) -> bool:
+    """Whether the module of this name is one of `parts`, or lies in one."""
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
 def all_steps(steps: Iterable[Step]) -> Callable[[int, State], State]:

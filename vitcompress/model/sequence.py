@@ -13,6 +13,7 @@ from vitcompress.model.head import HeadPlace
 from vitcompress.model.merging import MergingBlocks
 from vitcompress.model.modules.block import Block
 from vitcompress.model.modules.mlp import GatedMlp, Mlp
+from vitcompress.model.modules.patches import PatchEmbed
 from vitcompress.model.modules.sources import part
 from vitcompress.model.sizes import blocks
 
@@ -76,6 +77,15 @@ def adopt_mlps(module: nn.Module) -> None:
             module.set_submodule(name, Mlp(child))
 
 
+def adopt_patches(module: nn.Module) -> None:
+    """Put our patch embedding in the place of timm's, for images of one size (in place)."""
+    from timm.layers import PatchEmbed as TimmPatchEmbed
+
+    vit = cast(Any, module)
+    if type(vit.patch_embed) is TimmPatchEmbed:
+        vit.patch_embed = PatchEmbed(vit.patch_embed)
+
+
 def sequence_anatomy(module: nn.Module, family: str) -> Anatomy:
     """The anatomy of a model with `blocks`, a `norm` and a `forward_head`, as timm calls them."""
     vit = cast(Any, module)
@@ -101,9 +111,10 @@ def sequence_anatomy(module: nn.Module, family: str) -> Anatomy:
         class_token=getattr(vit, "cls_token", None) is not None,
         grid=grid,
         reads_prefix=prefix > 0 and embedding.pooling(vit) == "token",
+        stem=("patch_embed",),
         head=tuple(name for name in ("head", "head_dist") if _makes(vit, name)),
         called=getattr(module, "called_linears", None),
-        refusals=_refusals(module, list(row), grid),
+        obstacles=lambda: _refusals(module, list(row), grid),
     )
 
 

@@ -69,15 +69,17 @@ def neighbours(outputs: Tensor, dense: Tensor) -> float | None:
 def knn(outputs: Tensor, labels: Tensor) -> float | None:
     """Percent of the images whose label [n] most of the five nearest others have.
 
-    Of labels that are equally frequent among these, the one met first counts. None where all
-    images have one label.
+    Of labels that are equally frequent among these, the one met first counts. An image whose label
+    no other has is not counted, and there is no figure where none is left, or all have one label.
     """
-    if len(labels.unique()) < 2:
+    _, label, images = labels.unique(return_inverse=True, return_counts=True)
+    shared = images[label] > 1
+    if len(images) < 2 or not shared.any():
         return None
     near = labels[nearest_images(outputs, min(_NEIGHBOURS, len(outputs) - 1))]
     votes = (near[:, :, None] == near[:, None, :]).sum(-1)
     named = near.gather(1, votes.argmax(1, keepdim=True))[:, 0]
-    return 100 * float((named == labels).double().mean())
+    return 100 * float((named == labels)[shared].double().mean())
 
 
 def nearest_images(outputs: Tensor, count: int) -> Tensor:

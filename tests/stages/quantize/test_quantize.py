@@ -51,7 +51,8 @@ def run(vit: VitModel, context: Context, **options: Any) -> StageResult:
     ("options", "expected"),
     [
         ({}, BLOCKS),
-        ({"layers": ("*",)}, [*BLOCKS, "head"]),
+        ({"layers": ("*",)}, ["patch_embed.proj", *BLOCKS, "head"]),
+        ({"layers": ("stem", "head")}, ["patch_embed.proj", "head"]),
         ({"layers": ("head", "*.fc2")}, [BLOCKS[3], BLOCKS[7], "head"]),
         ({"skip": ("blocks.0.*",)}, BLOCKS[4:]),
         ({"layers": ("re:.*mlp.*",), "skip": ("*fc1",)}, [BLOCKS[3], BLOCKS[7]]),

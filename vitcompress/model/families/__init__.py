@@ -60,10 +60,11 @@ def adopt(module: nn.Module, input_size: InputSize | None = None) -> nn.Module:
     one that cannot take these pixels.
     """
     module.eval()
+    input_size = input_size or _input_size(module)
     adopted = family_of(module).adopt(module).eval().requires_grad_(False)
     steps = anatomy_of(adopted).steps
     if not all(isinstance(step.module, (Block, PatchMerging)) for step in steps):
-        called = called_linears(adopted, input_size or _input_size(adopted))
+        called = called_linears(adopted, input_size)
         adopted.called_linears = called  # type: ignore[assignment]
     return adopted
 
@@ -106,5 +107,5 @@ def _input_size(module: nn.Module) -> InputSize:
     channels, *size = vit.pretrained_cfg["input_size"]
     given = getattr(getattr(vit, "patch_embed", None), "img_size", None)
     rows, columns = given or size
-    first = next(part for part in module.modules() if isinstance(part, nn.Conv2d))
-    return first.in_channels or channels, rows, columns
+    first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+    return channels if first is None else first.in_channels, rows, columns

@@ -9,7 +9,13 @@ from vitcompress.model.head import HeadPlace
 from vitcompress.model.modules.attention import Attention
 from vitcompress.model.modules.block import Block
 from vitcompress.model.modules.windows import RelativePositions
-from vitcompress.model.sequence import SequenceVit, adopt_mlps, sequence_anatomy, sequence_head
+from vitcompress.model.sequence import (
+    SequenceVit,
+    adopt_mlps,
+    adopt_patches,
+    sequence_anatomy,
+    sequence_head,
+)
 
 
 class BeitVit(SequenceVit):
@@ -24,7 +30,7 @@ def matches(module: nn.Module) -> bool:
 
 def adopt(module: nn.Module) -> nn.Module:
     vit = cast(Any, module)
-    vit.patch_embed.strict_img_size = vit.patch_embed.flatten = True
+    adopt_patches(vit)
     if vit.global_pool not in ("", "avg"):
         vit.global_pool = "token"  # what timm makes of all other words
     shared = vit.rel_pos_bias

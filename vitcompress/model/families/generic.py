@@ -1,10 +1,10 @@
 """Any other model: its linear layers can be compressed, and its graph is exported as it is."""
 
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from torch import nn
 
-from vitcompress.model.anatomy import Anatomy, State, Step, all_steps
+from vitcompress.model.anatomy import Alteration, Anatomy, State, Step, all_steps
 from vitcompress.model.head import HeadPlace
 
 _REASON = "its blocks are not of a kind that is known"
@@ -29,7 +29,7 @@ def anatomy(module: nn.Module) -> Anatomy:
         finish=lambda state: state.x,
         head=_heads(module, (nn.Identity,)),
         called=getattr(module, "called_linears", None),
-        refusals=dict.fromkeys(("tail", "prune", "embedding", "merge"), _REASON),
+        obstacles=lambda: dict.fromkeys(get_args(Alteration), _REASON),
     )
 
 

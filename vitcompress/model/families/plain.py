@@ -7,7 +7,7 @@ from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.head import HeadPlace
 from vitcompress.model.modules.attention import Attention
 from vitcompress.model.modules.block import Block
-from vitcompress.model.sequence import adopt_mlps, sequence_anatomy, sequence_head
+from vitcompress.model.sequence import adopt_mlps, adopt_patches, sequence_anatomy, sequence_head
 
 
 def matches(module: nn.Module) -> bool:
@@ -27,6 +27,8 @@ def adopt(module: nn.Module) -> nn.Module:
         if type(child) is TimmBlock and isinstance(child.attn, Attention):
             module.set_submodule(name, Block(child))
     adopt_mlps(module)
+    if not getattr(module, "dynamic_img_size", False):
+        adopt_patches(module)
     return module
 
 

@@ -15,7 +15,13 @@ from vitcompress.model.head import HeadPlace
 from vitcompress.model.modules.attention import Attention
 from vitcompress.model.modules.block import Block
 from vitcompress.model.modules.rotation import Rotation
-from vitcompress.model.sequence import SequenceVit, adopt_mlps, sequence_anatomy, sequence_head
+from vitcompress.model.sequence import (
+    SequenceVit,
+    adopt_mlps,
+    adopt_patches,
+    sequence_anatomy,
+    sequence_head,
+)
 
 _TOLERANCE = 1e-4  # of sine and cosine
 
@@ -55,7 +61,7 @@ def _adopted(source: Any) -> nn.Module:
     from timm.models.eva import EvaBlock, EvaBlockPostNorm
 
     # What timm may take at any size is compressed for one.
-    source.patch_embed.strict_img_size = source.patch_embed.flatten = True
+    adopt_patches(source)
     grid, depth = source.patch_embed.grid_size, len(source.blocks)
     tables: Any = [None] * depth
     if source.rope is not None:

@@ -12,7 +12,7 @@ from vitcompress.model.modules.attention import Attention
 from vitcompress.model.modules.block import Block
 from vitcompress.model.modules.pooling import Pool
 from vitcompress.model.modules.windows import PatchMerging, RelativePositions, UnitNorm, windows
-from vitcompress.model.sequence import adopt_mlps
+from vitcompress.model.sequence import adopt_mlps, adopt_patches
 
 _REFUSALS: dict[Alteration, str] = {
     "tail": "its head reads all tokens",
@@ -33,8 +33,7 @@ def adopt(module: nn.Module) -> nn.Module:
     from timm.models.swin_transformer_v2 import SwinTransformerV2
 
     swin, second = cast(Any, module), isinstance(module, SwinTransformerV2)
-    swin.patch_embed.strict_img_size = swin.patch_embed.flatten = True
-    swin.patch_embed.dynamic_img_pad = False
+    adopt_patches(swin)
     for stage in swin.layers:
         if not isinstance(stage.downsample, nn.Identity):
             stage.downsample = PatchMerging(stage.downsample, stage.input_resolution, second)
@@ -91,8 +90,9 @@ def anatomy(module: nn.Module) -> Anatomy:
         start=lambda pixels: State(swin.patch_embed(pixels)),
         advance=all_steps(steps),
         finish=lambda state: cast(Tensor, swin.head(swin.norm(state.x))),
+        stem=("patch_embed",),
         head=() if isinstance(swin.head.fc, nn.Identity) else ("head",),
-        refusals=refusals,
+        obstacles=lambda: refusals,
     )
 
 

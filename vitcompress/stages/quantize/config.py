@@ -87,9 +87,9 @@ class QuantizeConfig(BaseModel):
     one by one), `uniform` or `random`; times the error that each width leaves. `floor`: the least
     width of the layers of a pattern; `pin`: their exact width whatever the floor, or `float16` or
     `float32` to leave them as they are; of several patterns for a layer the last counts. `layers`:
-    patterns over layer names, or `blocks` and `head`, which hold for every model, one without a
-    head too; `skip`: patterns taken out again. `activations`: `static` fixes each
-    range from calibration images; `dynamic` takes it at run time from each batch. `rounding`:
+    patterns over layer names, or `stem`, `blocks` and `head`, which hold for every model, one
+    without a head too; `skip`: patterns taken out again. `activations`: `static` fixes each range
+    from calibration images; `dynamic` takes it at run time from each batch. `rounding`:
     `gptq` feeds each rounding error to the weights not yet rounded; `descent` then improves the
     codes one by one, and the scales. `sequential`: layers below 8 bits are rounded one after the
     other, each fitted to what those before leave of its input; in models whose tokens merge, and
