@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from vitcompress.stages.cache import (
@@ -104,6 +105,18 @@ def test_a_cache_that_cannot_be_written_is_said_once(
     cache.add(SCHEDULE, "latencies", {"a": [1.0]})
     assert capsys.readouterr().err.count("are not kept") == 1
     assert cache.get(SCHEDULE, 0) is None
+
+
+def test_tensors_that_find_no_room_stop_nothing(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: no space left")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    cache.put(STATISTICS, "one", FOUND)
+    assert "not kept for later runs: I/O error" in capsys.readouterr().err.replace("\n", " ")
+    assert list(cache.folder.iterdir()) == []
 
 
 def test_a_write_that_fails_leaves_nothing(

@@ -1,11 +1,12 @@
 """Results that can be computed again, kept for later runs: a convenience that never stops one.
 
-An entry is a file named KIND-KEY. Its first line is a digest of its name and of what follows, so
-that one that was damaged, cut off or mixed up is never used.
+An entry is a file named KIND-KEY. It ends in a digest of its name and of what comes before, so that
+one that was damaged, cut off or mixed up is never used.
 """
 
 import contextlib
 import hashlib
+import io
 import json
 import time
 import uuid
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
@@ -22,6 +24,8 @@ from vitcompress import targets
 from vitcompress.console import console
 from vitcompress.measure.branches import LatencyTable, machine
 
+_LAYOUT = 2  # of an entry's file
+_DIGEST = 64  # characters, of SHA-256
 _ENTRIES = 4  # of a kind that stay
 _ABANDONED = 24 * 3600  # seconds after which a file that was never finished goes
 _LOCKED = 10.0  # seconds to wait for another run that adds to the same entry
@@ -32,27 +36,31 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class ResultKind(Generic[T]):
     """A kind of results. `name`: without a hyphen. `version`: of how they are computed and written
-    down, part of the key."""
+    down, part of the key. `save`: writes one to a file that is not there yet."""
 
     name: str
     version: int
-    dump: Callable[[T], bytes]
+    save: Callable[[T, Path], object]
     load: Callable[[bytes], T]
 
 
 def tensors(name: str, version: int) -> ResultKind[Mapping[str, Tensor]]:
     """A kind of results that are tensors by name."""
 
-    def dump(value: Mapping[str, Tensor]) -> bytes:
-        found: bytes = safetensors.save({k: t.contiguous() for k, t in value.items()})
-        return found
+    def save(value: Mapping[str, Tensor], file: Path) -> None:
+        try:
+            safetensors.save_file({k: t.contiguous() for k, t in value.items()}, file)
+        except SafetensorError as error:  # which is no OSError, whatever went wrong
+            raise OSError(str(error)) from error
 
-    return ResultKind(name, version, dump, safetensors.load)
+    return ResultKind(name, version, save, safetensors.load)
 
 
 def values(name: str, version: int) -> ResultKind[Any]:
     """A kind of results that JSON can hold; tuples come back as lists."""
-    return ResultKind(name, version, lambda value: json.dumps(value).encode(), json.loads)
+    return ResultKind(
+        name, version, lambda value, file: file.write_text(json.dumps(value)), json.loads
+    )
 
 
 class Cache:
@@ -78,7 +86,7 @@ class Cache:
 
     def put(self, kind: ResultKind[T], identity: object, value: T) -> None:
         """Keep `value`; of each kind the few newest entries stay."""
-        self._keep(entry_name(kind, identity), lambda file: _write(file, kind.dump(value)))
+        self._keep(entry_name(kind, identity), lambda file: _write(file, kind, value))
 
     def add(
         self, kind: ResultKind[dict[str, Any]], identity: object, value: Mapping[str, object]
@@ -92,7 +100,7 @@ class Cache:
             with FileLock(file.with_name(f"{file.name}.lock"), timeout=_LOCKED):
                 found = self._read(file)
                 known = {} if found is None else kind.load(found)
-                _write(file, kind.dump({**known, **value}))
+                _write(file, kind, {**known, **value})
 
         self._keep(entry_name(kind, identity), write)
 
@@ -111,13 +119,14 @@ class Cache:
         """What an entry holds, where it is whole."""
         try:
             with file.open("rb") as stream:
-                digest, found = stream.readline(80).rstrip(b"\n"), stream.read()
+                found = stream.read(max(0, file.stat().st_size - _DIGEST))
+                digest = stream.read()
         except FileNotFoundError:
             return None
         except OSError as error:
             _say(f"{file.name} cannot be read and is not used: {error}")
             return None
-        if digest != _digest(file, found):
+        if digest != _digest(file, io.BytesIO(found)):
             _say(f"{file.name} is damaged and is not used")
             return None
         return found
@@ -125,23 +134,24 @@ class Cache:
 
 def entry_name(kind: ResultKind[T], identity: object) -> str:
     """The name of the file of an entry."""
-    whole = json.dumps([kind.name, kind.version, identity], sort_keys=True, separators=(",", ":"))
+    whole = json.dumps(
+        [_LAYOUT, kind.name, kind.version, identity], sort_keys=True, separators=(",", ":")
+    )
     return f"{kind.name}-{hashlib.sha256(whole.encode()).hexdigest()[:32]}"
 
 
-def _digest(file: Path, content: bytes) -> bytes:
-    digest = hashlib.sha256(file.name.encode())
-    digest.update(content)
-    return digest.hexdigest().encode()
+def _digest(file: Path, content: io.BufferedIOBase) -> bytes:
+    named = hashlib.file_digest(content, lambda: hashlib.sha256(file.name.encode()))
+    return named.hexdigest().encode()
 
 
-def _write(file: Path, content: bytes) -> None:
+def _write(file: Path, kind: ResultKind[T], value: T) -> None:
     """Write an entry such that none ever sees a part of it."""
     temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
     try:
-        with temporary.open("xb") as stream:
-            stream.write(_digest(file, content) + b"\n")
-            stream.write(content)
+        kind.save(value, temporary)
+        with temporary.open("r+b") as stream:
+            stream.write(_digest(file, stream))
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

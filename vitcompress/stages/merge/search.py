@@ -31,7 +31,7 @@ from vitcompress.stages.merge.scheduling import Found, Schedule, Scheduling
 _SCHEDULE = ResultKind(
     "schedule",
     version=4,  # of search and methods
-    dump=lambda found: found.model_dump_json().encode(),
+    save=lambda found, file: file.write_text(found.model_dump_json()),
     load=Found.model_validate_json,
 )
 _MOVES = (0.16, 0.08, 0.04)  # sizes of a change, as logarithms of the share kept
