@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from helpers.checkpoints import NAME, SMALL, State
+from helpers.checkpoints import NAME, SMALL, State, assert_same
 from vitcompress.errors import InputError
 from vitcompress.export.folder import load_folder, save_folder
 from vitcompress.model.architecture import VitModel
@@ -36,10 +36,6 @@ def make(name: str = NAME, **options: Any) -> nn.Module:
 @pytest.fixture(scope="module")
 def state() -> State:
     return make().state_dict()
-
-
-def assert_same(found: State, state: State) -> None:
-    torch.testing.assert_close(dict(found), dict(state), rtol=0, atol=0)
 
 
 def misfit(state: State, name: str = NAME, **arguments: Any) -> str:
