@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+from onnxscript import TracedOnnxFunction
 from PIL import Image
-from torch.onnx._internal.exporter._registration import onnxscript_apis
 from typer.testing import CliRunner
 
+from helpers.cli import Call, Called
 from vitcompress import targets
 from vitcompress.cli import app
 from vitcompress.data.images import ImageSet
@@ -69,10 +70,12 @@ def _fill(module: torch.nn.Module) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def done_once() -> Iterator[None]:
-    """Work that is the same each time, a second or more: PyTorch's exporter parses the source of
-    its operators at every export, and the embedded example draws its images at every run."""
+    """Work that is the same each time, a second or more: at every export, the signatures of
+    operators are parsed from their source, and at every run of the embedded example its images
+    are drawn."""
+    parsed = TracedOnnxFunction.function_ir.fget
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnxscript_apis, "get_torchlib_ops", cache(onnxscript_apis.get_torchlib_ops))
+        patch.setattr(TracedOnnxFunction, "function_ir", property(cache(parsed)))
         patch.setattr(glyphs, "draw", cache(glyphs.draw))
         yield
 
@@ -204,12 +207,14 @@ def quick_runs(monkeypatch: pytest.MonkeyPatch, export_once: Callable[..., dict[
 
 
 @pytest.fixture(scope="session")
-def call() -> Callable[..., tuple[int, str, str]]:
-    """A function that returns exit code, stdout and stderr of a command, the latter on one line."""
+def call() -> Call:
+    """A function that runs a command, which has to end with the exit code `code`."""
 
-    def call(*arguments: object) -> tuple[int, str, str]:
+    def call(*arguments: object, code: int = 0) -> Called:
         result = CliRunner().invoke(app, [str(a) for a in arguments])
-        return result.exit_code, result.stdout, " ".join(result.stderr.split())
+        assert result.exit_code == code, (result.output, result.exception)
+        assert "Traceback" not in result.stderr
+        return Called(result.stdout, result.stderr)
 
     return call
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,9 +12,8 @@ import tifffile
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
-from typer.testing import CliRunner
 
-from vitcompress.cli import app
+from helpers.cli import Call
 from vitcompress.model.architecture import VitModel
 
 RECIPE = """
@@ -42,31 +42,31 @@ def write_images(root: Path, channels: int, count: int = 12) -> Path:
     return root
 
 
-class Session:
-    """Commands on one tiny model of so many channels."""
+class Given(NamedTuple):
+    """What tells of a model at the command line: its checkpoint, and its statistics."""
 
-    def __init__(self, vit: VitModel, module: nn.Module, home: Path):
-        save_file(module.state_dict(), home / "model.safetensors")
-        described = vit.architecture
-        options = {k: v for k, v in described.options.items() if k != "in_chans"}
-        sets = [f"--set=model.options.{key}={value}" for key, value in options.items()]
-        self.checkpoint = (home / "model.safetensors", "--model", described.timm, *sets)
-        channels = described.options["in_chans"]
-        self.numbers = [f"--set=data.{key}={[0.5] * channels}" for key in ("mean", "std")]
-
-    def __call__(self, command: str, *given: object, code: int = 0) -> str:
-        done = CliRunner().invoke(app, [command, *map(str, given)])
-        assert done.exit_code == code, done.output
-        return done.stdout if code == 0 else done.stderr
+    checkpoint: tuple[object, ...]
+    statistics: tuple[str, ...]
 
 
 @pytest.fixture
-def session(
+def save(
     make_module: Callable[..., nn.Module], make_vit: Callable[..., VitModel], tmp_path: Path
-) -> Callable[[int], Session]:
-    return lambda channels: Session(
-        make_vit(in_chans=channels), make_module(in_chans=channels), tmp_path
-    )
+) -> Callable[[int], Given]:
+    """A function that saves a tiny model of so many channels."""
+
+    def save(channels: int) -> Given:
+        file = tmp_path / "model.safetensors"
+        save_file(make_module(in_chans=channels).state_dict(), file)
+        described = make_vit(in_chans=channels).architecture
+        options = {k: v for k, v in described.options.items() if k != "in_chans"}
+        sets = (f"--set=model.options.{key}={value}" for key, value in options.items())
+        return Given(
+            (file, "--model", described.timm, *sets),
+            tuple(f"--set=data.{key}={[0.5] * channels}" for key in ("mean", "std")),
+        )
+
+    return save
 
 
 @pytest.mark.parametrize(
@@ -74,37 +74,36 @@ def session(
     [2, 13, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)],
 )
 def test_the_whole_chain(
-    channels: int, session: Callable[[int], Session], recipe: Path, tmp_path: Path
+    channels: int, save: Callable[[int], Given], call: Call, recipe: Path, tmp_path: Path
 ) -> None:
-    call = session(channels)
     images = write_images(tmp_path / "images", channels)
-    given = (*call.checkpoint, *call.numbers)
+    checkpoint, statistics = save(channels)
+    given = (*checkpoint, *statistics)
     out = tmp_path / "out"
     sets = ("--calibration", images, "--evaluation", images, "--out", out)
     call("run", recipe, *given, *sets)
     report = json.loads((out / "report.json").read_text())
     assert report["model"]["preprocessing"]["channels"] == channels
     assert report["final"]["agreement"] > 50
-    facts = json.loads(call("inspect", out / "model.onnx", "--json"))
+    facts = call("inspect", out / "model.onnx", "--json").json
     assert facts["inputs"] == {"pixels": f"batch × {channels} × 32 × 32"}
-    facts = json.loads(call("inspect", *given, "--json"))
+    facts = call("inspect", *given, "--json").json
     assert len(facts["preprocessing"]["mean"]) == channels
-    judged = json.loads(call("eval", out / "model.onnx", "--evaluation", images, "--json"))
+    judged = call("eval", out / "model.onnx", "--evaluation", images, "--json").json
     assert judged["top1"] == report["final"]["top1"]
-    dense = json.loads(call("eval", *given, "--evaluation", images, "--json"))
+    dense = call("eval", *given, "--evaluation", images, "--json").json
     assert dense["top1"] == report["baseline"]["top1"]
-    timed = json.loads(call("bench", out, "--seconds", 0.1, "--json"))
+    timed = call("bench", out, "--seconds", 0.1, "--json").json
     assert timed[str(out)]["runs"] > 0
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_mean_and_std_are_asked_for(
-    channels: int, session: Callable[[int], Session], recipe: Path
+    channels: int, save: Callable[[int], Given], call: Call, recipe: Path
 ) -> None:
-    call = session(channels)
+    checkpoint, _ = save(channels)
     for command in (("inspect",), ("run", recipe), ("plan", recipe), ("export",)):
-        told = call(*command, *call.checkpoint, code=2)
-        (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
+        line = call(*command, *checkpoint, code=2).error
         assert line.startswith("error: data.mean: is not known for a model of")
         assert "data.std" in line
         assert f"{channels} number(s) each" in line
@@ -114,18 +113,19 @@ def test_mean_and_std_are_asked_for(
 def test_images_of_other_channels_are_refused(
     of_model: int,
     of_images: int,
-    session: Callable[[int], Session],
+    save: Callable[[int], Given],
+    call: Call,
     recipe: Path,
     tmp_path: Path,
 ) -> None:
-    call = session(of_model)
     images = write_images(tmp_path / "images", of_images)
-    given = (*call.checkpoint, *call.numbers)
+    checkpoint, statistics = save(of_model)
+    given = (*checkpoint, *statistics)
     out = tmp_path / "out"
-    for told in (
+    for done in (
         call("run", recipe, *given, "--calibration", images, "--out", out, code=2),
         call("eval", *given, "--evaluation", images, code=2),
     ):
-        (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
-        assert re.match(rf"error: {images}: \d/\d+\.(png|npy|tif): has .* model {of_model}\b", line)
+        told = rf"error: {images}: \d/\d+\.(png|npy|tif): has .* model {of_model}\b"
+        assert re.match(told, done.error)
     assert not out.exists()

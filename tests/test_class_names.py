@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
-from typer.testing import CliRunner
 
-from vitcompress.cli import app
+from helpers.cli import Call
 from vitcompress.export.folder import load_folder
 from vitcompress.export.onnx import metadata
 from vitcompress.measure.runtime import time_in_turns
@@ -49,51 +48,39 @@ def images(home: Path, names: tuple[str, ...]) -> Path:
     return home
 
 
-def called(*arguments: object) -> tuple[int, str]:
-    done = CliRunner().invoke(app, list(map(str, arguments)))
-    return done.exit_code, done.output
-
-
 def test_class_names_reach_all_that_is_written(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vitcompress.pipeline.time_in_turns", partial(time_in_turns, seconds=0))
     judged, out = images(tmp_path / "images", NAMES), tmp_path / "out"
-    code, told = called("export", folder, "--evaluation", judged, "--out", out)
-    assert code == 0, told
+    told = call("export", folder, "--evaluation", judged, "--out", out).told
     assert "classes are told by the names that the model has for them" in told
     assert json.loads(metadata(out / "model.onnx")["class_names"]) == list(NAMES)
     assert load_folder(out).class_names == NAMES
     reported = json.loads((out / "report.json").read_text())["final"]["top1"]
     for model in (folder, out, out / "model.onnx"):
-        code, told = called("eval", model, "--evaluation", judged, "--json")
-        assert json.loads(told[told.index("{") :])["top1"] == reported
+        assert call("eval", model, "--evaluation", judged, "--json").json["top1"] == reported
 
 
 def test_a_part_of_the_classes_is_enough_and_other_names_are_put_in_order(
-    folder: Path, tmp_path: Path
+    call: Call, folder: Path, tmp_path: Path
 ) -> None:
-    code, told = called("eval", folder, "--evaluation", images(tmp_path / "two", NAMES[:2]))
-    assert code == 0
+    told = call("eval", folder, "--evaluation", images(tmp_path / "two", NAMES[:2])).told
     assert "classes are told by" in told
     others = images(tmp_path / "others", ("Aal", "Hecht", "Wels"))
-    code, told = called("eval", folder, "--evaluation", others)
-    assert code == 0
+    told = call("eval", folder, "--evaluation", others).told
     assert "classes are told by" not in told
 
 
-def test_names_that_do_not_fit_are_left_out_with_a_word(folder: Path) -> None:
+def test_names_that_do_not_fit_are_left_out_with_a_word(call: Call, folder: Path) -> None:
     described = json.loads((folder / "config.json").read_text())
     described["label_names"] = NAMES[:2]
     (folder / "config.json").write_text(json.dumps(described))
-    code, told = called("inspect", folder)
-    assert code == 0
+    told = call("inspect", folder).told
     assert "2 class names for 3 outputs: they are left out" in told
 
 
-def test_families_and_layouts_are_listed() -> None:
-    code, told = called("models", "--json")
-    found = json.loads(told)
-    assert code == 0
+def test_families_and_layouts_are_listed(call: Call) -> None:
+    found = call("models", "--json").json
     assert "Swin" in found["families"]["windowed"]
     assert found["layouts"]["timm"].startswith("timm's own layout")

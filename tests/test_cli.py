@@ -4,45 +4,26 @@ import json
 import os
 import pickle
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from vitcompress.cli import app, main
-
-Call = Callable[..., tuple[int, str, str]]
+from helpers.cli import EXAMPLE, Call
+from vitcompress.cli import main
 
 QUANTIZE = '  - {name: quant, type: quantize, layers: ["blocks.0.*"]}\n'
-RECIPE = f"""
-model: {{checkpoint: "example:glyphs"}}
-data:
-  calibration: "example:glyphs/calibration"
-  evaluation: "example:glyphs/evaluation"
-  images: 64
+RECIPE = f"""{EXAMPLE}
 stages:
   - {{name: tail, type: tail}}
 {QUANTIZE}"""
 WHOLE = ("--set", 'stages.quant.layers=["blocks.*"]', "--set", "data.images=96")
 
 
-def fails(code: int, *arguments: object) -> str:
-    """The last line of a call that must end with `code` and leave no output folder."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.stderr
-    assert "Traceback" not in result.stderr
-    line = result.stderr.strip().splitlines()[-1]
-    assert line.startswith(("error: ", "failed: "))
-    return line
-
-
 def test_sensitivity_tells_what_each_layer_costs(call: Call, recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "tables.json"
-    code, stdout, stderr = call("sensitivity", recipe, "--limit", 33, "--out", out, "--json")
-    assert code == 0, stderr
-    tables = json.loads(stdout)
+    done = call("sensitivity", recipe, "--limit", 33, "--out", out, "--json")
+    tables = done.json
     assert tables == json.loads(out.read_text())
     assert list(tables) == ["quant"]
     assert [row["layer"] for row in tables["quant"]][:2] == [
@@ -51,7 +32,7 @@ def test_sensitivity_tells_what_each_layer_costs(call: Call, recipe: Path, tmp_p
     ]
     assert all(row["importance"] > 0 for row in tables["quant"])
     assert all(0 < row["error_8"] < row["error_4"] < 1 for row in tables["quant"])
-    assert "blocks.0.attn.qkv" in stderr
+    assert "blocks.0.attn.qkv" in done.stderr
 
 
 def test_sensitivity_of_a_score_as_a_page(call: Call, recipe: Path, tmp_path: Path) -> None:
@@ -59,73 +40,76 @@ def test_sensitivity_of_a_score_as_a_page(call: Call, recipe: Path, tmp_path: Pa
     given = ("sensitivity", recipe, "--limit", 33, "--out", out, "--json")
     found = {}
     for score in ("uniform", "fisher"):
-        code, stdout, stderr = call(*given, "--score", score)
-        assert code == 0, stderr
-        found[score] = [row["importance"] for row in json.loads(stdout)["quant"]]
+        rows = call(*given, "--score", score).json["quant"]
+        found[score] = [row["importance"] for row in rows]
     assert len(set(found["uniform"])) == 1 < len(set(found["fisher"]))
     page = out.read_text()
     assert page.count("<svg") == 7  # fisher, importance, bits, and the errors of 4 widths
     assert "blocks.0.attn.qkv" in page
 
 
-def test_sensitivity_of_a_score_needs_a_stage_that_scores(recipe: Path, tmp_path: Path) -> None:
-    assert "stages.quant.score" in fails(2, "sensitivity", recipe, "--score", "luck")
+def test_sensitivity_of_a_score_needs_a_stage_that_scores(
+    call: Call, recipe: Path, tmp_path: Path
+) -> None:
+    assert "stages.quant.score" in call("sensitivity", recipe, "--score", "luck", code=2).error
     recipe.write_text(RECIPE.replace(QUANTIZE, ""))
-    message = fails(2, "sensitivity", recipe, "--score", "lrp")
+    message = call("sensitivity", recipe, "--score", "lrp", code=2).error
     assert message == "error: --score: the recipe has no quantize stage; leave the option out"
 
 
-def test_sensitivity_needs_a_stage_with_a_choice(tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
+def test_sensitivity_needs_a_stage_with_a_choice(call: Call, recipe: Path) -> None:
     recipe.write_text(RECIPE.replace(QUANTIZE, ""))
-    assert "stages: none of these stages" in fails(2, "sensitivity", recipe, "--limit", 33)
+    assert (
+        "stages: none of these stages" in call("sensitivity", recipe, "--limit", 33, code=2).error
+    )
 
 
 def test_plan_writes_nothing(call: Call, recipe: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
-    code, stdout, _ = call("plan", recipe, "--json", *WHOLE)
-    rows = json.loads(stdout)
-    assert code == 0
+    rows = call("plan", recipe, "--json", *WHOLE).json
     assert [row["stage"] for row in rows] == ["dense", "tail", "quant"]
     assert rows[1]["macs"] < rows[0]["macs"]
     assert rows[2]["bytes"] < 0.4 * rows[1]["bytes"]
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_compare_names_what_is_no_run(tmp_path: Path) -> None:
-    assert f"{tmp_path}: no output folder of a run" in fails(2, "compare", tmp_path)
+def test_compare_names_what_is_no_run(call: Call, tmp_path: Path) -> None:
+    assert f"{tmp_path}: no output folder of a run" in call("compare", tmp_path, code=2).error
     (tmp_path / "report.json").write_text("{}")
-    assert f"{tmp_path}/report.json: not a report of schema 1" in fails(2, "compare", tmp_path)
+    assert (
+        f"{tmp_path}/report.json: not a report of schema 1"
+        in call("compare", tmp_path, code=2).error
+    )
 
 
 def test_schema_and_recipes_are_printed(call: Call) -> None:
-    assert "stages" in json.loads(call("schema")[1])["properties"]
-    assert {"quickstart", "vit-int8"} <= set(json.loads(call("recipes", "--json")[1]))
+    assert "stages" in call("schema").json["properties"]
+    assert {"quickstart", "vit-int8"} <= set(call("recipes", "--json").json)
 
 
 @pytest.mark.parametrize("option", ["--out", "--calibration", "--evaluation", "--classes", None])
 def test_strange_paths_are_told_as_they_are(
-    option: str | None, recipe: Path, tmp_path: Path
+    call: Call, option: str | None, recipe: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "🎉 𠮷 [/x]"
     path.parent.mkdir()
     path.touch()
-    assert "🎉 𠮷 [/x]" in fails(2, "run", recipe, *([option] if option else []), path)
+    assert "🎉 𠮷 [/x]" in call("run", recipe, *([option] if option else []), path, code=2).error
 
 
 @pytest.mark.parametrize("option", ["--calibration", "--evaluation", "--classes", None])
 def test_a_path_that_is_not_unicode_is_told_first(
-    option: str | None, recipe: Path, tmp_path: Path
+    call: Call, option: str | None, recipe: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "caf\udce9").mkdir()
     given = [option, tmp_path / "caf\udce9"] if option else [tmp_path / "caf\udce9"]
-    line = fails(2, "run", recipe, *given, "--out", tmp_path / "out")
+    line = call("run", recipe, *given, "--out", tmp_path / "out", code=2).error
     assert line.endswith("given: is not UTF-8; rename the file, or link to it")
 
 
 @pytest.mark.parametrize("given", [("export", ""), ("run", "quickstart", "")])
-def test_an_empty_path_is_told(given: tuple[str, ...]) -> None:
-    assert fails(2, *given) == "error: the model.checkpoint given: must not be empty"
+def test_an_empty_path_is_told(call: Call, given: tuple[str, ...]) -> None:
+    assert call(*given, code=2).error == "error: the model.checkpoint given: must not be empty"
 
 
 @pytest.mark.parametrize(
@@ -134,26 +118,26 @@ def test_an_empty_path_is_told(given: tuple[str, ...]) -> None:
 def test_numbers_out_of_range_are_told_first(
     call: Call, given: tuple[str, int], recipe: Path
 ) -> None:
-    code, _, stderr = call("run", recipe, *given)
-    assert code == 2
-    assert given[0] in stderr
+    assert given[0] in call("run", recipe, *given, code=2).told
 
 
-def test_names_that_are_too_long_are_told(recipe: Path, tmp_path: Path) -> None:
+def test_names_that_are_too_long_are_told(call: Call, recipe: Path, tmp_path: Path) -> None:
     name = "n" * 300
     for given in ((name,), (recipe, name), (recipe, "--calibration", name)):
-        assert "there is no such" in fails(2, "run", *given) or given[0] == recipe
-    assert "File name too long" in fails(2, "run", recipe, "--out", tmp_path / name)
+        assert "there is no such" in call("run", *given, code=2).error or given[0] == recipe
+    assert "File name too long" in call("run", recipe, "--out", tmp_path / name, code=2).error
 
 
-def test_a_pickle_with_code_is_refused_and_not_run(recipe: Path, tmp_path: Path) -> None:
+def test_a_pickle_with_code_is_refused_and_not_run(
+    call: Call, recipe: Path, tmp_path: Path
+) -> None:
     class Evil:
         def __reduce__(self) -> Any:
             return os.mkdir, (str(tmp_path / "owned"),)
 
     path = tmp_path / "vit.pth"
     path.write_bytes(pickle.dumps({"model": Evil()}))
-    line = fails(2, "run", recipe, path, "--out", tmp_path / "out")
+    line = call("run", recipe, path, "--out", tmp_path / "out", code=2).error
     assert "mkdir" in line
     assert not (tmp_path / "owned").exists()
 
@@ -169,35 +153,36 @@ def test_termination_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_full_disk_ends_with_3(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "model.safetensors")
 
     monkeypatch.setattr("vitcompress.pipeline.export_onnx", full)
-    line = fails(3, "run", recipe, "--out", tmp_path / "out", "--limit", 16)
+    line = call("run", recipe, "--out", tmp_path / "out", "--limit", 16, code=3).error
     assert "No space left on device" in line
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
 
 
 def test_interrupting_ends_with_130_and_leaves_nothing(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("vitcompress.pipeline.export_onnx", interrupt)
-    result = CliRunner().invoke(app, ["run", str(recipe), "--out", str(tmp_path / "out")])
-    assert result.exit_code == 130
-    assert "nothing was written" in result.stderr
+    done = call("run", recipe, "--out", tmp_path / "out", code=130)
+    assert "nothing was written" in done.told
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
 
 
 def test_a_layer_pattern_without_match_names_the_nearest_before_any_work(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vitcompress.pipeline.export_onnx", lambda *_: pytest.fail("work was done"))
     setting = 'stages.quant.layers=["block.*"]'
-    line = fails(2, "run", recipe, "--set", setting, "--limit", 16, "--out", tmp_path / "out")
+    line = call(
+        "run", recipe, "--set", setting, "--limit", 16, "--out", tmp_path / "out", code=2
+    ).error
     assert "stages.quant.layers" in line
     assert "blocks." in line

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,27 +11,20 @@ import torch
 from PIL import Image
 
 import vitcompress
+from helpers.cli import EXAMPLE, Call
 from vitcompress.export.onnx import export_onnx
 
-Call = Callable[..., tuple[int, str, str]]
-
-RECIPE = """
-model: {checkpoint: "example:glyphs"}
-data:
-  calibration: "example:glyphs/calibration"
-  evaluation: "example:glyphs/evaluation"
-  images: 64
+RECIPE = f"""{EXAMPLE}
 stages:
-  - {name: tail, type: tail}
-  - {name: quant, type: quantize, layers: ["blocks.0.*"]}
+  - {{name: tail, type: tail}}
+  - {{name: quant, type: quantize, layers: ["blocks.0.*"]}}
 """
 WHOLE = ("--set", 'stages.quant.layers=["blocks.*"]', "--set", "data.images=96")
 
 
 def test_a_run_writes_the_whole_folder(call: Call, recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code, stdout, stderr = call("run", recipe, "--out", out, "--limit", 66, "--json", *WHOLE)
-    assert code == 0, stderr
+    report = call("run", recipe, "--out", out, "--limit", 66, "--json", *WHOLE).json
     assert {f.name for f in out.iterdir()} == {
         "model.onnx",
         "predict.py",
@@ -45,9 +37,7 @@ def test_a_run_writes_the_whole_folder(call: Call, recipe: Path, tmp_path: Path)
         "recipe.yaml",
         "manifest.json",
     }
-    compared = json.loads(call("compare", out, "--json")[1])
-    report = json.loads(stdout)
-    assert compared == {str(out): report["final"]}
+    assert call("compare", out, "--json").json == {str(out): report["final"]}
     assert report == json.loads((out / "report.json").read_text())
     assert report["final"]["agreement"] >= 97
     assert report["final"]["images"] == 66
@@ -69,25 +59,13 @@ def test_a_run_writes_the_whole_folder(call: Call, recipe: Path, tmp_path: Path)
     theirs = torch.load(tmp_path / "logits.pt", weights_only=True)
     assert torch.allclose(vitcompress.load(out)(pixels), theirs, atol=1e-5)
 
-    code, stdout, _ = call("inspect", out, "--json")
-    assert code == 0
-    facts = json.loads(stdout)
+    facts = call("inspect", out, "--json").json
     assert facts["quantized_layers"]
     assert facts["family"] == "plain"
-    code, stdout, stderr = call(
-        "eval",
-        out / "model.onnx",
-        "--evaluation",
-        "example:glyphs/evaluation",
-        "--limit",
-        66,
-        "--json",
-    )
-    assert code == 0, stderr
-    assert json.loads(stdout)["top1"] == pytest.approx(report["final"]["top1"])
-    code, stdout, _ = call("bench", out, "--seconds", 0, "--json")
-    assert code == 0
-    assert json.loads(stdout)[str(out)]["p50_ms"] > 0
+    judged = ("--evaluation", "example:glyphs/evaluation", "--limit", 66)
+    again = call("eval", out / "model.onnx", *judged, "--json").json
+    assert again["top1"] == pytest.approx(report["final"]["top1"])
+    assert call("bench", out, "--seconds", 0, "--json").json[str(out)]["p50_ms"] > 0
 
 
 @pytest.mark.slow
@@ -96,8 +74,7 @@ def test_a_run_writes_the_same_bytes_again(
 ) -> None:
     monkeypatch.setattr("vitcompress.pipeline.export_onnx", export_onnx)
     for name in ("once", "again"):
-        code, _, stderr = call("run", recipe, "--out", tmp_path / name, "--limit", 66, *WHOLE)
-        assert code == 0, stderr
+        call("run", recipe, "--out", tmp_path / name, "--limit", 66, *WHOLE)
     for file in ("model.onnx", "model.safetensors", "config.json", "recipe.yaml"):
         written = [(tmp_path / name / file).read_bytes() for name in ("once", "again")]
         assert written[0] == written[1]
@@ -125,8 +102,7 @@ def test_images_that_cannot_be_read_are_in_the_report(
         f"data.images={wanted}",
     )
     out = tmp_path / "o[/x] caf\udce9"
-    code, _, stderr = call("run", recipe, *own, "--set", "data.max_unreadable=0.3", "--out", out)
-    assert code == 0, stderr
+    call("run", recipe, *own, "--set", "data.max_unreadable=0.3", "--out", out)
     told = json.loads((out / "report.json").read_text())["warnings"]
     skipped = [line.split(": ")[1] for line in told if " skipped: " in line]
     assert sorted(skipped) == [f"{name} skipped" for name in damaged]
@@ -138,11 +114,10 @@ def test_a_failed_gate_ends_with_1_and_keeps_the_output(
 ) -> None:
     out = tmp_path / "out"
     settings = ("--set", "gates.max_ratio.bytes=0.01", "--set", "data.evaluation=null")
-    code, stdout, stderr = call("run", recipe, "--out", out, "--limit", 40, "--json", *settings)
-    assert code == 1, stderr
-    assert "0.01" in stderr
+    done = call("run", recipe, "--out", out, "--limit", 40, "--json", *settings, code=1)
+    assert "0.01" in done.told
     report = json.loads((out / "report.json").read_text())
-    assert report == json.loads(stdout)
+    assert report == done.json
     gate = report["gates"][0]
     assert (gate["name"], gate["passed"]) == ("max_ratio.bytes", False)
     assert "<failure" in (out / "junit.xml").read_text()
@@ -154,17 +129,8 @@ def test_a_failed_gate_ends_with_1_and_keeps_the_output(
 
 def test_export_alone_is_a_float_model(call: Call, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code, _, stderr = call(
-        "export",
-        "example:glyphs",
-        "--evaluation",
-        "example:glyphs/evaluation",
-        "--limit",
-        16,
-        "--out",
-        out,
-    )
-    assert code == 0, stderr
+    judged = ("--evaluation", "example:glyphs/evaluation", "--limit", 16)
+    call("export", "example:glyphs", *judged, "--out", out)
     report = json.loads((out / "report.json").read_text())
     assert report["artifacts"][0]["parity"]["max_logit_difference"] < 1e-4
     assert report["final"]["agreement"] == 100.0

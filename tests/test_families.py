@@ -1,16 +1,14 @@
 """What is known to work on which family is what `plan` says, and what runs."""
 
-import json
 import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
+from helpers.cli import Call
 from vitcompress import support
-from vitcompress.cli import app
 from vitcompress.console import console
 
 HERE = Path(__file__).parent
@@ -24,14 +22,16 @@ def test_what_is_known_to_work_is_what_plan_says(tmp_path: Path) -> None:
     assert tuple(rows) == support.known()  # else: python tests/benchmarks/families.py --write
 
 
-def test_the_readme_and_the_command_have_the_same_table() -> None:
+def test_the_readme_and_the_command_have_the_same_table(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = (HERE.parent / "README.md").read_text(encoding="utf-8")
     assert support.markdown(support.known()) in text
-    result = CliRunner().invoke(app, ["models", "--json"])
-    found = json.loads(result.stdout)["stages"]
-    assert found == [row.model_dump() for row in support.known()]
-    assert {row["family"] for row in found} == set(json.loads(result.stdout)["families"])
-    shown = CliRunner(env={"COLUMNS": "60"}).invoke(app, ["models"]).stderr
+    listed = call("models", "--json").json
+    assert listed["stages"] == [row.model_dump() for row in support.known()]
+    assert {row["family"] for row in listed["stages"]} == set(listed["families"])
+    monkeypatch.setenv("COLUMNS", "60")
+    shown = call("models").stderr
     assert [line for line in support.lines(support.known()) if line not in shown] == []
 
 

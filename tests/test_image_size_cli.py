@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import save_file
 from torch import nn
-from typer.testing import CliRunner
 
-from vitcompress.cli import app
+from helpers.cli import Call
 from vitcompress.model.architecture import VitModel
 
 RECIPE = "stages: []\n"
@@ -18,6 +17,7 @@ RECIPE = "stages: []\n"
 def test_a_run_says_what_another_size_costs(
     make_module: Callable[..., nn.Module],
     make_vit: Callable[..., VitModel],
+    call: Call,
     recipe: Path,
     tmp_path: Path,
 ) -> None:
@@ -29,8 +29,7 @@ def test_a_run_says_what_another_size_costs(
     settings = [f"--set={each}" for each in [*options, "data.input_size=16"]]
     given = [recipe, tmp_path / "model.safetensors", "--model", described.timm]
     given += ["--evaluation", tmp_path / "images.npz", "--out", tmp_path / "out", *settings]
-    done = CliRunner().invoke(app, ["run", *map(str, given)])
-    assert done.exit_code == 0, done.output
+    done = call("run", *given)
     report = json.loads((tmp_path / "out/report.json").read_text())
     facts = report["model"]["trained_size"]
     assert facts["input_size"] == [32, 32]
@@ -40,4 +39,4 @@ def test_a_run_says_what_another_size_costs(
     assert facts["figures"]["top1"] >= 0
     (line,) = [w for w in report["warnings"] if w.startswith("images of 16×16 pixels")]
     assert "32×32 in training" in line
-    assert line in done.output.replace("\n", "")
+    assert line in done.told

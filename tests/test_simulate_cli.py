@@ -1,19 +1,12 @@
 """Simulated activations at the command line: the words that go with their figures."""
 
-import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from vitcompress.cli import app
+from helpers.cli import EXAMPLE, Call
 
-RECIPE = """
-model: {checkpoint: "example:glyphs"}
-data:
-  calibration: "example:glyphs/calibration"
-  evaluation: "example:glyphs/evaluation"
-  images: 64
+RECIPE = f"""{EXAMPLE}
 stages:
   - name: quant
     type: quantize
@@ -24,13 +17,13 @@ stages:
 """
 
 
-def test_a_simulation_is_called_one_wherever_its_figures_are(recipe: Path, tmp_path: Path) -> None:
+def test_a_simulation_is_called_one_wherever_its_figures_are(
+    call: Call, recipe: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    arguments = ["run", str(recipe), "--out", str(out), "--limit", "33", "--json"]
-    arguments += ["--set", "stages.quant.simulate.bits=3", "--set", "export.safetensors=false"]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.stderr
-    report = json.loads(result.stdout)
+    settings = ("--set", "stages.quant.simulate.bits=3", "--set", "export.safetensors=false")
+    done = call("run", recipe, "--out", out, "--limit", 33, "--json", *settings)
+    report = done.json
     (simulated,) = report["stages"][0]["details"]["studies"]
     figures = {name: value for name, value in simulated["figures"].items() if value is not None}
     assert set(figures) == {"images", "top1", "top5", "agreement", "kl"}
@@ -43,7 +36,7 @@ def test_a_simulation_is_called_one_wherever_its_figures_are(recipe: Path, tmp_p
     assert simulated["note"] == words
     warning = next(text for text in report["warnings"] if text.startswith(f"quant: {words}; "))
     assert f"Agreement {figures['agreement']:.1f} %" in warning
-    assert words in " ".join(result.stderr.split())
+    assert words in done.told
     for name in ("report.md", "report.html"):
         text = (out / name).read_text()
         assert text.count(words) == 2, name  # once at the top, once beside the figures
@@ -60,13 +53,10 @@ def test_a_simulation_is_called_one_wherever_its_figures_are(recipe: Path, tmp_p
     ],
 )
 def test_a_wrong_study_ends_with_2(
-    setting: str, expected: tuple[str, ...], recipe: Path, tmp_path: Path
+    setting: str, expected: tuple[str, ...], call: Call, recipe: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    arguments = ["run", str(recipe), "--out", str(out), "--set", setting]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 2, result.stderr
-    line = result.stderr.strip().splitlines()[-1]
+    line = call("run", recipe, "--out", out, "--set", setting, code=2).error
     assert line.startswith("error: ")
     assert all(word in line for word in expected), line
     assert not out.exists()

@@ -6,47 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from helpers.pictures import PIXELS, SPEC, png, write_folder, write_npz, write_tar
 from vitcompress.data.images import batches, open_images
-from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
-
-PIXELS = np.random.default_rng(0).integers(0, 256, (6, 10, 12, 3), dtype=np.uint8)
-SPEC = Preprocess(
-    input_size=(8, 8),
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    crop_pct=1.0,
-    interpolation="bilinear",
-)
-
-
-def png() -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(PIXELS[0]).save(file, "PNG")
-    return file.getvalue()
-
-
-def write_folder(root: Path) -> Path:
-    for name in ("ant", "bee", "cat"):
-        (root / name).mkdir(parents=True)
-        (root / name / "0.png").write_bytes(png())
-    return root
-
-
-def write_npz(path: Path) -> Path:
-    np.savez(path, images=PIXELS, labels=np.array([0, 0, 1, 1, 1, 2]))
-    return path
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
 
 
 def refused(source: object, *told: str, **options: object) -> None:
@@ -74,12 +37,12 @@ def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_flat_folder_with_labels_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "a.png").write_bytes(png(PIXELS[0]))
     refused(tmp_path, "a.png has no label", "one folder a class")
 
 
 def test_a_stray_image_beside_class_folders_is_refused(tmp_path: Path) -> None:
-    (write_folder(tmp_path) / "stray.png").write_bytes(png())
+    (write_folder(tmp_path) / "stray.png").write_bytes(png(PIXELS[0]))
     refused(tmp_path, "stray.png has no label")
 
 
@@ -150,7 +113,7 @@ def test_a_tar_without_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_tar_without_labels_is_refused(tmp_path: Path) -> None:
-    members = {"1.png": png(), "2.png": png(), "1.cls": b"0"}
+    members = {"1.png": png(PIXELS[0]), "2.png": png(PIXELS[0]), "1.cls": b"0"}
     refused(write_tar(tmp_path / "a.tar", members), "2.png has no label")
 
 

@@ -1,14 +1,13 @@
 """Classes as people have them: lists in several forms, orders of folders, stored numbers."""
 
-import io
 import json
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from helpers.pictures import png, write_tar
 from vitcompress.data.images import open_images
 from vitcompress.data.labels import in_order, read_classes
 from vitcompress.errors import InputError
@@ -16,27 +15,21 @@ from vitcompress.errors import InputError
 WNIDS = ["n03", "n01", "n02"]
 
 
-def png(value: int = 0) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(file, "PNG")
-    return file.getvalue()
+def grey(value: int = 0) -> np.ndarray:
+    return np.full((4, 4, 3), value, np.uint8)
 
 
 def folders(root: Path, *names: str) -> Path:
     for value, name in enumerate(names):
         (root / name).mkdir(parents=True)
-        (root / name / "a.png").write_bytes(png(value % 256))
+        (root / name / "a.png").write_bytes(png(grey(value % 256)))
     return root
 
 
 def tar(
     path: Path, files: dict[str, bytes], links: dict[str, str], kind: bytes = tarfile.SYMTYPE
 ) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
+    with tarfile.open(write_tar(path, files), "a") as archive:
         for name, target in links.items():
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, target
@@ -135,13 +128,13 @@ def test_a_model_names_its_classes_in_any_normalisation(tmp_path: Path) -> None:
 
 
 def test_a_label_below_zero_is_refused(tmp_path: Path) -> None:
-    path = tar(tmp_path / "a.tar", {"0.png": png(), "0.cls": b"-1"}, {})
+    path = write_tar(tmp_path / "a.tar", {"0.png": png(grey()), "0.cls": b"-1"})
     with pytest.raises(InputError, match="label -1, which is no class"):
         open_images(path, labelled=True)
 
 
 def test_links_inside_a_tar_are_followed(tmp_path: Path) -> None:
-    files = {"blobs/x": png(1), "blobs/y": png(2), "bee/z.png": png(3)}
+    files = {"blobs/x": png(grey(1)), "blobs/y": png(grey(2)), "bee/z.png": png(grey(3))}
     links = {"ant/x.png": "../blobs/x", "bee/y.png": "y.link", "bee/y.link": "../blobs/y"}
     images = open_images(tar(tmp_path / "a.tar", files, links), labelled=True)
     assert images.names == ["ant/x.png", "bee/y.png", "bee/z.png"]
@@ -150,7 +143,7 @@ def test_links_inside_a_tar_are_followed(tmp_path: Path) -> None:
 
 
 def test_hard_links_inside_a_tar_are_followed(tmp_path: Path) -> None:
-    files = {"blobs/x": png(1), "ant/y.png": png(2)}
+    files = {"blobs/x": png(grey(1)), "ant/y.png": png(grey(2))}
     links = {"./bee/x.png": "blobs/x", "bee/z.png": "bee/x.png"}
     path = tar(tmp_path / "a.tar", files, links, tarfile.LNKTYPE)
     images = open_images(path, labelled=True)
@@ -161,20 +154,20 @@ def test_hard_links_inside_a_tar_are_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
 def test_links_in_a_circle_are_refused(kind: bytes, tmp_path: Path) -> None:
     links = {"x.png": "y.png", "y.png": "z.png", "z.png": "x.png"}
-    path = tar(tmp_path / "a.tar", {"ant/a.png": png()}, links, kind)
+    path = tar(tmp_path / "a.tar", {"ant/a.png": png(grey())}, links, kind)
     with pytest.raises(InputError, match="leads to nothing in it"):
         open_images(path, labelled=False)
 
 
 @pytest.mark.parametrize("target", ["/data/bee", "../../bee", "bees"])
 def test_a_link_to_a_folder_elsewhere_is_refused(target: str, tmp_path: Path) -> None:
-    path = tar(tmp_path / "a.tar", {"root/ant/a.png": png()}, {"root/bee": target})
+    path = tar(tmp_path / "a.tar", {"root/ant/a.png": png(grey())}, {"root/bee": target})
     with pytest.raises(InputError, match=r"root/bee is a link to .*tar --dereference"):
         open_images(path, labelled=True)
 
 
 def test_a_link_to_a_folder_in_the_tar_adds_nothing(tmp_path: Path) -> None:
-    files = {"root/ant/a.png": png(), "root/bee/b.png": png()}
+    files = {"root/ant/a.png": png(grey()), "root/bee/b.png": png(grey())}
     links = {"root/again": "ant", "root/here": ".", "root/notes.txt": "/elsewhere"}
     images = open_images(tar(tmp_path / "a.tar", files, links), labelled=True)
     assert images.names == list(files)
@@ -182,13 +175,13 @@ def test_a_link_to_a_folder_in_the_tar_adds_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["../gone.png", "x.png", "/etc/passwd"])
 def test_a_link_to_nothing_in_the_tar_is_refused(target: str, tmp_path: Path) -> None:
-    path = tar(tmp_path / "a.tar", {"ant/a.png": png()}, {"ant/x.png": target})
+    path = tar(tmp_path / "a.tar", {"ant/a.png": png(grey())}, {"ant/x.png": target})
     with pytest.raises(InputError, match="leads to nothing in it"):
         open_images(path, labelled=True)
 
 
 def test_a_file_with_two_names_in_a_tar_is_one_image(tmp_path: Path) -> None:
-    path = tar(tmp_path / "a.tar", {"ant/b.png": png()}, {"ant/a.png": "b.png"})
+    path = tar(tmp_path / "a.tar", {"ant/b.png": png(grey())}, {"ant/a.png": "b.png"})
     assert open_images(path, labelled=True).names == ["ant/b.png"]
 
 
@@ -204,9 +197,9 @@ def test_a_folder_of_shards_as_webdataset_writes_them(tmp_path: Path) -> None:
         files: dict[str, bytes] = {}
         for place in range(2):
             key = f"{2 * shard + place:08d}"
-            files |= {f"{key}.jpg": png(shard), f"{key}.cls": b"%d" % (10 * shard + place)}
+            files |= {f"{key}.jpg": png(grey(shard)), f"{key}.cls": b"%d" % (10 * shard + place)}
             files |= {f"{key}.json": b'{"caption": "x"}'}
-        tar(tmp_path / f"shard-{shard:06d}.tar", files, {})
+        write_tar(tmp_path / f"shard-{shard:06d}.tar", files)
     images = open_images(tmp_path, labelled=True)
     assert images.names[2] == "shard-000001.tar/00000002.jpg"
     assert (images.labels, images.num_classes) == ([0, 1, 10, 11, 20, 21], None)
@@ -214,15 +207,15 @@ def test_a_folder_of_shards_as_webdataset_writes_them(tmp_path: Path) -> None:
 
 
 def test_a_shard_without_labels_is_refused(tmp_path: Path) -> None:
-    tar(tmp_path / "shard-000000.tar", {"0.jpg": png(), "0.cls": b"0"}, {})
-    tar(tmp_path / "shard-000001.tar", {"1.jpg": png(), "1.json": b'{"label": 3}'}, {})
+    write_tar(tmp_path / "shard-000000.tar", {"0.jpg": png(grey()), "0.cls": b"0"})
+    write_tar(tmp_path / "shard-000001.tar", {"1.jpg": png(grey()), "1.json": b'{"label": 3}'})
     with pytest.raises(InputError, match=r"shard-000001\.tar/1\.jpg has no label"):
         open_images(tmp_path, labelled=True)
 
 
 def test_a_folder_of_shards(tmp_path: Path) -> None:
-    tar(tmp_path / "s-1.tar", {"0.png": png(1), "0.cls": b"bee"}, {})
-    tar(tmp_path / "s-0.tar", {"0.png": png(0), "0.cls": b"ant"}, {})
+    write_tar(tmp_path / "s-1.tar", {"0.png": png(grey(1)), "0.cls": b"bee"})
+    write_tar(tmp_path / "s-0.tar", {"0.png": png(grey(0)), "0.cls": b"ant"})
     images = open_images(tmp_path, labelled=True)
     assert images.names == ["s-0.tar/0.png", "s-1.tar/0.png"]
     assert images.labels == [0, 1]

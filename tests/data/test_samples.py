@@ -1,11 +1,15 @@
 """A part of the images, spread over the classes."""
 
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.pictures import CLASSES, PIXELS, write_folder
 from vitcompress.data import images as module
+from vitcompress.data.images import open_images
 
 
 def groups_of(*sizes: int) -> list[str]:
@@ -43,3 +47,13 @@ def test_without_a_seed_the_sample_is_evenly_spaced() -> None:
     assert list(module._sample(groups_of(4, 4, 4), 6, None)) == [0, 2, 4, 6, 8, 10]
     assert list(module._sample(groups_of(7), 3, None)) == [0, 2, 4]
     assert list(module._sample(groups_of(3), 5, 0)) == [0, 1, 2]
+
+
+def test_a_sample_keeps_names_labels_and_contents_together(tmp_path: Path) -> None:
+    images = open_images(write_folder(tmp_path), labelled=True, limit=4, seed=3)
+    assert images.labels is not None
+    assert set(images.labels) == {0, 1, 2}
+    for i, (name, label) in enumerate(zip(images.names, images.labels, strict=True)):
+        folder, _, number = name.removesuffix(".png").partition("/")
+        assert CLASSES[label] == folder
+        assert np.array_equal(np.asarray(images.read(i)), PIXELS[int(number)])

@@ -11,6 +11,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from helpers.models import images_of
 from vitcompress import targets
 from vitcompress.errors import ParityError
 from vitcompress.export import parity
@@ -28,7 +29,7 @@ from vitcompress.stages.quantize.stage import quantize
 
 @pytest.fixture
 def pixels(context: Context) -> Tensor:
-    return torch.cat(list(context.calibration_batches("")))[:4]
+    return images_of(context)[:4]
 
 
 def altered(path: Path, name: str, change: object) -> None:
@@ -59,7 +60,7 @@ def test_a_float_export_passes_and_a_changed_weight_does_not(
 def test_one_image_in_eight_may_have_a_tie_where_tokens_merge(
     vit: VitModel, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels = torch.cat(list(context.calibration_batches("")))[:8]
+    pixels = images_of(context)[:8]
     config = MergeConfig.model_validate({"method": "tome", "schedule": [12, 12]})
     for model in (vit, plan(vit, config).model):
         merges, path = model is not vit, tmp_path / "m.onnx"

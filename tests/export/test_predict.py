@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
+from helpers.cli import Call
 from vitcompress import output, processor
-from vitcompress.cli import app
 from vitcompress.data.images import open_images
 from vitcompress.data.preprocess import Preprocess, model_input
 from vitcompress.evaluation import judge, torch_runner
@@ -114,7 +113,7 @@ def test_sixteen_bits_are_prepared_as_they_are_in_a_run(tmp_path: Path) -> None:
 
 
 def test_alone_it_gives_the_outputs_of_an_evaluation(
-    run_folder: Path, vit: VitModel, pictures: list[str]
+    call: Call, run_folder: Path, vit: VitModel, pictures: list[str]
 ) -> None:
     file = run_folder / "outputs.npy"
     called = [sys.executable, "-I", "-c", ALONE, run_folder / output.PREDICT, *pictures]
@@ -134,11 +133,9 @@ def test_alone_it_gives_the_outputs_of_an_evaluation(
             best.values.tolist(), 1e-3
         )
 
-    result = CliRunner().invoke(app, ["predict", str(run_folder), *pictures, "--json"])
-    assert json.loads(result.stdout) == told
-    result = CliRunner().invoke(app, ["predict", str(run_folder / "model.onnx"), *pictures])
-    assert result.exit_code == 0
-    assert result.stderr.count("class ") == 5 * len(pictures)
+    assert call("predict", run_folder, *pictures, "--json").json == told
+    done = call("predict", run_folder / "model.onnx", *pictures)
+    assert done.stderr.count("class ") == 5 * len(pictures)
 
 
 def test_an_output_means_what_its_task_says(tmp_path: Path) -> None:

@@ -3,47 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from vitcompress.errors import InputError
-from vitcompress.model.reading import read_source
-
-SMALL = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
-NAME = "vit_tiny_patch16_224"
-State = dict[str, Tensor]
-
-
-@pytest.fixture(scope="module")
-def state(make_module: Callable[..., nn.Module]) -> State:
-    return make_module().state_dict()
-
-
-def prefixed(state: State, prefix: str) -> State:
-    return {prefix + key: tensor for key, tensor in state.items()}
-
-
-def read(path: Path, key: str | None = None) -> State:
-    return dict(read_source(path, key).tensors)
-
-
-def saved(content: Any, path: Path, **options: Any) -> Path:
-    torch.save(content, path, **options)
-    return path
-
-
-def refusal(path: Path, key: str | None = None) -> str:
-    """The one line that reading `path` is refused with; it names the file."""
-    with pytest.raises(InputError) as caught:
-        read(path, key)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(path) in message
-    return message
-
+from helpers.checkpoints import State, prefixed, read, refusal, saved
 
 LAYER = "blocks.0.attn.qkv"
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from helpers.checkpoints import NAME, SMALL, State, assert_same
 from vitcompress.errors import InputError
 from vitcompress.export.folder import load_folder, save_folder
 from vitcompress.model.architecture import VitModel
@@ -23,9 +24,6 @@ from vitcompress.model.layouts import Converted
 from vitcompress.model.reading import read_source
 
 ASSETS = Path(__file__).parents[3] / "shared" / "assets" / "checkpoints"
-NAME = "vit_tiny_patch16_224"
-SMALL = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
-State = dict[str, Tensor]
 
 
 def make(name: str = NAME, **options: Any) -> nn.Module:
@@ -38,10 +36,6 @@ def make(name: str = NAME, **options: Any) -> nn.Module:
 @pytest.fixture(scope="module")
 def state() -> State:
     return make().state_dict()
-
-
-def assert_same(found: State, state: State) -> None:
-    torch.testing.assert_close(dict(found), dict(state), rtol=0, atol=0)
 
 
 def misfit(state: State, name: str = NAME, **arguments: Any) -> str:

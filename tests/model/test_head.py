@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from helpers.models import rebuilt
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
@@ -48,15 +49,6 @@ Make = Callable[..., nn.Module]
 def read(module: nn.Module, path: Path, choice: Choice, options: dict[str, Any]) -> VitModel:
     save_file(module.state_dict(), path)
     return from_source(str(path), None, options, None, {}, choice=choice)
-
-
-def rebuilt(model: VitModel) -> nn.Module:
-    """The module made anew from the description as text, with the same tensors."""
-    text = model.architecture.model_dump_json()
-    module = architecture.build(Architecture.model_validate_json(text))
-    tensors = architecture.stored_tensors(model)
-    architecture.load_tensors(module, model.architecture, tensors)
-    return module
 
 
 def mlp(width: int) -> tuple[Head, nn.Sequential]:

@@ -18,37 +18,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
+from helpers.checkpoints import NAME, State, read, refusal, saved
 from vitcompress.errors import InputError
 from vitcompress.export.folder import load_folder, save_folder
 from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.model.checkpoint import ModelSpec, load_model
 from vitcompress.model.layouts import Converted
 from vitcompress.model.options import check_options
-from vitcompress.model.reading import read_source
-
-NAME = "vit_tiny_patch16_224"
-State = dict[str, Tensor]
-
-
-@pytest.fixture(scope="module")
-def state(make_module: Callable[..., nn.Module]) -> State:
-    return make_module().state_dict()
-
-
-def saved(content: Any, path: Path, **options: Any) -> Path:
-    torch.save(content, path, **options)
-    return path
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        read_source(path)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(path) in message or path.is_dir()
-    return message
 
 
 class Runs:
@@ -142,7 +120,7 @@ def test_plain_data_is_never_what_it_says(state: State, tmp_path: Path) -> None:
     path_of_two = Calls(type(trace), str(trace), state={"touch": 1})
     for extra in (crafted, reads, path_of_two, Calls(datetime.date, "no", "date")):
         path = saved({"model": state, "extra": extra}, tmp_path / "x.pth")
-        assert read_source(path).tensors.keys() == state.keys()
+        assert read(path).keys() == state.keys()
     assert not trace.exists()
     assert set(torch.serialization.get_safe_globals()) == others
 

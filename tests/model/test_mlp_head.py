@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
-from vitcompress.cli import app
+from helpers.checkpoints import NAME, SMALL
+from helpers.cli import Call
 from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check_parity
@@ -19,9 +19,6 @@ from vitcompress.model.head import Choice
 from vitcompress.model.layouts import Converted
 from vitcompress.model.mlp_head import described
 from vitcompress.model.naming import skeleton
-
-NAME = "vit_tiny_patch16_224"
-SMALL: dict[str, Any] = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
 
 Make = Callable[..., nn.Module]
 
@@ -159,22 +156,21 @@ def test_it_is_exported_and_rebuilt(
     assert torch.equal(in_fresh_process(model, pixels), model.module(pixels))
 
 
-def test_the_activation_is_asked_for_by_its_key(make_module: Make, tmp_path: Path) -> None:
+def test_the_activation_is_asked_for_by_its_key(
+    call: Call, make_module: Make, tmp_path: Path
+) -> None:
     at, _, make, _ = HEADS["linear, gelu, linear"]
     file = saved(tmp_path / "x.safetensors", make_module(num_classes=0), filled(make()), at)
     settings = [f"--set=model.options.{key}={value}" for key, value in SMALL.items()]
-    call = ["inspect", str(file), "--model", NAME, *settings]
-    result = CliRunner().invoke(app, call)
-    assert result.exit_code == 2
-    assert result.stderr.strip().splitlines() == [
+    given = ("inspect", file, "--model", NAME, *settings)
+    assert call(*given, code=2).stderr.strip().splitlines() == [
         f"error: {file}: its head head has a step without tensors before layer 2: say which by "
         "model.head.activation, as --set model.head.activation=gelu (relu, …; none for a Dropout)"
     ]
-    result = CliRunner().invoke(app, [*call, "--set", "model.head.activation=gelu"])
-    assert result.exit_code == 0, result.stderr
-    assert "is taken for Linear 64→24, gelu, Linear 24→5" in result.stderr
-    result = CliRunner().invoke(app, [*call, "--set", "model.head.activation=softsign"])
-    assert "model.head.activation" in result.stderr
+    done = call(*given, "--set", "model.head.activation=gelu")
+    assert "is taken for Linear 64→24, gelu, Linear 24→5" in done.told
+    done = call(*given, "--set", "model.head.activation=softsign", code=2)
+    assert "model.head.activation" in done.error
     assert read(file, output="pooled").num_classes == 0  # without the head, nothing is asked
 
 

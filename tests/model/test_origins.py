@@ -1,15 +1,13 @@
 """What is known of a checkpoint comes with where it came from."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from typer.testing import CliRunner
 
-from vitcompress.cli import app
+from helpers.cli import Call
 from vitcompress.model.checkpoint import ModelSpec
 from vitcompress.model.layouts import Converted, Source
 from vitcompress.model.origins import reading
@@ -20,17 +18,15 @@ TIMM = "timm's default for this name"
 
 
 def test_inspect_tells_types_and_origins(
-    make_module: Callable[..., nn.Module], tmp_path: Path
+    call: Call, make_module: Callable[..., nn.Module], tmp_path: Path
 ) -> None:
     state = {key: t.half() for key, t in make_module().state_dict().items()}
     state["head.weight"] = state["head.weight"].bfloat16()
     file = tmp_path / "vit_tiny_patch16_224.safetensors"
     save_file(state, file)
     settings = [f"--set=model.options.{option}" for option in OPTIONS]
-    call = ["inspect", str(file), *settings, "--set=data.crop_pct=0.8"]
-    result = CliRunner().invoke(app, [*call, "--json"])
-    assert result.exit_code == 0, result.stderr
-    told = json.loads(result.stdout)
+    given = ("inspect", file, *settings, "--set=data.crop_pct=0.8")
+    told = call(*given, "--json").json
     assert told["dtypes"] == {"float16": len(state) - 1, "bfloat16": 1}
     assert told["origins"] == {
         "layout": "no other layout has such names",
@@ -44,7 +40,7 @@ def test_inspect_tells_types_and_origins(
         "interpolation": TIMM,
         "crop_mode": TIMM,
     }
-    text = CliRunner().invoke(app, [*call, "--set=task=multi_label", "--model", file.stem]).stderr
+    text = call(*given, "--set=task=multi_label", "--model", file.stem).stderr
     assert "  task: task\n" in text
     assert "  name: model.name\n" in text
     assert "  bfloat16: 1\n" in text

@@ -5,7 +5,6 @@ import datetime
 import re
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path, PureWindowsPath
@@ -15,23 +14,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from vitcompress.errors import InputError
-from vitcompress.model.reading import read_source
-
-SMALL = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
-NAME = "vit_tiny_patch16_224"
-State = dict[str, Tensor]
-
-
-@pytest.fixture(scope="module")
-def state(make_module: Callable[..., nn.Module]) -> State:
-    return make_module().state_dict()
-
-
-def prefixed(state: State, prefix: str) -> State:
-    return {prefix + key: tensor for key, tensor in state.items()}
+from helpers.checkpoints import State, assert_same, prefixed, read, refusal, saved
 
 
 def split(state: State, backbone: str, head: str) -> State:
@@ -43,32 +28,6 @@ def split(state: State, backbone: str, head: str) -> State:
 
 def doubled(state: State) -> State:
     return {key: 2 * tensor for key, tensor in state.items()}
-
-
-def assert_same(read: State, state: State) -> None:
-    assert read.keys() == state.keys()
-    for key, tensor in state.items():
-        assert read[key].dtype == tensor.dtype
-        assert torch.equal(read[key], tensor), key
-
-
-def read(path: Path, key: str | None = None) -> State:
-    return dict(read_source(path, key).tensors)
-
-
-def saved(content: Any, path: Path, **options: Any) -> Path:
-    torch.save(content, path, **options)
-    return path
-
-
-def refusal(path: Path, key: str | None = None) -> str:
-    """The one line that reading `path` is refused with; it names the file."""
-    with pytest.raises(InputError) as caught:
-        read(path, key)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(path) in message
-    return message
 
 
 WRAPPINGS = {

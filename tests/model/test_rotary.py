@@ -13,16 +13,14 @@ from safetensors.torch import load_file, save_file
 from timm.layers import apply_rot_embed_cat, create_rope_embed
 from torch import Tensor, nn
 
+from helpers.models import rebuilt
 from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check_parity
 from vitcompress.methods import selection
 from vitcompress.model.architecture import (
-    Architecture,
     VitModel,
-    build,
     from_source,
-    stored_tensors,
 )
 from vitcompress.model.families import adopt
 from vitcompress.model.families.rotary import RotaryVit, frequencies
@@ -111,9 +109,7 @@ def test_a_model_is_made_again_from_its_description(
     options: dict[str, Any], make_vit: MakeVit, pixels: Tensor
 ) -> None:
     model, images = make_vit(**options), images_for(options, pixels)
-    again = build(Architecture.model_validate_json(model.architecture.model_dump_json()))
-    again.load_state_dict(stored_tensors(model))
-    assert torch.equal(again(images), model.module(images))
+    assert torch.equal(rebuilt(model)(images), model.module(images))
 
 
 def test_learned_angles_reach_a_fresh_process(

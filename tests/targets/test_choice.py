@@ -3,19 +3,14 @@
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from helpers.cli import EXAMPLE, Call
 from vitcompress import pipeline, targets
-from vitcompress.cli import app
 from vitcompress.errors import InputError
 from vitcompress.recipe import json_schema, load_recipe
 from vitcompress.targets import onnxruntime
 
-RECIPE = """
-model: {checkpoint: "example:glyphs"}
-data: {evaluation: "example:glyphs/evaluation"}
-stages: []
-"""
+RECIPE = EXAMPLE + "stages: []\n"
 
 
 def test_it_is_onnxruntime_where_nothing_is_said(recipe: Path) -> None:
@@ -31,13 +26,11 @@ def test_another_is_refused_with_those_there_are(recipe: Path) -> None:
 
 
 def test_a_runtime_that_is_too_old_is_told_before_the_work(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime.ort, "__version__", "1.23.2")
     monkeypatch.setattr(pipeline, "load_dense", lambda _: pytest.fail("the model was read"))
-    called = CliRunner().invoke(app, ["run", str(recipe), "--out", str(tmp_path / "out")])
-    assert called.exit_code == 2
-    (line,) = called.stderr.strip().splitlines()
+    (line,) = call("run", recipe, "--out", tmp_path / "out", code=2).stderr.strip().splitlines()
     assert line.startswith("error: onnxruntime 1.23.2")
     assert "1.24" in line
     assert not (tmp_path / "out").exists()

@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 
+from helpers.layouts import outputs
 from vitcompress.model.architecture import from_source
 
 NAMES = {
@@ -24,7 +25,7 @@ def test_published_files(
 ) -> None:
     model = randomized(timm.create_model(name, img_size=32, num_classes=5))
     torch.save({"model": model.state_dict()}, tmp_path / NAMES[name])
-    read = agree(model, tmp_path / NAMES[name], lambda m, x: m(x))
+    read = agree(model, tmp_path / NAMES[name], outputs)
     assert (read.architecture.timm, read.preprocess.crop_pct) == (name, 0.9)
 
 

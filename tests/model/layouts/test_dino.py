@@ -1,13 +1,14 @@
 """DINO and DINOv2, in the names of their repositories."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
+
+from helpers.checkpoints import State, prefixed
+from helpers.layouts import Randomized, outputs
 
 SMALL: dict[str, Any] = {
     "img_size": 32,
@@ -17,16 +18,6 @@ SMALL: dict[str, Any] = {
     "num_heads": 2,
     "num_classes": 0,
 }
-Randomized = Callable[[nn.Module], Any]
-State = dict[str, Tensor]
-
-
-def _output(model: nn.Module, pixels: Tensor) -> Any:
-    return model(pixels)
-
-
-def _below(prefix: str, state: State) -> State:
-    return {prefix + key: tensor for key, tensor in state.items()}
 
 
 @pytest.mark.parametrize("wrapper", ["", "module."])
@@ -34,11 +25,11 @@ def test_dino_in_training(
     wrapper: str, randomized: Randomized, agree: Any, tmp_path: Path, capfd: Any
 ) -> None:
     model = randomized(timm.create_model("vit_small_patch16_224.dino", **SMALL))
-    state = _below(f"{wrapper}backbone.", model.state_dict())
+    state = prefixed(model.state_dict(), f"{wrapper}backbone.")
     for key in ("mlp.0.weight", "mlp.0.bias", "last_layer.weight_g", "last_layer.weight_v"):
         state[f"{wrapper}head.{key}"] = torch.randn(4, 4)
     torch.save({"state_dict": state, "epoch": 9}, tmp_path / "checkpoint.pth")
-    read = agree(model, tmp_path / "checkpoint.pth", _output)
+    read = agree(model, tmp_path / "checkpoint.pth", outputs)
     assert read.task.name == "embedding"
     assert read.preprocess.mean == (0.485, 0.456, 0.406)
     told = capfd.readouterr().err
@@ -77,7 +68,7 @@ def test_dinov2(variant: str, randomized: Randomized, agree: Any, tmp_path: Path
     model = randomized(timm.create_model(VARIANTS[variant], **SMALL))
     state = _published(model.state_dict(), "registers" in variant, "gated" in variant)
     torch.save(state, tmp_path / "pretrain.pth")
-    read = agree(model, tmp_path / "pretrain.pth", _output)
+    read = agree(model, tmp_path / "pretrain.pth", outputs)
     assert (read.preprocess.input_size, read.task.name) == ((32, 32), "embedding")
 
 
@@ -90,10 +81,10 @@ def test_dinov2_in_chunks(
     for key in [key for key in state if key.startswith("blocks.")]:
         chunk = int(key.split(".")[1]) // 2
         state[key.replace("blocks.", f"blocks.{chunk}.")] = state.pop(key)
-    state = _below(prefix, state)
+    state = prefixed(state, prefix)
     if prefix:
         state |= {"dino_head.mlp.0.weight": torch.randn(4, 4), "dino_loss.center": torch.randn(1)}
     torch.save({"model": state}, tmp_path / "teacher_checkpoint.pth")
-    agree(model, tmp_path / "teacher_checkpoint.pth", _output)
+    agree(model, tmp_path / "teacher_checkpoint.pth", outputs)
     told = "heads of its training are left out" in capfd.readouterr().err
     assert told == bool(prefix)

@@ -1,6 +1,5 @@
 """A ViT as Google's JAX libraries write it."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +7,9 @@ import numpy as np
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from helpers.layouts import Randomized
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import from_source
 
@@ -22,7 +22,6 @@ SIZES: dict[str, Any] = {
     "mlp_ratio": 1.5,
 }
 Arrays = dict[str, np.ndarray]
-Randomized = Callable[[nn.Module], Any]
 
 
 def linear(layer: Any, out: tuple[int, ...]) -> Arrays:

@@ -1,12 +1,12 @@
 """MAE, in the names of its repository."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+
+from helpers.layouts import Randomized, outputs
 
 SMALL: dict[str, Any] = {
     "img_size": 32,
@@ -15,11 +15,6 @@ SMALL: dict[str, Any] = {
     "depth": 2,
     "num_heads": 2,
 }
-Randomized = Callable[[nn.Module], Any]
-
-
-def _output(model: nn.Module, pixels: Tensor) -> Any:
-    return model(pixels)
 
 
 def test_pretrained(randomized: Randomized, agree: Any, tmp_path: Path, capfd: Any) -> None:
@@ -29,7 +24,7 @@ def test_pretrained(randomized: Randomized, agree: Any, tmp_path: Path, capfd: A
     state |= {f"decoder_{key}": torch.randn(3, 3) for key in keys}
     state["mask_token"] = torch.randn(1, 1, 64)
     torch.save({"model": state}, tmp_path / "mae.pth")
-    read = agree(model, tmp_path / "mae.pth", _output)
+    read = agree(model, tmp_path / "mae.pth", outputs)
     assert (read.task.name, read.preprocess.mean) == ("embedding", (0.485, 0.456, 0.406))
     assert "decoder is left out" in capfd.readouterr().err
 
@@ -38,6 +33,6 @@ def test_fine_tuned(randomized: Randomized, agree: Any, tmp_path: Path, capfd: A
     options = {**SMALL, "global_pool": "avg", "num_classes": 5}
     model = randomized(timm.create_model("vit_base_patch16_224", **options))
     torch.save({"model": model.state_dict()}, tmp_path / "mae.pth")
-    read = agree(model, tmp_path / "mae.pth", _output)
+    read = agree(model, tmp_path / "mae.pth", outputs)
     assert read.task.name == "classification"
     assert "left out" not in capfd.readouterr().err

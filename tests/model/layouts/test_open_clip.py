@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from helpers.layouts import Randomized
 from vitcompress.data.preprocess import model_input
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import from_source
@@ -29,7 +30,6 @@ VISION: dict[str, Any] = {
     "mlp_ratio": 2.0,
 }
 TEXT: dict[str, Any] = {"context_length": 8, "vocab_size": 32, "width": 32, "heads": 2, "layers": 1}
-Randomized = Callable[[nn.Module], Any]
 
 
 def _features(model: Any, pixels: Tensor) -> Any:

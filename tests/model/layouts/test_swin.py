@@ -20,15 +20,11 @@ from torchvision.models.swin_transformer import (
     swin_v2_b,
 )
 
+from helpers.layouts import Randomized, outputs
 from vitcompress.data.preprocess import Preprocess, model_input
 from vitcompress.model.layouts import Source, convert
 
 FIRST, SECOND = "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"
-Randomized = Callable[[nn.Module], Any]
-
-
-def _output(model: nn.Module, pixels: Tensor) -> Any:
-    return model(pixels)
 
 
 def _original(model: Any) -> dict[str, Tensor]:
@@ -61,7 +57,7 @@ def test_microsofts(variant: str, randomized: Randomized, agree: Any, tmp_path: 
     small = {"img_size": 32, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}
     model = randomized(timm.create_model(name, **small, **options))
     torch.save({"model": _original(model)}, tmp_path / "ckpt_epoch_9.pth")
-    read = agree(model, tmp_path / "ckpt_epoch_9.pth", _output)
+    read = agree(model, tmp_path / "ckpt_epoch_9.pth", outputs)
     assert (read.preprocess.input_size, read.preprocess.crop_pct) == ((32, 32), 0.875)
 
 
@@ -73,7 +69,7 @@ def test_microsofts_without_what_is_derived(
     derived = re.compile(r".*(attn_mask|relative_position_index)")
     state = {k: t for k, t in _original(model).items() if not derived.fullmatch(k)}
     torch.save({"model": state}, tmp_path / "swin.pth")
-    agree(model, tmp_path / "swin.pth", _output)
+    agree(model, tmp_path / "swin.pth", outputs)
     assert "images of 32 pixels" in capfd.readouterr().err
 
 
@@ -83,7 +79,7 @@ def test_torchvisions(version: int, randomized: Randomized, agree: Any, tmp_path
     options: dict[str, Any] = second if version == 2 else {}
     model = SwinTransformer([4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=5, **options)
     torch.save(randomized(model).state_dict(), tmp_path / "swin.pth")
-    read = agree(model, tmp_path / "swin.pth", _output)
+    read = agree(model, tmp_path / "swin.pth", outputs)
     assert read.preprocess.input_size == (32, 32)
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import VisionTransformer
 
+from helpers.layouts import outputs
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import from_source
 
@@ -18,13 +19,9 @@ def model(randomized: Callable[[nn.Module], Any]) -> Any:
     return randomized(VisionTransformer(32, 8, 2, 2, 128, 96, num_classes=5))
 
 
-def _logits(model: nn.Module, pixels: Tensor) -> Any:
-    return model(pixels)
-
-
 def test_a_classifier(model: Any, agree: Any, tmp_path: Path, capfd: Any) -> None:
     torch.save(model.state_dict(), tmp_path / "vit.pth")
-    read = agree(model, tmp_path / "vit.pth", _logits)
+    read = agree(model, tmp_path / "vit.pth", outputs)
     found = read.preprocess
     assert (found.input_size, found.crop_pct, found.interpolation) == ((32, 32), 0.875, "bilinear")
     assert found.mean == (0.485, 0.456, 0.406)
@@ -39,7 +36,7 @@ def test_names_of_its_first_versions(model: Any, agree: Any, tmp_path: Path) -> 
             key = key.replace(new, old)
         state[key] = tensor
     torch.save({"model": state}, tmp_path / "vit.pth")
-    agree(model, tmp_path / "vit.pth", _logits)
+    agree(model, tmp_path / "vit.pth", outputs)
 
 
 def test_what_is_missing_is_named(model: Any, tmp_path: Path) -> None:

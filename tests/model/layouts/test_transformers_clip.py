@@ -1,26 +1,17 @@
 """The vision towers of CLIP and SigLIP as the transformers library writes them."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from helpers.layouts import VIT, Randomized, add_tensor, logits, pooled
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import from_source
 
-VISION: dict[str, Any] = {
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 96,
-    "image_size": 32,
-    "patch_size": 8,
-}
 TEXT: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 1,
@@ -31,12 +22,6 @@ TEXT: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-Randomized = Callable[[nn.Module], Any]
-
-
-def pooled(model: Any, pixels: Tensor) -> Tensor:
-    found: Tensor = model(pixels).pooler_output
-    return found
 
 
 def embeds(model: Any, pixels: Tensor) -> Tensor:
@@ -46,11 +31,6 @@ def embeds(model: Any, pixels: Tensor) -> Tensor:
 
 def features(model: Any, pixels: Tensor) -> Tensor:
     found: Tensor = model.get_image_features(pixels).pooler_output
-    return found
-
-
-def logits(model: Any, pixels: Tensor) -> Tensor:
-    found: Tensor = model(pixels).logits
     return found
 
 
@@ -73,9 +53,9 @@ OUTPUTS = {
 def made(name: str, **options: Any) -> Any:
     kind = "CLIP" if name.startswith("CLIP") else "Siglip"
     if "VisionModel" in name:
-        config = getattr(transformers, f"{kind}VisionConfig")(**VISION, **options)
+        config = getattr(transformers, f"{kind}VisionConfig")(**VIT, **options)
     else:
-        towers = {"vision_config": {**VISION, **options}, "text_config": TEXT}
+        towers = {"vision_config": {**VIT, **options}, "text_config": TEXT}
         config = getattr(transformers, f"{kind}Config")(**towers, num_labels=3)
     return getattr(transformers, name)(config)
 
@@ -122,15 +102,13 @@ def test_without_a_pooling_head(
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_what_cannot_be_mapped_is_named(name: str, randomized: Randomized, tmp_path: Path) -> None:
     randomized(made(name)).save_pretrained(tmp_path)
-    tensors = load_file(file := tmp_path / "model.safetensors")
-    tensors["encoder.layers.0.adapter.weight"] = torch.zeros(3)
-    save_file(tensors, file)
+    add_tensor(tmp_path, "encoder.layers.0.adapter.weight")
     with pytest.raises(InputError, match=r"which has no encoder\.layers\.0\.adapter"):
         from_source(str(tmp_path), None, {}, None, {})
 
 
 def test_images_of_any_shape_are_refused(tmp_path: Path) -> None:
-    config = {key: value for key, value in VISION.items() if key != "image_size"}
+    config = {key: value for key, value in VIT.items() if key != "image_size"}
     model = transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**config))
     model.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="NaFlex"):

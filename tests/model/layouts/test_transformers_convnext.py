@@ -1,13 +1,12 @@
 """ConvNeXt and ConvNeXt V2 as the transformers library writes them."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
-from torch import nn
+import torch
+from safetensors.torch import save_file
 from transformers import (
     ConvNextConfig,
     ConvNextForImageClassification,
@@ -18,6 +17,7 @@ from transformers import (
     ConvNextV2Model,
 )
 
+from helpers.layouts import WEIGHTS, Randomized, add_tensor, logits, pooled
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import from_source
 
@@ -26,7 +26,6 @@ KINDS: dict[str, tuple[Any, Any, Any]] = {
     "first": (ConvNextConfig, ConvNextForImageClassification, ConvNextModel),
     "second": (ConvNextV2Config, ConvNextV2ForImageClassification, ConvNextV2Model),
 }
-Randomized = Callable[[nn.Module], Any]
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -36,7 +35,7 @@ def test_a_classifier(kind: str, randomized: Randomized, agree: Any, tmp_path: P
     names = {0: "cat", 1: "dog", 2: "fox"}
     model = randomized(classifier(config(**CONFIG, id2label=names, hidden_act="gelu_new")))
     model.save_pretrained(tmp_path)
-    read = agree(model, tmp_path, lambda m, x: m(x).logits)
+    read = agree(model, tmp_path, logits)
     assert (read.task.name, read.anatomy.family) == ("classification", "generic")
 
 
@@ -53,11 +52,11 @@ def test_without_a_head_and_a_single_file(
     config, _, headless = KINDS[kind]
     model = randomized(headless(config(**CONFIG)))
     model.save_pretrained(tmp_path)
-    read = agree(model, tmp_path, lambda m, x: m(x).pooler_output)
+    read = agree(model, tmp_path, pooled)
     assert read.task.name == "embedding"
     file = tmp_path / "best.safetensors"
     (tmp_path / "model.safetensors").rename(file)
-    agree(model, file, lambda m, x: m(x).pooler_output)
+    agree(model, file, pooled)
 
 
 @pytest.mark.parametrize(("edge", "part", "mode"), [(224, 0.875, "center"), (384, 1, "squash")])
@@ -79,13 +78,10 @@ def test_refusals(randomized: Randomized, tmp_path: Path) -> None:
     randomized(ConvNextModel(few)).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="a ConvNeXt of 2 stages"):
         from_source(str(tmp_path), None, {}, None, {})
-    file = tmp_path / "model.safetensors"
-    tensors = load_file(file)
-    tensors["encoder.stages.0.layers.0.adapter"] = tensors["layernorm.weight"].clone()
-    save_file(tensors, file)
+    add_tensor(tmp_path, "encoder.stages.0.layers.0.adapter")
     with pytest.raises(InputError, match=r"has no encoder\.stages\.0\.layers\.0\.adapter;"):
         from_source(str(tmp_path), None, {}, None, {})
-    save_file({"encoder.other": tensors["layernorm.weight"].clone()}, file)
+    save_file({"encoder.other": torch.zeros(3)}, tmp_path / WEIGHTS)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "convnext"}))
     with pytest.raises(InputError, match=r"has no encoder\.other"):
         from_source(str(tmp_path), None, {}, None, {})

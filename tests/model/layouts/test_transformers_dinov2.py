@@ -1,33 +1,18 @@
 """DINOv2 as the transformers library writes it."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
+from helpers.layouts import VIT, Randomized, add_tensor, in_names_old_and_new, logits, pooled
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import from_source
 
-CONFIG: dict[str, Any] = {
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "mlp_ratio": 2,
-    "image_size": 32,
-    "patch_size": 8,
-}
+CONFIG = {key: value for key, value in VIT.items() if key != "intermediate_size"} | {"mlp_ratio": 2}
 KINDS = ["Dinov2", "Dinov2WithRegisters"]
-Randomized = Callable[[nn.Module], Any]
-
-
-def pooled(model: Any, pixels: Tensor) -> Tensor:
-    found: Tensor = model(pixels).pooler_output
-    return found
 
 
 def made(kind: str, model: str = "Model", **options: Any) -> Any:
@@ -51,10 +36,7 @@ def test_a_single_file_in_old_names_and_new(
     kind: str, gated: bool, randomized: Randomized, agree: Any, tmp_path: Path, capsys: Any
 ) -> None:
     model = randomized(made(kind, use_swiglu_ffn=gated))
-    model.save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").rename(old := tmp_path / "best.safetensors")
-    torch.save(model.state_dict(), new := tmp_path / "best.pth")
-    for file in (old, new):
+    for file in in_names_old_and_new(model, tmp_path):
         agree(model, file, pooled)
         assert f"2 heads, activation {'silu' if gated else 'gelu'}" in capsys.readouterr().err
 
@@ -83,7 +65,7 @@ def test_a_classifier_of_class_token_and_patches(
 ) -> None:
     model = randomized(made(kind, "ForImageClassification", id2label={0: "a", 1: "b", 2: "c"}))
     model.save_pretrained(tmp_path)
-    read = agree(model, tmp_path, lambda m, x: m(x).logits)
+    read = agree(model, tmp_path, logits)
     assert (read.task.name, read.class_names) == ("classification", ("a", "b", "c"))
     assert read.anatomy.select(("head",), "layers")
 
@@ -91,8 +73,6 @@ def test_a_classifier_of_class_token_and_patches(
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_cannot_be_mapped_is_named(kind: str, randomized: Randomized, tmp_path: Path) -> None:
     randomized(made(kind)).save_pretrained(tmp_path)
-    tensors = load_file(file := tmp_path / "model.safetensors")
-    tensors["encoder.layer.0.adapter.weight"] = torch.zeros(3)
-    save_file(tensors, file)
+    add_tensor(tmp_path, "encoder.layer.0.adapter.weight")
     with pytest.raises(InputError, match=r"DINOv2, which has no encoder\.layer\.0\.adapter"):
         from_source(str(tmp_path), None, {}, None, {})

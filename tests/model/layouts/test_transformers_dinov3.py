@@ -1,28 +1,18 @@
 """DINOv3's ViT as the transformers library writes it."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
+from helpers.layouts import VIT, Randomized, add_tensor, in_names_old_and_new, pooled
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import from_source
 
-CONFIG: dict[str, Any] = {
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 100,  # no multiple of 8
-    "image_size": 32,
-    "patch_size": 8,
-}
+CONFIG = {**VIT, "intermediate_size": 100}  # no multiple of 8
 GATED: dict[str, Any] = {"use_gated_mlp": True, "hidden_act": "silu"}
-Randomized = Callable[[nn.Module], Any]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +28,7 @@ def test_a_folder(
 ) -> None:
     model = randomized(DINOv3ViTModel(DINOv3ViTConfig(**{**CONFIG, **options})))
     model.save_pretrained(tmp_path)
-    read = agree(model, tmp_path, lambda m, x: m(x).pooler_output)
+    read = agree(model, tmp_path, pooled)
     assert (read.task.name, read.anatomy.family) == ("embedding", "rotary")
     assert read.preprocess.input_size == (32, 32)
 
@@ -65,13 +55,9 @@ def test_a_single_file_in_names_old_and_new(
     randomized: Randomized, tmp_path: Path, capsys: pytest.CaptureFixture[str], pixels: torch.Tensor
 ) -> None:
     model = randomized(DINOv3ViTModel(DINOv3ViTConfig(**CONFIG, num_register_tokens=4)))
-    model.save_pretrained(tmp_path)
-    old, new = tmp_path / "old.safetensors", tmp_path / "new.pt"
-    (tmp_path / "model.safetensors").rename(old)
-    torch.save(model.state_dict(), new)
     with torch.no_grad():
         expected = model(pixels).pooler_output
-    for file in (old, new):
+    for file in in_names_old_and_new(model, tmp_path):
         read = from_source(str(file), None, {"img_size": 32}, None, {})
         assert (read.module(pixels) - expected).abs().max() <= 1e-5 * expected.abs().max()
         said = "".join(capsys.readouterr())
@@ -83,9 +69,6 @@ def test_refusals(randomized: Randomized, tmp_path: Path) -> None:
     randomized(DINOv3ViTModel(config)).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"hidden_act 'gelu' .* only silu"):
         from_source(str(tmp_path), None, {}, None, {})
-    file = tmp_path / "model.safetensors"
-    tensors = load_file(file)
-    tensors["layer.0.attention.k_proj.bias"] = tensors["norm.weight"].clone()
-    save_file(tensors, file)
+    add_tensor(tmp_path, "layer.0.attention.k_proj.bias")
     with pytest.raises(InputError, match=r"DINOv3, which has no layer\.0\.attention\.k_proj\.bias"):
         from_source(str(tmp_path), None, {}, None, {})

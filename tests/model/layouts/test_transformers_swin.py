@@ -1,13 +1,12 @@
 """Swin and Swin V2 as the transformers library writes them."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     SwinConfig,
     SwinForImageClassification,
@@ -17,6 +16,7 @@ from transformers import (
     Swinv2Model,
 )
 
+from helpers.layouts import Randomized, add_tensor, in_names_old_and_new, logits, pooled
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import from_source
 
@@ -32,7 +32,6 @@ KINDS: dict[str, tuple[Any, Any, Any]] = {
     "first": (SwinConfig, SwinForImageClassification, SwinModel),
     "second": (Swinv2Config, Swinv2ForImageClassification, Swinv2Model),
 }
-Randomized = Callable[[nn.Module], Any]
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -52,7 +51,7 @@ def test_a_classifier(
     names = {0: "cat", 1: "dog", 2: "fox"}
     model = randomized(classifier(config(**{**CONFIG, **options}, id2label=names)))
     model.save_pretrained(tmp_path)
-    read = agree(model, tmp_path, lambda m, x: m(x).logits)
+    read = agree(model, tmp_path, logits)
     assert (read.task.name, read.anatomy.family) == ("classification", "windowed")
 
 
@@ -61,7 +60,7 @@ def test_without_a_head(kind: str, randomized: Randomized, agree: Any, tmp_path:
     config, _, headless = KINDS[kind]
     model = randomized(headless(config(**CONFIG)))
     model.save_pretrained(tmp_path)
-    read = agree(model, tmp_path, lambda m, x: m(x).pooler_output)
+    read = agree(model, tmp_path, pooled)
     assert read.task.name == "embedding"
 
 
@@ -80,7 +79,7 @@ def test_windows_of_the_second(
     config = Swinv2Config(**{**CONFIG, **options})
     model = randomized(Swinv2ForImageClassification(config))
     model.save_pretrained(tmp_path)
-    agree(model, tmp_path, lambda m, x: m(x).logits)
+    agree(model, tmp_path, logits)
 
 
 @kinds
@@ -89,14 +88,12 @@ def test_a_single_file_in_names_old_and_new(
 ) -> None:
     config, classifier, _ = KINDS[kind]
     model = randomized(classifier(config(**CONFIG)))
-    model.save_pretrained(tmp_path)
-    old, new = tmp_path / "old.safetensors", tmp_path / "new.pt"
-    stored = load_file(tmp_path / "model.safetensors")
+    old, new = in_names_old_and_new(model, tmp_path)
     # Earlier versions wrote it; of the second Swin it tells the size of a window.
     index = "encoder.layers.0.blocks.0.attention.self.relative_position_index"
     prefix = "swin." if kind == "first" else "swinv2."
-    save_file({**stored, prefix + index: torch.zeros(16, 16, dtype=torch.int64)}, old)
-    torch.save(model.state_dict(), new)
+    earlier = {prefix + index: torch.zeros(16, 16, dtype=torch.int64)}
+    save_file(load_file(old) | earlier, old)
     with torch.no_grad():
         expected = model(pixels).logits
     sizes = {"window_size": 4, "img_size": 32}
@@ -141,9 +138,6 @@ def test_refusals(
 def test_unknown_keys_are_named(kind: str, randomized: Randomized, tmp_path: Path) -> None:
     config, _, headless = KINDS[kind]
     randomized(headless(config(**CONFIG))).save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    tensors = load_file(file)
-    tensors["encoder.layers.0.adapter"] = tensors["layernorm.weight"].clone()
-    save_file(tensors, file)
+    add_tensor(tmp_path, "encoder.layers.0.adapter")
     with pytest.raises(InputError, match=r"Swin, which has no encoder\.layers\.0\.adapter;"):
         from_source(str(tmp_path), None, {}, None, {})

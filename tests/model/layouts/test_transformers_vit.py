@@ -1,6 +1,5 @@
 """ViT, DeiT and ViTMAE as the transformers library writes them."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +7,12 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from helpers.layouts import VIT, Randomized, in_names_old_and_new, logits
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import from_source
 
-CONFIG: dict[str, Any] = {
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 96,
-    "image_size": 32,
-    "patch_size": 8,
-}
 DECODER: dict[str, Any] = {
     "mask_ratio": 0.0,
     "decoder_hidden_size": 32,
@@ -28,12 +20,6 @@ DECODER: dict[str, Any] = {
     "decoder_num_attention_heads": 2,
     "decoder_intermediate_size": 48,
 }
-Randomized = Callable[[nn.Module], Any]
-
-
-def logits(model: Any, pixels: Tensor) -> Tensor:
-    found: Tensor = model(pixels).logits
-    return found
 
 
 def class_token(model: Any, pixels: Tensor) -> Tensor:
@@ -60,7 +46,7 @@ MODELS = {
 def made(name: str, **options: Any) -> Any:
     kind, _ = MODELS[name]
     more = DECODER if kind == "ViTMAE" else {}
-    config = getattr(transformers, f"{kind}Config")(**CONFIG, **more, **options)
+    config = getattr(transformers, f"{kind}Config")(**VIT, **more, **options)
     return getattr(transformers, name)(config)
 
 
@@ -80,10 +66,7 @@ def test_a_single_file_in_old_names_and_new(
     name: str, randomized: Randomized, agree: Any, tmp_path: Path, capsys: Any
 ) -> None:
     model = randomized(made(name))
-    model.save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").rename(old := tmp_path / "best.safetensors")
-    torch.save(model.state_dict(), new := tmp_path / "best.pth")
-    for file in (old, new):
+    for file in in_names_old_and_new(model, tmp_path):
         agree(model, file, MODELS[name][1])
         said = capsys.readouterr().err
         assert "2 heads, activation gelu" in said
@@ -103,7 +86,7 @@ def test_a_folder_says_how_images_are_prepared(randomized: Randomized, tmp_path:
 
 
 def test_what_timm_has_anyway_is_not_described(randomized: Randomized, tmp_path: Path) -> None:
-    like = {**CONFIG, "hidden_size": 64, "num_hidden_layers": 6, "intermediate_size": 192}
+    like = {**VIT, "hidden_size": 64, "num_hidden_layers": 6, "intermediate_size": 192}
     size = {"image_size": 160, "patch_size": 16}
     config = transformers.ViTConfig(**like | size)
     model = randomized(transformers.ViTForImageClassification(config))
@@ -121,7 +104,7 @@ def test_what_timm_has_anyway_is_not_described(randomized: Randomized, tmp_path:
 
 
 def test_images_that_are_not_square(randomized: Randomized, agree: Any, tmp_path: Path) -> None:
-    config = transformers.ViTConfig(**{**CONFIG, "image_size": [16, 64]})
+    config = transformers.ViTConfig(**{**VIT, "image_size": [16, 64]})
     model = randomized(transformers.ViTForImageClassification(config))
     model.save_pretrained(tmp_path)
     read = from_source(str(tmp_path), None, {}, None, {})

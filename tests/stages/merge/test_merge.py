@@ -1,4 +1,4 @@
-"""The merge stage: budgets, schedules, the search and what it refuses."""
+"""The merge stage: budgets, schedules and the search, for models of any task."""
 
 import copy
 from collections.abc import Callable
@@ -6,39 +6,21 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import timm
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from vitcompress.data.images import ImageSet
+from helpers.merging import config, kept
 from vitcompress.errors import InputError
 from vitcompress.measure.branches import LatencyTable
 from vitcompress.measure.cost import macs
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.families import adopt
-from vitcompress.model.sizes import resize, sizes_of
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge import search
-from vitcompress.stages.merge.config import MergeConfig
-from vitcompress.stages.merge.rival import lower_resolution
-from vitcompress.stages.merge.stage import merge, plan, sensitivity
-from vitcompress.stages.prune import stage as prune
-from vitcompress.stages.prune.config import PruneConfig
+from vitcompress.stages.merge.stage import merge, plan
 from vitcompress.stages.quantize import stage as quantize
 from vitcompress.stages.quantize.config import QuantizeConfig
 
 MakeVit = Callable[..., VitModel]
-OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
-
-
-def config(**options: Any) -> MergeConfig:
-    return MergeConfig.model_validate({"method": "fisher", **options})
-
-
-@pytest.fixture
-def deep(make_vit: MakeVit) -> VitModel:
-    return make_vit(depth=4)
 
 
 @pytest.mark.parametrize("method", ["fisher", "diffrate", "tome"])
@@ -87,16 +69,6 @@ def test_a_few_images_are_counted_exactly_and_some_held_back(
     assert all(row["search_kl"] != row["held_back_kl"] for row in result.table("candidates").rows)
 
 
-def test_a_search_needs_images_to_hold_back(
-    deep: VitModel, make_context: Callable[..., Context], images: ImageSet
-) -> None:
-    damaged = replace(images, fetch=lambda index: images.fetch(index) if index < 3 else b"")
-    for few in (images.subset(range(3)), damaged.subset(range(5))):
-        context = make_context(calibration=few, max_unreadable=0.9)
-        with pytest.raises(InputError, match=r"stages\.merge\.schedule: .* at least 4 calibration"):
-            merge(deep, config(budget={"macs": 0.7}), context)
-
-
 def test_the_model_given_stays_as_it_was(deep: VitModel, context: Context, pixels: Tensor) -> None:
     before = deep.module(pixels)
     merge(deep, config(budget={"macs": 0.7}, images=16), context)
@@ -136,12 +108,6 @@ def test_latencies_of_few_tokens_are_timed(
     few = make_vit(patch_size=16)
     loose = config(method="tome", budget={"latency": 1.0}, schedule="constant")
     assert kept(merge(few, loose, context).model) == (5, 5)
-
-
-def test_a_model_of_one_block_is_refused(make_vit: MakeVit) -> None:
-    with pytest.raises(InputError, match=r"stages\.merge: .* has one block"):
-        plan(make_vit(depth=1), config(budget={"macs": 0.9}))
-    plan(make_vit(depth=1, class_token=False, global_pool="avg"), config(budget={"macs": 0.9}))
 
 
 def test_a_schedule_can_be_given(deep: VitModel, context: Context, pixels: Tensor) -> None:
@@ -184,26 +150,6 @@ def test_a_budget_of_latency_is_met_by_what_was_measured(
         merge(deep, config(budget={"latency": 0.01}, images=16), make_context())
 
 
-def test_the_report_shows_tokens(deep: VitModel, context: Context) -> None:
-    result = merge(deep, config(schedule=[15, 12, 10], images=16), context)
-    (gallery,) = result.galleries
-    assert gallery.columns == (
-        "input",
-        "after block 0: 14 tokens",
-        "after block 1: 11 tokens",
-        "after block 2: 9 tokens",
-    )
-    assert all(row.sources[-1].startswith("data:image/png") for row in gallery.rows)
-    assert [row.caption for row in gallery.rows] == list(context.images.names[:4])
-    judged = replace(context.images, names=context.images.names[::-1])
-    result = merge(
-        deep, config(schedule=[15, 15, 15], images=16), replace(context, evaluation=judged)
-    )
-    (gallery,) = result.galleries
-    assert [row.caption for row in gallery.rows] == list(judged.names[:4])
-    assert gallery.columns[1:] == ("after block 0: 14 tokens",)
-
-
 def test_a_schedule_can_drop_tokens_before_it_merges(deep: VitModel, context: Context) -> None:
     options = {"method": "diffrate", "schedule": [[16, 15], 12, [11, 10]]}
     result = merge(deep, config(**options), context)
@@ -212,108 +158,6 @@ def test_a_schedule_can_drop_tokens_before_it_merges(deep: VitModel, context: Co
     merging = model.architecture.merging
     assert merging is not None
     assert (merging.kept, merging.dropped) == ((15, 12, 10, 10), (1, 0, 1, 0))
-
-
-def test_a_lower_resolution_of_the_same_cost_is_the_rival(deep: VitModel, context: Context) -> None:
-    result = merge(deep, config(budget={"macs": 0.7}, schedule="constant"), context)
-    model = result.model
-    ours, rival = result.table("lower_resolution").rows
-    smaller = lower_resolution(deep, macs(model))
-    assert smaller is not None
-    rows, columns = smaller.preprocess.input_size
-    assert rival["input_size"] == f"{rows}×{columns}"
-    assert rival["macs_ratio"] <= result.facts["macs_ratio"]
-    assert macs(smaller) <= macs(model) < macs(deep)
-    assert result.facts["compared_images"] == len(context.images) // 4
-    assert rival["kl"] > ours["kl"] > 0
-    assert lower_resolution(deep, 1) is None
-
-
-def test_a_budget_that_is_met_already_is_told(deep: VitModel, context: Context) -> None:
-    result = merge(deep, config(budget={"macs": 1.0}, schedule="constant"), context)
-    assert result.warnings == ("stages.merge: nothing merges, the model is within its budget",)
-
-
-def kept(model: VitModel) -> tuple[int, ...]:
-    assert model.architecture.merging is not None
-    return model.architecture.merging.kept
-
-
-def test_sensitivities_name_blocks(deep: VitModel, context: Context) -> None:
-    rows = sensitivity(deep, config(budget={"macs": 0.7}, images=16), context).rows
-    assert [row["block"] for row in rows] == ["blocks.0", "blocks.1", "blocks.2"]
-    assert all(row["kl_at_60%"] > 0 for row in rows)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"schedule": [15, 12]}, r"stages\.merge\.schedule: 2 counts for 3 blocks"),
-        (
-            {"method": "tome", "schedule": [17, 8, 8]},
-            r"schedule: block 1 cannot keep 8 of its 17 tokens; with tome from 9 to 17",
-        ),
-        ({"schedule": [12, 13, 9]}, r"block 1 cannot keep 13 of its 12 tokens"),
-        ({"schedule": [12, 11, 10, 13]}, r"block 3 cannot keep 13 of its 10 tokens"),
-        ({"schedule": [[14, 12], 11, 10]}, r"block 0 cannot drop 3 tokens .* only diffrate drops"),
-        (
-            {"method": "diffrate", "schedule": [[12, 13], 11, 10]},
-            r"block 0 cannot drop 5 tokens and keep 13 of 17 with diffrate",
-        ),
-        ({"budget": {"macs": 0.1}}, r"stages\.merge\.budget\.macs: fisher .* does not go below"),
-        ({"schedule": "deit_small@2.9"}, r"schedule: deit_small@2.9 is for 12 blocks"),
-    ],
-)
-def test_what_cannot_be_met_is_refused(
-    options: dict[str, Any], message: str, deep: VitModel, context: Context
-) -> None:
-    with pytest.raises(InputError, match=message):
-        merge(deep, config(**options), context)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"method": "cls_only_tail"}, "a stage of its own: write `type: tail`"),
-        ({}, "budget: missing; .* or write `type: tail`"),
-        ({"method": "fisher"}, "budget: missing"),
-        ({"schedule": "linear"}, "'linear' is none of search, constant"),
-        ({"schedule": "linear", "budget": {"macs": 0.5}}, "'linear' is none of search, constant"),
-        ({"budget": {}}, "give either macs or latency"),
-        ({"budget": {"macs": 0.5, "latency": 0.5}}, "give either macs or latency"),
-        ({"method": "fisher", "schedule": [9], "budget": {"macs": 0.5}}, "take one of the two"),
-    ],
-)
-def test_configs_that_contradict_themselves(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        MergeConfig.model_validate(options)
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "reason"),
-    [
-        (
-            "swin_tiny_patch4_window7_224",
-            {"img_size": 56, "window_size": 7, "embed_dim": 24, "num_heads": (2, 2, 4, 4)},
-            "tokens that sit in windows cannot be merged",
-        ),
-        ("beit_base_patch16_224", OPTIONS, "the bias of its attention is looked up by position"),
-        ("eva02_enormous_patch14_clip_224", OPTIONS, "its norms come after attention and MLP"),
-        ("vit_tiny_patch16_224", {**OPTIONS, "dynamic_img_size": True}, None),
-        ("vit_base_patch16_rpn_224", OPTIONS, "tokens in other numbers for each image, or blocks"),
-        ("levit_128s", {}, "its blocks are not of a kind that is known"),
-    ],
-)
-def test_families_that_cannot_merge_say_why(
-    name: str, options: dict[str, Any], reason: str | None, vit: VitModel
-) -> None:
-    named = vit.architecture.model_copy(update={"timm": name})
-    model = replace(vit, module=adopt(timm.create_model(name, **options)), architecture=named)
-    if reason is None:
-        plan(model, config(budget={"macs": 0.7}))
-        return
-    with pytest.raises(InputError, match=rf"^stages\.merge: {name}: {reason}.*take the stage out"):
-        plan(model, config(budget={"macs": 0.7}))
 
 
 @pytest.mark.parametrize(
@@ -357,12 +201,6 @@ def test_a_headless_model_reads_what_its_task_means(make_vit: MakeVit, context: 
         assert torch.allclose(reader, again.model.module.blocks.get_buffer(name), atol=1e-4)
 
 
-def test_it_comes_before_quantize(vit: VitModel, context: Context) -> None:
-    quantized = quantize.plan(vit, QuantizeConfig()).model
-    with pytest.raises(InputError, match="put it before quantize"):
-        merge(quantized, config(budget={"macs": 0.8}), context)
-
-
 def test_merged_models_can_be_quantized(
     deep: VitModel, make_context: Callable[..., Context], pixels: Tensor
 ) -> None:
@@ -371,25 +209,3 @@ def test_merged_models_can_be_quantized(
     quantized = quantize.quantize(found, QuantizeConfig(), context).model
     assert quantized.architecture.merging == found.architecture.merging
     assert float((quantized.module(pixels) - found.module(pixels)).abs().mean()) < 0.5
-
-
-@pytest.mark.parametrize(
-    ("part", "without"), [("attention", {"attention": None}), ("mlp", {"hidden": None})]
-)
-def test_a_block_without_a_half_is_refused(
-    part: str, without: dict[str, None], deep: VitModel
-) -> None:
-    sizes = [sizes_of(block) for block in deep.module.blocks]
-    sizes[1] = sizes[1].model_copy(update=without)
-    resize(deep.module.blocks[1], sizes[1])
-    blocks = deep.architecture.model_copy(update={"blocks": tuple(sizes)})
-    pruned = replace(deep, architecture=blocks)
-    with pytest.raises(InputError, match=rf"stages\.merge: a block without its {part} cannot"):
-        plan(pruned, config(schedule="constant", budget={"macs": 0.9}))
-
-
-def test_pruning_comes_first(deep: VitModel, context: Context) -> None:
-    merged = plan(deep, config(schedule="constant", budget={"macs": 0.9})).model
-    pruning = PruneConfig.model_validate({"budget": {"macs": 0.8}})
-    with pytest.raises(InputError, match=r"stages\.prune: put it before merge"):
-        prune.plan(merged, pruning)

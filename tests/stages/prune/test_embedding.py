@@ -9,17 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.models import images_of, kl, rebuilt
 from vitcompress.errors import InputError
 from vitcompress.export.folder import load_folder, save_folder
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check_parity
 from vitcompress.measure import branches, cost
 from vitcompress.model.architecture import (
-    Architecture,
     VitModel,
-    build,
     set_tail,
-    stored_tensors,
 )
 from vitcompress.model.embedding import embedding_width, stream_readers
 from vitcompress.model.sizes import blocks
@@ -44,15 +42,6 @@ def configured(**options: Any) -> PruneConfig:
 
 def run(vit: VitModel, context: Context, **options: Any) -> StageResult:
     return prune(vit, configured(**options), context)
-
-
-def images_of(context: Context) -> Tensor:
-    return torch.cat(list(context.calibration_batches("")))
-
-
-def kl(vit: VitModel, module: torch.nn.Module, pixels: Tensor) -> float:
-    dense, found = (m(pixels).log_softmax(-1) for m in (vit.module, module))
-    return float((dense.exp() * (dense - found)).sum(-1).mean())
 
 
 def turned(vit: VitModel, context: Context) -> tuple[torch.nn.Module, Embedding]:
@@ -135,9 +124,7 @@ def test_the_budget_is_met_and_described(
     assert (row["structure"], row["before"], row["after"]) == ("embedding", 64, width)
     assert not any(64 in p.shape[-1:] for n, p in model.module.named_parameters() if "pos" in n)
     assert model.module.num_features == width
-    again = build(Architecture.model_validate_json(model.architecture.model_dump_json()))
-    again.load_state_dict(stored_tensors(model))
-    assert torch.equal(again(pixels), model.module(pixels))
+    assert torch.equal(rebuilt(model)(pixels), model.module(pixels))
     assert [block.attn.scale for block in blocks(model.module)] == [32**-0.5] * 2
 
 
@@ -159,9 +146,7 @@ def test_it_reloads_quantizes_merges_and_exports(
     merging = MergeConfig.model_validate({"method": "fisher", "schedule": [12, 12]})
     merged = merge(model, merging, context).model
     small = quantize(merged, QuantizeConfig(rounding="nearest"), context).model
-    again = build(Architecture.model_validate_json(small.architecture.model_dump_json()))
-    again.load_state_dict(stored_tensors(small))
-    assert torch.equal(again(pixels), small.module(pixels))
+    assert torch.equal(rebuilt(small)(pixels), small.module(pixels))
     export_onnx(small, file, {})
     check_parity(file, small, pixels, 1)
 
@@ -180,7 +165,7 @@ def test_refits_are_worth_it(vit: VitModel, context: Context) -> None:
         for compensate in (True, False)
     }
     pixels = images_of(context)
-    assert kl(vit, found[True], pixels) < 0.7 * kl(vit, found[False], pixels)
+    assert kl(vit.module, found[True], pixels) < 0.7 * kl(vit.module, found[False], pixels)
 
 
 @pytest.mark.parametrize("unit", ["params", "bytes", "latency"])

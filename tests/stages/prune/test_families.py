@@ -10,12 +10,13 @@ import timm
 import torch
 from torch import Tensor
 
+from helpers.models import images_of, rebuilt
 from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check_parity
 from vitcompress.measure import cost
 from vitcompress.measure.branches import LatencyTable
-from vitcompress.model.architecture import Architecture, VitModel, build, stored_tensors
+from vitcompress.model.architecture import Architecture, VitModel
 from vitcompress.model.families import adopt
 from vitcompress.model.sizes import sizes_of
 from vitcompress.stages.context import Context
@@ -66,13 +67,13 @@ def config(**options: Any) -> PruneConfig:
     return PruneConfig.model_validate({"budget": {"macs": 0.75}, "structures": INNER, **options})
 
 
+def fitting(vit: VitModel, context: Context) -> Context:
+    """The context with images of the size that `vit` takes."""
+    return replace(context, preprocess=vit.preprocess)
+
+
 def run(vit: VitModel, context: Context, **options: Any) -> StageResult:
-    return prune(vit, config(**options), replace(context, preprocess=vit.preprocess))
-
-
-def images_of(context: Context, vit: VitModel) -> Tensor:
-    context = replace(context, preprocess=vit.preprocess)
-    return torch.cat(list(context.calibration_batches("")))
+    return prune(vit, config(**options), fitting(vit, context))
 
 
 def check_result(model: VitModel, vit: VitModel, pixels: Tensor, file: Path) -> None:
@@ -80,9 +81,7 @@ def check_result(model: VitModel, vit: VitModel, pixels: Tensor, file: Path) -> 
     assert cost.macs(model) <= 0.75 * cost.macs(vit)
     described = [sizes_of(block) for block in model.anatomy.blocks]
     assert described == list(model.architecture.blocks or ())
-    again = build(Architecture.model_validate_json(model.architecture.model_dump_json()))
-    again.load_state_dict(stored_tensors(model))
-    assert torch.equal(again(pixels), model.module(pixels))
+    assert torch.equal(rebuilt(model)(pixels), model.module(pixels))
     export_onnx(model, file, {})
     assert check_parity(file, model, pixels, 1)["passed"]
 
@@ -92,7 +91,7 @@ def test_a_windowed_model_becomes_narrower(
     options: dict[str, Any], make_swin: MakeVit, context: Context, tmp_path: Path
 ) -> None:
     vit = make_swin(**options)
-    pixels = images_of(context, vit)[:3]
+    pixels = images_of(fitting(vit, context))[:3]
     result = run(vit, context, allocate="measured" if options is SWIN else "uniform")
     check_result(result.model, vit, pixels, tmp_path / "model.onnx")
     names = [str(row["structure"]) for row in result.table("structures").rows]
@@ -116,7 +115,7 @@ def test_heads_keep_their_own_biases(make_swin: MakeVit, context: Context) -> No
     for block in vit.anatomy.blocks:  # one head does nothing
         block.attn.proj.weight[:, : block.attn.widths[2] // block.attn.num_heads] = 0
     model = run(vit, context, structures=["heads"], budget={"macs": 0.9}).model
-    pixels = images_of(context, vit)[:3]
+    pixels = images_of(fitting(vit, context))[:3]
     tables = [
         [block.attn.relative_position_bias_table for block in each.anatomy.blocks]
         for each in (vit, model)
@@ -132,7 +131,7 @@ def test_keys_count_as_they_are_attended_to_in_their_windows(
     options: dict[str, Any], make_swin: MakeVit, context: Context
 ) -> None:
     vit = make_swin(**options)
-    anatomy, pixels = vit.anatomy, images_of(context, vit)[:2]
+    anatomy, pixels = vit.anatomy, images_of(fitting(vit, context))[:2]
     alike = {site.name: Importance(torch.eye(1), 0.0, 0) for site in anatomy.sites}
     found = site_moments(anatomy, [pixels], alike).query_key
     site = anatomy.sites[4]  # the last attention, shifted

@@ -2,36 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.models import images_of
+from helpers.pruning import configured, run
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel, stored_tensors
 from vitcompress.stages.context import Context
 from vitcompress.stages.observe import readout_loss
-from vitcompress.stages.prune.config import PruneConfig
-from vitcompress.stages.prune.stage import plan, prune
+from vitcompress.stages.prune.stage import plan
 from vitcompress.stages.prune.statistics import importances
-from vitcompress.stages.stage import StageResult
 from vitcompress.tasks.classification import TASK as CLASSES
 
 MakeVit = Callable[..., VitModel]
 MakeContext = Callable[..., Context]
-
-
-def configured(**options: Any) -> PruneConfig:
-    return PruneConfig.model_validate({"budget": {"macs": 0.7}, "multiple": 4, **options})
-
-
-def run(vit: VitModel, context: Context, **options: Any) -> StageResult:
-    return prune(vit, configured(**options), context)
-
-
-def images_of(context: Context) -> Tensor:
-    return torch.cat(list(context.calibration_batches("")))
 
 
 def test_true_labels_take_the_place_of_drawn_ones(

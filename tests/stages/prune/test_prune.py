@@ -11,19 +11,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.models import images_of, kl, rebuilt
+from helpers.pruning import configured, run
 from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check_parity
 from vitcompress.measure import branches, cost
-from vitcompress.model.architecture import Architecture, VitModel, build, set_tail, stored_tensors
+from vitcompress.model.architecture import VitModel, set_tail, stored_tensors
 from vitcompress.model.sizes import blocks, sizes_of
 from vitcompress.stages.context import Context
-from vitcompress.stages.prune.config import Budget, PruneConfig
+from vitcompress.stages.prune.config import Budget
 from vitcompress.stages.prune.stage import plan, prune, sensitivity
 from vitcompress.stages.prune.study import study
 from vitcompress.stages.quantize.config import QuantizeConfig
 from vitcompress.stages.quantize.stage import quantize
-from vitcompress.stages.stage import StageResult
 
 MakeVit = Callable[..., VitModel]
 MakeContext = Callable[..., Context]
@@ -31,27 +32,10 @@ InFreshProcess = Callable[[VitModel, Tensor], Tensor]
 EVERYTHING = ("query_key", "value", "hidden", "heads", "attention", "mlp")
 
 
-def configured(**options: Any) -> PruneConfig:
-    return PruneConfig.model_validate({"budget": {"macs": 0.7}, "multiple": 4, **options})
-
-
-def run(vit: VitModel, context: Context, **options: Any) -> StageResult:
-    return prune(vit, configured(**options), context)
-
-
 def with_tail(vit: VitModel) -> VitModel:
     set_tail(vit.module, 1)
     tail = vit.architecture.model_copy(update={"tail_tokens": 1})
     return VitModel(vit.module, tail, vit.preprocess)
-
-
-def images_of(context: Context) -> Tensor:
-    return torch.cat(list(context.calibration_batches("")))
-
-
-def kl(vit: VitModel, other: VitModel, pixels: Tensor) -> float:
-    dense, found = (m.module(pixels).log_softmax(-1) for m in (vit, other))
-    return float((dense.exp() * (dense - found)).sum(-1).mean())
 
 
 def test_a_budget_of_everything_changes_nothing(
@@ -83,9 +67,7 @@ def test_tensors_are_smaller_and_described(vit: VitModel, context: Context, pixe
     assert cost.parameters(model.module) < cost.parameters(vit.module)
     described = model.architecture.blocks
     assert described == tuple(sizes_of(block) for block in blocks(model.module))
-    again = build(Architecture.model_validate_json(model.architecture.model_dump_json()))
-    again.load_state_dict(stored_tensors(model))
-    assert torch.equal(again(pixels), model.module(pixels))
+    assert torch.equal(rebuilt(model)(pixels), model.module(pixels))
     for row in result.table("structures").rows:
         block, kind = int(row["structure"].split(".")[1]), row["structure"].split(".")[2]
         sizes = described[block]
@@ -133,9 +115,7 @@ def test_a_pruned_model_can_be_quantized(
 ) -> None:
     model = run(vit, context).model
     small = quantize(model, QuantizeConfig(), context).model
-    again = build(Architecture.model_validate_json(small.architecture.model_dump_json()))
-    again.load_state_dict(stored_tensors(small))
-    assert torch.equal(again(pixels), small.module(pixels))
+    assert torch.equal(rebuilt(small)(pixels), small.module(pixels))
     file = tmp_path / "model.onnx"
     export_onnx(small, file, {})
     check_parity(file, small, pixels, 1)
@@ -145,7 +125,7 @@ def test_compensation_is_worth_it(vit: VitModel, make_context: MakeContext) -> N
     context = make_context()
     pixels = images_of(context)
     found = {
-        compensate: kl(vit, run(vit, context, compensate=compensate).model, pixels)
+        compensate: kl(vit.module, run(vit, context, compensate=compensate).model.module, pixels)
         for compensate in (True, False)
     }
     assert found[True] < 0.5 * found[False]
@@ -159,7 +139,7 @@ def test_measured_widths_are_no_worse_than_even_ones(vit: VitModel, context: Con
     for allocate in ("measured", "uniform"):
         result = run(vit, context, allocate=allocate)
         model = result.model
-        found[allocate] = kl(vit, model, pixels)
+        found[allocate] = kl(vit.module, model.module, pixels)
         rows = {row["structure"]: row["kept"] for row in result.table("structures").rows}
         if allocate == "measured":
             assert rows["blocks.0.hidden"] < rows["blocks.1.hidden"]
@@ -187,7 +167,7 @@ def test_units_that_do_nothing_go_first(vit: VitModel, context: Context) -> None
         left = [sizes_of(block).hidden or 0 for block in blocks(model.module)]
         assert min(left) < 256
         assert min(left) >= 248
-        assert kl(vit, model, images_of(context)) < 1e-5
+        assert kl(vit.module, model.module, images_of(context)) < 1e-5
 
 
 def test_layer_scale_and_register_tokens_are_no_trouble(
@@ -195,7 +175,7 @@ def test_layer_scale_and_register_tokens_are_no_trouble(
 ) -> None:
     vit = make_vit(init_values=0.1, reg_tokens=2)
     model = run(vit, context, budget={"macs": 0.9}).model
-    assert kl(vit, model, images_of(context)) < 0.05
+    assert kl(vit.module, model.module, images_of(context)) < 0.05
     kept = run(vit, context, budget={"macs": 1.0}).model
     assert torch.equal(kept.module(images_of(context)), vit.module(images_of(context)))
 
@@ -310,9 +290,7 @@ def test_a_narrow_model_is_narrowed_again(vit: VitModel, context: Context, pixel
     assert cost.macs(plan(once, config).model) <= 0.6 * cost.macs(vit)
     twice = prune(once, config, context).model
     assert cost.macs(twice) <= 0.6 * cost.macs(vit)
-    again = build(Architecture.model_validate_json(twice.architecture.model_dump_json()))
-    again.load_state_dict(stored_tensors(twice))
-    assert torch.equal(again(pixels), twice.module(pixels))
+    assert torch.equal(rebuilt(twice)(pixels), twice.module(pixels))
 
 
 @pytest.mark.parametrize(

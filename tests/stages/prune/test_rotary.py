@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.models import images_of, kl, rebuilt
 from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check_parity
 from vitcompress.measure import cost
-from vitcompress.model.architecture import Architecture, VitModel, build, stored_tensors
+from vitcompress.model.architecture import VitModel
 from vitcompress.model.embedding import embedding_width
 from vitcompress.model.sizes import blocks, sizes_of
 from vitcompress.stages.context import Context
@@ -40,12 +41,6 @@ def run(vit: VitModel, context: Context, **options: Any) -> VitModel:
     return prune(vit, config(**options), context).model
 
 
-def kl(vit: VitModel, other: VitModel, context: Context) -> float:
-    pixels = torch.cat(list(context.calibration_batches("")))
-    dense, found = (m.module(pixels).log_softmax(-1) for m in (vit, other))
-    return float((dense.exp() * (dense - found)).sum(-1).mean())
-
-
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 def test_a_narrower_model_is_made_again_and_exported(
     options: dict[str, Any], make_vit: MakeVit, context: Context, pixels: Tensor, tmp_path: Path
@@ -59,9 +54,7 @@ def test_a_narrower_model_is_made_again_and_exported(
         assert sizes.attention is not None
         shape = (3, sizes.attention.heads, sizes.attention.query_key // 2)
         assert block.attn.rotation.frequencies.shape == shape
-    again = build(Architecture.model_validate_json(model.architecture.model_dump_json()))
-    again.load_state_dict(stored_tensors(model))
-    assert torch.equal(again(pixels), model.module(pixels))
+    assert torch.equal(rebuilt(model)(pixels), model.module(pixels))
     file = tmp_path / "model.onnx"
     export_onnx(model, file, {})
     assert check_parity(file, model, pixels, 1)["passed"]
@@ -132,7 +125,9 @@ def test_the_refit_of_norms_helps_where_queries_are_turned_after(
     vit = make_vit(**MODELS["normed"])
     found = {
         compensate: kl(
-            vit, run(vit, context, compensate=compensate, budget={"macs": 0.88}), context
+            vit.module,
+            run(vit, context, compensate=compensate, budget={"macs": 0.88}).module,
+            images_of(context),
         )
         for compensate in (True, False)
     }
@@ -154,9 +149,7 @@ def test_the_stream_can_be_narrowed(make_vit: MakeVit, context: Context, pixels:
     model = run(vit, context, structures=["embedding", "hidden"], budget={"macs": 0.8})
     assert embedding_width(model.module) < 64
     assert cost.macs(model) <= 0.8 * cost.macs(vit)
-    again = build(Architecture.model_validate_json(model.architecture.model_dump_json()))
-    again.load_state_dict(stored_tensors(model))
-    assert torch.equal(again(pixels), model.module(pixels))
+    assert torch.equal(rebuilt(model)(pixels), model.module(pixels))
 
 
 @pytest.mark.parametrize("name", ["eva02_enormous_patch14_clip_224", "vit_base_patch16_sapiens2"])

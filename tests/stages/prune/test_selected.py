@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.models import images_of, kl, rebuilt
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check_parity
 from vitcompress.measure import cost
-from vitcompress.model.architecture import Architecture, VitModel, build, stored_tensors
+from vitcompress.model.architecture import VitModel
 from vitcompress.model.sizes import blocks, sizes_of
 from vitcompress.stages.context import Context
 from vitcompress.stages.prune.config import PruneConfig
@@ -23,15 +24,6 @@ MakeVit = Callable[..., VitModel]
 def run(vit: VitModel, context: Context, **options: Any) -> VitModel:
     given = {"budget": {"macs": 0.9}, "structures": ["query_key"], "multiple": 4, **options}
     return prune(vit, PruneConfig.model_validate(given), context).model
-
-
-def images_of(context: Context) -> Tensor:
-    return torch.cat(list(context.calibration_batches("")))
-
-
-def kl(vit: VitModel, other: VitModel, pixels: Tensor) -> float:
-    dense, found = (m.module(pixels).log_softmax(-1) for m in (vit, other))
-    return float((dense.exp() * (dense - found)).sum(-1).mean())
 
 
 NORMS: dict[str, dict[str, Any]] = {
@@ -53,9 +45,7 @@ def test_norms_become_narrower_with_the_heads(
         widths.append(sizes.query_key)
         assert block.attn.q_norm.weight.shape == block.attn.k_norm.weight.shape == (widths[-1],)
     assert min(widths) < 32
-    again = build(Architecture.model_validate_json(model.architecture.model_dump_json()))
-    again.load_state_dict(stored_tensors(model))
-    assert torch.equal(again(pixels), model.module(pixels))
+    assert torch.equal(rebuilt(model)(pixels), model.module(pixels))
     file = tmp_path / "model.onnx"
     export_onnx(model, file, {})
     check_parity(file, model, pixels, 1)
@@ -69,7 +59,11 @@ def test_fitted_norms_are_better_than_those_there_were(
 ) -> None:
     vit, pixels = make_vit(**options), images_of(context)
     found = {
-        compensate: kl(vit, run(vit, context, compensate=compensate, budget={"macs": 0.88}), pixels)
+        compensate: kl(
+            vit.module,
+            run(vit, context, compensate=compensate, budget={"macs": 0.88}).module,
+            pixels,
+        )
         for compensate in (True, False)
     }
     assert found[True] < 0.8 * found[False]

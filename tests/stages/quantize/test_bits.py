@@ -9,12 +9,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from helpers.models import BLOCKS, images_of, kl, quantized_layers, rebuilt
 from vitcompress.errors import InputError
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import (
-    Architecture,
     VitModel,
-    build,
     stored_tensors,
 )
 from vitcompress.model.modules.quantized import QuantizedLinear
@@ -27,11 +26,6 @@ from vitcompress.stages.quantize.stage import plan, quantize, sensitivity
 from vitcompress.stages.stage import StageResult
 
 MakeVit = Callable[..., VitModel]
-BLOCKS = [
-    f"blocks.{i}.{kind}"
-    for i in range(2)
-    for kind in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-]
 
 
 def run(vit: VitModel, context: Context, **options: Any) -> StageResult:
@@ -50,11 +44,8 @@ def bits_of(model: VitModel) -> dict[str, int]:
 
 
 def average(model: VitModel) -> float:
-    sizes = {
-        n: m.in_features * m.out_features
-        for n, m in model.module.named_modules()
-        if isinstance(m, QuantizedLinear)
-    }
+    layers = quantized_layers(model.module)
+    sizes = {name: layer.in_features * layer.out_features for name, layer in layers.items()}
     return sum(sizes[n] * b for n, b in bits_of(model).items()) / sum(sizes.values())
 
 
@@ -109,18 +100,16 @@ def test_a_budget_of_bytes_is_of_the_whole_model(vit: VitModel, context: Context
 def test_a_limit_of_kl_gives_the_smallest_model_that_holds_it(
     vit: VitModel, context: Context
 ) -> None:
-    def kl(model: VitModel) -> float:
-        pixels = torch.cat(list(context.calibration_batches("")))
-        dense, now = (m.module(pixels).log_softmax(-1) for m in (vit, model))
-        return float((dense.exp() * (dense - now)).sum(-1).mean())
+    def lost(model: VitModel) -> float:
+        return kl(vit.module, model.module, images_of(context))
 
-    narrow, wide = (kl(run(vit, context, bits=bits).model) for bits in (3, 8))
+    narrow, wide = (lost(run(vit, context, bits=bits).model) for bits in (3, 8))
     loose, tight = (
         run(vit, context, bits={"max_kl": share * narrow}).model for share in (0.5, 0.05)
     )
     assert 3 < average(loose) < average(tight) < 8
     for model, share in ((loose, 0.5), (tight, 0.05)):
-        assert 0.5 * share * narrow < kl(model) < 1.2 * share * narrow + 2 * wide
+        assert 0.5 * share * narrow < lost(model) < 1.2 * share * narrow + 2 * wide
     assert average(run(vit, context, bits={"max_kl": 100}).model) == 3
     with pytest.raises(InputError, match=r"stages\.quantize\.bits\.max_kl: .* raise the limit"):
         run(vit, context, bits={"max_kl": 1e-9})
@@ -174,9 +163,7 @@ def test_floors_and_pins_hold(vit: VitModel, context: Context, pixels: Tensor) -
     half = set(model.architecture.half)
     assert "head.weight" in half
     assert "blocks.1.attn.proj.weight" not in half
-    again = build(Architecture.model_validate_json(model.architecture.model_dump_json()))
-    again.load_state_dict(stored_tensors(model))
-    assert torch.equal(again(pixels), model.module(pixels))
+    assert torch.equal(rebuilt(model)(pixels), model.module(pixels))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from helpers.models import BLOCKS, images_of, quantized_layers, rebuilt
 from vitcompress.errors import InputError
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import (
@@ -20,7 +21,6 @@ from vitcompress.model.architecture import (
     stored_tensors,
 )
 from vitcompress.model.families import anatomy_of
-from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.calibrate import LayerStatistics, collect, statistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import QuantizeConfig
@@ -31,16 +31,7 @@ from vitcompress.stages.stage import StageResult
 
 MakeVit = Callable[..., VitModel]
 
-BLOCKS = [
-    f"blocks.{i}.{kind}"
-    for i in range(2)
-    for kind in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-]
 MODES = ["static", "dynamic"]
-
-
-def quantized_layers(module: nn.Module) -> dict[str, QuantizedLinear]:
-    return {n: m for n, m in module.named_modules() if isinstance(m, QuantizedLinear)}
 
 
 def run(vit: VitModel, context: Context, **options: Any) -> StageResult:
@@ -109,7 +100,7 @@ def test_the_output_of_each_layer_stays_near(
     # Without reparametrisations each layer has the input it had.
     result = run(vit, context, activations=activations, rounding=rounding, reparametrise=False)
     model = result.model
-    pixels = torch.cat(list(context.calibration_batches("")))
+    pixels = images_of(context)
     inputs = seen_inputs(vit.module, BLOCKS, pixels)
     sampled = statistics(vit, BLOCKS, context)
     for entry in result.table("layers").rows:
@@ -132,7 +123,7 @@ def test_the_logits_stay_near(
 ) -> None:
     result = run(vit, context, activations=activations, reparametrise=reparametrise)
     model = result.model
-    pixels = torch.cat(list(context.calibration_batches("")))
+    pixels = images_of(context)
     logits, after = vit.module(pixels), model.module(pixels)
     assert 0 < (after - logits).norm() < 0.05 * logits.norm()
     assert (result.facts["reparametrised_layers"] > 0) == reparametrise
@@ -189,7 +180,7 @@ def test_a_chosen_reparametrisation_is_applied_to_the_model(
 ) -> None:
     vit = outlying(make_vit)
     found = calibrated(vit, context)
-    pixels = torch.cat(list(context.calibration_batches("")))
+    pixels = images_of(context)
     for name in BLOCKS[:3]:
         module = copy.deepcopy(vit.module)
         choice = chosen(module, name, found[name], QuantizeConfig())
@@ -262,9 +253,7 @@ def test_the_description_makes_the_model_again(
     tail = vit.architecture.model_copy(update={"tail_tokens": 1})
     vit = VitModel(vit.module, tail, vit.preprocess)
     model = run(vit, context, activations=activations, residual=0.3, rest="float16").model
-    again = build(Architecture.model_validate_json(model.architecture.model_dump_json()))
-    again.load_state_dict(stored_tensors(model))
-    assert torch.equal(again(pixels), model.module(pixels))
+    assert torch.equal(rebuilt(model)(pixels), model.module(pixels))
 
 
 def test_a_second_stage_keeps_what_the_first_stored_small(vit: VitModel, context: Context) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.models import BLOCKS
 from vitcompress.methods import relevance
 from vitcompress.model.architecture import VitModel, set_merging
 from vitcompress.model.merging import Merging
@@ -18,11 +19,6 @@ from vitcompress.stages.quantize.scores import Scored, score_of
 from vitcompress.stages.quantize.stage import sensitivity
 
 MakeVit = Callable[..., VitModel]
-BLOCKS = [
-    f"blocks.{i}.{kind}"
-    for i in range(2)
-    for kind in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-]
 
 
 def importance(vit: VitModel, score: str, context: Context) -> dict[str, float]:

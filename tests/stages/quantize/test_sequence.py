@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.models import BLOCKS, images_of
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import (
     VitModel,
@@ -26,8 +27,6 @@ from vitcompress.stages.quantize.stage import quantize
 from vitcompress.stages.stage import StageResult
 
 MakeVit = Callable[..., VitModel]
-KINDS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-BLOCKS = [f"blocks.{i}.{kind}" for i in range(2) for kind in KINDS]
 
 
 def run(vit: VitModel, context: Context, **options: Any) -> StageResult:
@@ -60,7 +59,7 @@ def test_on_the_inputs_it_had_a_layer_is_rounded_as_without(
 def test_the_logits_come_nearer(
     activations: str, rounding: str, make_vit: MakeVit, context: Context
 ) -> None:
-    pixels = torch.cat(list(context.calibration_batches("")))
+    pixels = images_of(context)
     dense = make_vit().module(pixels)
     errors = []
     for sequential in (True, False):
@@ -73,7 +72,7 @@ def test_the_logits_come_nearer(
 
 
 def test_the_mean_error_of_every_layer_is_made_good(vit: VitModel, context: Context) -> None:
-    pixels = torch.cat(list(context.calibration_batches("")))
+    pixels = images_of(context)
     model = run(vit, context, reparametrise=False).model
     outputs: dict[int, list[Tensor]] = {0: [], 1: []}
     for place, module in enumerate((vit.module, model.module)):
@@ -102,7 +101,7 @@ def test_zeros_stay_zero_and_the_others_are_refitted(make_vit: MakeVit, context:
             vit.module.get_submodule(name).weight[:, ::3] = 0
         return vit
 
-    pixels = torch.cat(list(context.calibration_batches("")))
+    pixels = images_of(context)
     dense, errors = sparse().module(pixels), []
     for sequential in (True, False):
         model = run(sparse(), context, sequential=sequential).model

@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from helpers.models import images_of
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel, stored_tensors
 from vitcompress.model.modules.attention import Attention
@@ -57,10 +58,6 @@ def kinds(module: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
     return {name: each for name, each in module.named_modules() if isinstance(each, kind)}
 
 
-def pixels_of(context: Context) -> Tensor:
-    return torch.cat(list(context.calibration_batches("")))
-
-
 def test_what_is_exported_stays_the_same(vit: VitModel, context: Context) -> None:
     before = vit.fingerprint()
     plain, studied = run(vit, context, None), run(vit, context, {"bits": 4})
@@ -91,7 +88,7 @@ def test_inputs_of_layers_and_products_have_few_values(vit: VitModel, context: C
             attention.quantizers[part] = lambda x, at=f"{name}.{part}", to=narrow: seen.setdefault(
                 at, to(x)
             )
-    module(pixels_of(context))
+    module(images_of(context))
     assert len(seen) == len(layers) + 4 * len(attentions)
     for name, values in seen.items():
         assert 1 < len(values.unique()) <= 8, name
@@ -101,7 +98,7 @@ def test_inputs_of_layers_and_products_have_few_values(vit: VitModel, context: C
 def test_more_bits_come_nearer_to_the_float_model(
     softmax: str, vit: VitModel, context: Context
 ) -> None:
-    pixels = pixels_of(context)
+    pixels = images_of(context)
     logits = vit.module(pixels)
     errors = []
     for bits in (3, 6):
@@ -119,7 +116,7 @@ def test_8_uniform_bits_are_those_of_the_exported_model(vit: VitModel, context: 
     for name, layer in layers.items():
         twin = model.module.get_submodule(name)
         assert torch.equal(layer.linear.weight, twin.dequantized().weight)
-    pixels = pixels_of(context)
+    pixels = images_of(context)
     logits, dense = study.module(pixels), vit.module(pixels)
     assert (logits - model.module(pixels)).norm() < 0.05 * dense.norm()
 
@@ -139,7 +136,7 @@ def test_folds_lower_the_error_where_channels_differ(make_vit: MakeVit, context:
     vit = make_vit()
     for block in vit.module.blocks:
         block.norm2.weight[::17] *= 20  # channels much wider than the others
-    pixels = pixels_of(context)
+    pixels = images_of(context)
     logits = vit.module(pixels)
     errors = [
         float(
@@ -156,14 +153,14 @@ def test_tails_and_merged_tokens_are_simulated_too(vit: VitModel, context: Conte
     config = MergeConfig(method="tome", schedule=(14, 11))
     merged = merge(vit, config, context).model
     merged = tail(merged, TailConfig(), context).model
-    pixels = pixels_of(context)
+    pixels = images_of(context)
     dense = merged.module(pixels)
     found = simulate(merged, context, {"bits": 8})(pixels)
     assert 0 < (found - dense).norm() < 0.2 * dense.norm()
 
 
 def test_a_simulation_is_the_same_each_time(vit: VitModel, context: Context) -> None:
-    pixels = pixels_of(context)
+    pixels = images_of(context)
     one, other = (simulate(vit, context, {"bits": 4}) for _ in range(2))
     assert torch.equal(one(pixels), other(pixels))
 
@@ -210,6 +207,6 @@ def test_the_bias_takes_the_mean_error(vit: VitModel, context: Context) -> None:
     exact = vit.module.blocks[0].attn.qkv
     seen: list[Tensor] = []
     exact.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    vit.module(pixels_of(context))
+    vit.module(images_of(context))
     error = (layer(seen[0]) - exact(seen[0])).flatten(0, 1)
     assert error.mean(0).abs().max() < 0.1 * error.std()

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
+from helpers.models import images_of, quantized_layers
 from vitcompress import tasks
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import QuantizeConfig
 from vitcompress.stages.quantize.stage import quantize, residual_share
@@ -17,10 +16,6 @@ from vitcompress.stages.stage import StageResult
 
 MakeVit = Callable[..., VitModel]
 MODES = ["static", "dynamic"]
-
-
-def quantized_layers(module: nn.Module) -> dict[str, QuantizedLinear]:
-    return {n: m for n, m in module.named_modules() if isinstance(m, QuantizedLinear)}
 
 
 def run(vit: VitModel, context: Context, **options: Any) -> StageResult:
@@ -37,7 +32,7 @@ def terms(model: VitModel) -> list[int]:
 def test_fine_decides_how_many_layers_have_two_terms(
     activations: str, vit: VitModel, context: Context
 ) -> None:
-    pixels = torch.cat(list(context.calibration_batches("")))
+    pixels = images_of(context)
     logits = vit.module(pixels)
     errors = []
     for residual, bounds in ((0.0, (0, 0)), (0.4, (1, 7)), (1.0, (8, 8))):

@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from helpers.models import images_of
 from vitcompress.errors import InputError
 from vitcompress.export.folder import load_folder, save_folder, stored_bytes
 from vitcompress.methods import compact, quantizer, sparsity
@@ -116,7 +117,7 @@ def test_a_refit_never_raises_the_error_of_a_layer(
 
 
 def test_refitted_logits_are_nearer(vit: VitModel, context: Context) -> None:
-    images = torch.cat(list(context.calibration_batches("")))
+    images = images_of(context)
     logits = vit.module(images)
     found = [
         (run(vit, context, **options).model.module(images) - logits).norm()

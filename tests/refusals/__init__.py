@@ -1,0 +1,1 @@
+"""All that a user can be refused for, by subject."""
