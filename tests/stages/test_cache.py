@@ -113,7 +113,7 @@ def test_tensors_that_find_no_room_stop_nothing(
     def full(*_: object) -> None:
         raise SafetensorError("I/O error: no space left")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("vitcompress.export.folder.save_file", full)
     cache.put(STATISTICS, "one", FOUND)
     assert "not kept for later runs: I/O error" in capsys.readouterr().err.replace("\n", " ")
     assert list(cache.folder.iterdir()) == []

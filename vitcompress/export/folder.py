@@ -1,12 +1,14 @@
 """The output folder as a model: safetensors and config.json, written and read again."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from vitcompress import tasks
 from vitcompress.data.preprocess import Preprocess
@@ -21,6 +23,7 @@ from vitcompress.model.architecture import (
 from vitcompress.registry import OneOf
 
 SAFETENSORS, CONFIG = "model.safetensors", "config.json"
+FORMAT = 2  # of config.json and what it says of the tensors
 
 
 class Config(BaseModel):
@@ -32,7 +35,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = 1
+    format: int = FORMAT
     architecture: Architecture
     preprocessing: Preprocess
     task: Annotated[str, OneOf(tasks.PACKAGE)] | None = None
@@ -47,9 +50,17 @@ def save_folder(model: VitModel, folder: Path) -> None:
         task=model.task.name,
         class_names=model.class_names,
     )
-    (folder / SAFETENSORS).write_bytes(save(stored_tensors(model)))
+    write_tensors(stored_tensors(model), folder / SAFETENSORS)
     text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write a file of safetensors, without a copy in memory. Raises `OSError` where that fails."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    except SafetensorError as error:  # which is no OSError, whatever went wrong
+        raise OSError(str(error)) from error
 
 
 def load_folder(folder: Path) -> VitModel:
@@ -71,8 +82,10 @@ def load_folder(folder: Path) -> VitModel:
     except SafetensorError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{folder / SAFETENSORS}: damaged ({reason}); run again") from error
-    if config.format != 1:
-        raise InputError(f"{folder / CONFIG}: format {config.format}; this version reads 1")
+    if config.format != FORMAT:
+        raise InputError(
+            f"{folder / CONFIG}: format {config.format}; this version reads {FORMAT}; run again"
+        )
     module = build(config.architecture)
     try:
         load_tensors(module, config.architecture, tensors)

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import safetensors.torch
 from filelock import FileLock
-from safetensors import SafetensorError
-from safetensors import torch as safetensors
 from torch import Tensor
 
 from vitcompress import targets
 from vitcompress.console import console
+from vitcompress.export.folder import write_tensors
 from vitcompress.measure.branches import LatencyTable, machine
 
 _LAYOUT = 2  # of an entry's file
@@ -47,13 +47,7 @@ class ResultKind(Generic[T]):
 def tensors(name: str, version: int) -> ResultKind[Mapping[str, Tensor]]:
     """A kind of results that are tensors by name."""
 
-    def save(value: Mapping[str, Tensor], file: Path) -> None:
-        try:
-            safetensors.save_file({k: t.contiguous() for k, t in value.items()}, file)
-        except SafetensorError as error:  # which is no OSError, whatever went wrong
-            raise OSError(str(error)) from error
-
-    return ResultKind(name, version, save, safetensors.load)
+    return ResultKind(name, version, write_tensors, safetensors.torch.load)
 
 
 def values(name: str, version: int) -> ResultKind[Any]:
