@@ -39,4 +39,6 @@ def test_a_run_says_what_another_size_costs(
     assert facts["figures"]["top1"] >= 0
     (line,) = [w for w in report["warnings"] if w.startswith("images of 16×16 pixels")]
     assert "32×32 in training" in line
+    assert line.endswith(" %, on 20 images")
+    assert "Images" not in line
     assert line in done.told

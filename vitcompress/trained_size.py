@@ -39,10 +39,13 @@ def compared(
     size, used = trained.preprocess.input_size, resized.preprocess.input_size
     macs = cost.macs(trained)
     ratio = cost.macs(resized) / macs
+    labelled, beside = (
+        figures.told(each.model_copy(update={"images": None})) for each in (own, against)
+    )
+    has = f", which has {labelled}" if labelled else ""
     line = (
         f"images of {told(used)} pixels, {told(size)} in training: {100 * ratio:.3g} % of the "
-        f"MACs; {figures.told(against)} against the model at {told(size)}, which has "
-        f"{figures.told(own)}, on {len(judged.outputs)} images"
+        f"MACs; {beside} against the model at {told(size)}{has}, on {len(judged.outputs)} images"
     )
     facts = {
         "input_size": size,
