@@ -28,15 +28,17 @@ def test_layers_are_charted_by_block_and_kind() -> None:
         {"layer": "blocks.0.mlp.fc1", "output_error": 0.2, "bits": 8},
         {"layer": "blocks.1.mlp.fc1", "output_error": 0.3, "bits": 8},
         {"layer": "layers.2.blocks.5.attn.qkv", "output_error": 0.4, "bits": 8},
-        {"layer": "head", "output_error": None, "bits": 8},
+        {"layer": "patch_embed.proj", "output_error": 0.5, "bits": 8},
+        {"layer": "head.0", "output_error": None, "bits": 8},
+        {"layer": "head.2", "output_error": 0.6, "bits": 8},
     ]
     (chart,) = charts(Table.of("layers", rows, charted=("output_error", "bits")))
     assert chart.column.name == "output_error"  # bits do not vary
-    assert chart.groups == ["0", "1", "2.5", "head"]
+    assert chart.groups == ["0", "1", "2.5", "patch_embed", "head.0", "head.2"]
     assert chart.values == {
-        "qkv": [0.1, None, 0.4, None],
-        "fc1": [0.2, 0.3, None, None],
-        "": [None, None, None, None],
+        "qkv": [0.1, None, 0.4, None, None, None],
+        "fc1": [0.2, 0.3, None, None, None, None],
+        "": [None, None, None, 0.5, None, 0.6],
     }
     assert not list(charts(Table.of("layers", rows)))
 

@@ -65,6 +65,13 @@ def test_change_knows_the_right_way(report: Report) -> None:
     }
 
 
+def test_what_reads_as_no_change_is_none(report: Report) -> None:
+    before = report.baseline.model_copy(update={"params": 10_000_000})
+    after = report.baseline.model_copy(update={"params": 10_000_001})
+    change = figures.change(figures.BY_KEY["params"], before, after)
+    assert change == figures.FigureChange("0 %", "same")
+
+
 @pytest.mark.parametrize(
     ("name", "limit", "value", "demand", "failure"),
     [

@@ -68,10 +68,13 @@ def _numbers(table: Table, column: Column) -> list[float | None]:
 
 
 def _split(layer: str) -> tuple[str, str]:
-    """A layer name as block and kind: `blocks.3.attn.qkv` is (`3`, `qkv`); `head` (`head`, ``)."""
+    """A layer name as block and kind: `blocks.3.attn.qkv` is (`3`, `qkv`); of what is in no block,
+    its part of the model: `head.fc` is (`head`, ``), and `head.2` stays whole."""
     numbers = re.findall(r"(?<![^.])\d+(?![^.])", layer)
     last = layer.rpartition(".")[2]
-    return (".".join(numbers), "" if last == numbers[-1] else last) if numbers else (last, "")
+    if not numbers:
+        return layer.partition(".")[0], ""
+    return (layer, "") if last == numbers[-1] else (".".join(numbers), last)
 
 
 def _is_number(value: Fact) -> TypeGuard[int | float]:

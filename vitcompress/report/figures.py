@@ -70,7 +70,7 @@ def change(figure: Figure, before: Metrics, after: Metrics) -> FigureChange:
     ):
         return FigureChange(fmt.DASH, "same")
     text = fmt.points(new - old) if figure.change == "points" else fmt.relative(new / old - 1)
-    if new == old:
+    if new == old or text in (fmt.relative(0.0), fmt.points(0.0)):
         return FigureChange(text, "same")
     return FigureChange(text, "better" if (new < old) == (figure.better == "low") else "worse")
 
