@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -69,7 +70,7 @@ def test_one_image_in_eight_may_have_a_tie_where_tokens_merge(
             other = logits.copy()
             other[:ties] += 1
             answers = SimpleNamespace(run=lambda _, other=other: other)
-            runtime = SimpleNamespace(session=lambda *_, answers=answers: answers)
+            runtime = SimpleNamespace(session=lambda *_, answers=answers, **__: answers)
             monkeypatch.setattr(targets, "load_target", lambda _, runtime=runtime: runtime)
             if merges and ties == 1:
                 assert check_parity(path, model, pixels, 1)["tied_images"] == 1
@@ -205,7 +206,7 @@ def test_one_image_without_numbers_fails_on_either_side(
     broken[3, 2] = bad
     for theirs, ours in ((broken, logits), (logits, broken), (broken, broken)):
         answers = SimpleNamespace(run=lambda _, theirs=theirs: theirs.numpy())
-        runtime = SimpleNamespace(session=lambda *_, answers=answers: answers)
+        runtime = SimpleNamespace(session=lambda *_, answers=answers, **__: answers)
         monkeypatch.setattr(targets, "load_target", lambda _, runtime=runtime: runtime)
         fixed = SimpleNamespace(
             module=lambda _, ours=ours: ours,
@@ -223,3 +224,21 @@ def test_a_layer_whose_output_is_no_number_does_not_match() -> None:
     x = torch.randn(2, 4)
     assert parity.mismatch(layer, x, layer(x)) == 0
     assert parity.mismatch(layer, x, torch.full((2, 3), torch.nan)) == 1
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+def test_an_input_between_two_codes_may_have_either(terms: Literal[1, 2]) -> None:
+    layer = QuantizedLinear(4, 3, 8, "static", terms)
+    weight = torch.tensor([[90.0, 1.0, 0.0, 2.0]]).expand(3, 4)
+    layer.codes, layer.scale = quantizer.pack_weight(weight, 8), torch.full((3,), 0.01)
+    layer.activation_scale = torch.tensor(0.5)
+    x = torch.tensor([[3.25, 1.1, 2.3, 0.6], [3.24, 1.1, 2.3, 0.6]])  # 6.5 and 6.48 steps
+    other = layer(x)
+    nearest = 90 * 0.5 * 0.01 / (1 if terms == 1 else 256)
+    assert parity.mismatch(layer, x, other) == 0
+    other[0] += nearest
+    assert parity.mismatch(layer, x, other) == 0
+    other[0, 0] += 2 * nearest  # more than any choice of codes explains
+    assert parity.mismatch(layer, x, other) == pytest.approx(1 / 6)
+    other[1, 0] += nearest  # of no tied input
+    assert parity.mismatch(layer, x, other) == pytest.approx(2 / 6)
