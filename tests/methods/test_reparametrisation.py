@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from vitcompress.methods.reparametrisation import Reparametrisation, identity, reparametrisations
+from vitcompress.methods.reparametrisation import (
+    Reparametrisation,
+    identity,
+    levelled,
+    reparametrisations,
+)
 
 LOW = torch.tensor([-1.0, -10.0, 2.0, -0.1, 0.0])
 HIGH = torch.tensor([1.0, 30.0, 3.0, 0.1, 0.0])
@@ -80,3 +85,16 @@ def test_strengths_can_be_asked_for() -> None:
     low, high = (end[:4] for end in ranges(whole))
     assert torch.allclose(low, -high, atol=1e-5)  # at full strength all ranges are one
     assert torch.allclose(high, high.mean().expand(4), rtol=1e-5)
+
+
+def test_levels_of_pixels_become_codes_however_they_were_normalised() -> None:
+    levels = torch.arange(256.0)
+    values = torch.stack([(levels / 255 - mean) / std for mean, std in ((0.4, 0.2), (0.5, 0.3))])
+    values = values.repeat_interleave(2, 0)  # two pixels of each channel
+    found = levelled(values.amin(1), values.amax(1), 2)
+    assert torch.equal(found.shift[::2], found.shift[1::2])
+    codes = found.apply(values.T)
+    codes = codes * 127 / codes.max()
+    assert (codes - (levels[:, None] - 128)).abs().max() < 1e-3
+    constant = levelled(torch.zeros(4), torch.zeros(4), 2)
+    assert constant.apply(torch.zeros(4)).isfinite().all()

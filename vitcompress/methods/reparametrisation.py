@@ -30,6 +30,20 @@ def identity(channels: int) -> Reparametrisation:
     return Reparametrisation(torch.zeros(channels), torch.ones(channels), 0.0, 0.0)
 
 
+def levelled(low: Tensor, high: Tensor, alike: int) -> Reparametrisation:
+    """That which brings channels with the ranges `low` … `high` [channels], each so many neighbours
+    `alike`, to one range, whose 128th step from below is 0.
+
+    Values on 256 levels, evenly spaced from end to end, as pixels of 8 bits are however they were
+    normalised, then lie on the codes of 8 bits: rounding them loses nothing.
+    """
+    low, high = low.view(-1, alike).amin(1), high.view(-1, alike).amax(1)
+    span = (high - low).clamp_min(torch.finfo(torch.float32).tiny)
+    middle, scale = low + span * 128 / 255, span / span.mean()
+    shift, scale = (each.repeat_interleave(alike) for each in (middle, scale))
+    return Reparametrisation(shift, scale, 1.0, 0.0)
+
+
 def reparametrisations(
     low: Tensor, high: Tensor, strengths: Sequence[float] = (0.5, 0.75)
 ) -> Iterator[Reparametrisation]:

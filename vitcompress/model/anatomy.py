@@ -6,6 +6,7 @@ and an MLP; others, such as the downsampling of windowed models, only change the
 the modules of timm that this is read off is `families`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +16,15 @@ from torch import Tensor, nn
 
 from vitcompress.errors import InputError
 from vitcompress.model.modules.block import Block
+from vitcompress.model.modules.patches import PatchEmbed
 from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.model.patterns import match
-from vitcompress.model.reparametrise import Reparametrise, through_norm, through_values
+from vitcompress.model.reparametrise import (
+    Reparametrise,
+    through_norm,
+    through_pixels,
+    through_values,
+)
 
 SiteKind = Literal["attention", "mlp"]
 
@@ -255,12 +262,26 @@ class Anatomy:
     def input_reparametrisation(self, name: str) -> Reparametrise | None:
         """How the input channels of the Linear `name` can be shifted and scaled without a trace.
 
-        None where something before the layer forbids it. Three kinds of input allow it: those of
+        None where something before the layer forbids it. Four kinds of input allow it: those of
         qkv and fc1 follow a LayerNorm, that of proj is a mixture of values with weights that sum to
-        one.
+        one, and pixels are what they are, if all of a channel are changed alike (`inputs_alike`).
         """
+        if (embed := self._patches(name)) is not None:
+            return through_pixels(embed)
         site = self.site_of(name)
         return None if site is None else site.input_reparametrisation(name)
+
+    def inputs_alike(self, name: str) -> int:
+        """How many neighbouring inputs of the Linear `name` can only be shifted and scaled alike:
+        the pixels of a patch that are of one channel."""
+        embed = self._patches(name)
+        return 1 if embed is None else math.prod(embed.patch_size)
+
+    def _patches(self, name: str) -> PatchEmbed | None:
+        """The patch embedding whose product the Linear `name` is."""
+        owner, _, layer = name.rpartition(".")
+        embed = self.module.get_submodule(owner) if layer == "proj" else None
+        return embed if isinstance(embed, PatchEmbed) else None
 
     def tokens_at(self, site: Site) -> SiteTokens | None:
         """How many tokens `site` computes with; None where that is not known."""

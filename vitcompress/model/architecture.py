@@ -23,6 +23,7 @@ from vitcompress.model.head import Choice, Head
 from vitcompress.model.image_size import ImageSizes, image_sizes
 from vitcompress.model.layouts import Converted, Source
 from vitcompress.model.merging import Merging, MergingBlocks
+from vitcompress.model.modules.patches import PatchEmbed
 from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.model.naming import infer_name
 from vitcompress.model.options import ModelOptions
@@ -64,6 +65,7 @@ class Architecture(BaseModel):
 
     `norm_eps`: of all normalisations of `timm` (None: as timm has it).
     `head`: how tokens become the output (None: as timm has it).
+    `pixel_scale`: whether the stem shifts and scales each channel of pixels before it reads them.
     `tail_tokens`: the last block computes only so many leading tokens (None: all of them).
     `blocks`: the sizes of all blocks of a pruned model (None: as timm makes them).
     `embedding`: the width of its stream of tokens (None: as timm makes it).
@@ -79,6 +81,7 @@ class Architecture(BaseModel):
     options: ModelOptions = {}
     norm_eps: PositiveFloat | None = None
     head: Head | None = None
+    pixel_scale: bool = False
     tail_tokens: int | None = None
     blocks: tuple[BlockSizes, ...] | None = None
     embedding: Annotated[int, Field(ge=2)] | None = None
@@ -281,6 +284,8 @@ def build(architecture: Architecture) -> nn.Module:
     spec = spec_of(architecture)
     facts = checkpoint.pretrained_cfg(spec)
     module = adopt(spec.build(f"timm {name}"), facts["input_size"])
+    if architecture.pixel_scale:
+        _rescale_pixels(module, facts["input_size"][0], name)
     if architecture.tail_tokens is not None:
         _check(module, "tail", name)
         set_tail(module, architecture.tail_tokens)
@@ -304,6 +309,19 @@ def build(architecture: Architecture) -> nn.Module:
         shape = (linear.in_features, linear.out_features)
         module.set_submodule(name, QuantizedLinear(*shape, **layer.model_dump()))
     return module.eval().requires_grad_(False)
+
+
+def rescales_pixels(module: nn.Module) -> bool:
+    """`Architecture.pixel_scale` of `module`."""
+    return any(isinstance(part, PatchEmbed) and part.scale is not None for part in module.modules())
+
+
+def _rescale_pixels(module: nn.Module, channels: int, name: str) -> None:
+    """Let the stem have a shift and a scale, not yet filled in (in place)."""
+    embed = next((part for part in module.modules() if isinstance(part, PatchEmbed)), None)
+    if embed is None:
+        raise InputError(f"config.json: pixel_scale: the stem of {name} is no single product")
+    embed.rescale(torch.zeros(channels), torch.ones(channels))
 
 
 def _check(module: nn.Module, change: Alteration, name: str) -> None:

@@ -1,10 +1,13 @@
 """Shifting and scaling the input channels of a Linear without a trace in the output."""
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from vitcompress.model.modules.patches import PatchEmbed
 
 Reparametrise = Callable[[Tensor, Tensor], None]
 """A function of (shift, scale), both [in], that changes the tensors feeding a layer, so that its
@@ -33,6 +36,17 @@ def through_values(qkv: Any, layer: nn.Linear) -> Reparametrise | None:
         qkv.bias[-len(scale) :].sub_(shift).div_(scale)
         qkv.weight[-len(scale) :].div_(scale[:, None])
         _absorb(layer, shift, scale)
+
+    return change
+
+
+def through_pixels(embed: PatchEmbed) -> Reparametrise:
+    """For the layer of a patch embedding; all pixels of a channel must be changed alike."""
+
+    def change(shift: Tensor, scale: Tensor) -> None:
+        area = math.prod(embed.patch_size)
+        embed.rescale(shift[::area], scale[::area])
+        _absorb(embed.proj, shift, scale)
 
     return change
 

@@ -9,7 +9,12 @@ from torch import nn
 
 from vitcompress.errors import InputError
 from vitcompress.methods import quantizer
-from vitcompress.model.architecture import QuantizedLayer, VitModel, stored_tensors
+from vitcompress.model.architecture import (
+    QuantizedLayer,
+    VitModel,
+    rescales_pixels,
+    stored_tensors,
+)
 from vitcompress.model.compact import packed
 from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.quantize.config import QuantizeConfig
@@ -86,7 +91,12 @@ def with_layers(
         for name, q in quantized.items()
         if q.bits < 8 and quantizer.fits_half(module.get_buffer(f"{name}.scale"))
     ]
-    update = {"quantized": quantized, "half": tuple(half), "coded": tuple(coded)}
+    update = {
+        "pixel_scale": rescales_pixels(module),
+        "quantized": quantized,
+        "half": tuple(half),
+        "coded": tuple(coded),
+    }
     return replace(model, module=module, architecture=model.architecture.model_copy(update=update))
 
 

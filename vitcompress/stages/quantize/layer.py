@@ -1,6 +1,7 @@
 """One layer of the quantize stage: the channels and the range of its input, its rounded weights."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -10,7 +11,12 @@ from torch import Tensor, nn
 from vitcompress.methods import quantizer
 from vitcompress.methods.compensation import VARYING, varying
 from vitcompress.methods.histogram import quantiles
-from vitcompress.methods.reparametrisation import Reparametrisation, identity, reparametrisations
+from vitcompress.methods.reparametrisation import (
+    Reparametrisation,
+    identity,
+    levelled,
+    reparametrisations,
+)
 from vitcompress.methods.rounding import output_error
 from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.modules.quantized import QuantizedLinear
@@ -56,12 +62,21 @@ def best_input_range(
     apply = anatomy.input_reparametrisation(name) if reparametrise else None
     if apply is None:
         return plain
-    changes = reparametrisations(found.low, found.high)
+    changes = changes_of(anatomy, name, found)
     reparametrised = (_best_range(each, weight, found, style, bits) for each in changes)
     best = min((plain, *reparametrised), key=lambda input_range: input_range.error)
     if best is not plain:
         apply(best.change.shift, best.change.scale)
     return best
+
+
+def changes_of(
+    anatomy: Anatomy, name: str, found: LayerStatistics, strengths: Sequence[float] = (0.5, 0.75)
+) -> list[Reparametrisation]:
+    """What may be done to the inputs of the Linear `name`; `strengths`: of `reparametrisations`."""
+    if (alike := anatomy.inputs_alike(name)) > 1:
+        return [levelled(found.low, found.high, alike)]
+    return list(reparametrisations(found.low, found.high, strengths))
 
 
 def _best_range(

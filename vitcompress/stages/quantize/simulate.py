@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vitcompress.console import track
 from vitcompress.errors import InputError
 from vitcompress.methods.grids import Quantizer, fitted
-from vitcompress.methods.reparametrisation import Reparametrisation, identity, reparametrisations
+from vitcompress.methods.reparametrisation import Reparametrisation, identity
 from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
@@ -22,7 +22,7 @@ from vitcompress.model.modules.attention import Attention
 from vitcompress.stages.calibrate import LayerStatistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import QuantizeConfig, Simulation
-from vitcompress.stages.quantize.layer import InputRange, rounded_layer, trial
+from vitcompress.stages.quantize.layer import InputRange, changes_of, rounded_layer, trial
 from vitcompress.stages.stage import Study
 
 # Of reparametrisations: the fewer the values, the more a full one pays.
@@ -176,7 +176,7 @@ def _narrowed(
     apply = anatomy.input_reparametrisation(name) if config.reparametrise else None
     changes = [identity(weight.shape[1])]
     if apply is not None:
-        changes += reparametrisations(found.low, found.high, _STRENGTHS)
+        changes += changes_of(anatomy, name, found, _STRENGTHS)
     kind = study.gelu if anatomy.hidden_source(name) else "uniform"
 
     def tried(change: Reparametrisation) -> tuple[InputRange, Quantizer]:

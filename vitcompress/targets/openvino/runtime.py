@@ -88,7 +88,7 @@ def saturates() -> bool:
     """
     size, code, weight = _PROBED, 255, 127
     scales, zero = np.ones(size, np.float32), np.zeros(size, np.int8)
-    held = {
+    held: dict[str, np.ndarray] = {
         "one": np.array(1, np.float32),
         "zero": np.array(0, np.uint8),
         "weight": np.full((size, size), weight, np.int8),
