@@ -54,8 +54,8 @@ def message(text: str | bytes, *overrides: str) -> str:
     ("line", "told"),
     [
         ("  bts: 8", "6: stages.quant.bts: unknown key; did you mean bits?"),
-        ("  bits: 9", "6: stages.quant.bits: must be 2, 3, 4, 5, 6 or 8, not 9"),
-        ("  bits:", "6: stages.quant.bits: must be 2, 3, 4, 5, 6 or 8, not empty"),
+        ("  bits: 9", "6: stages.quant.bits: must be 2, 3, 4, 5, 6, 7 or 8, not 9"),
+        ("  bits:", "6: stages.quant.bits: must be 2, 3, 4, 5, 6, 7 or 8, not empty"),
         ("  bits: {averge: 5}", "6: stages.quant.bits.averge: unknown key; did you mean average?"),
         ("  bits: {average: 9}", "6: stages.quant.bits.average: must be at most 8.0, not 9"),
         ("  bits: {}", "6: stages.quant.bits: give one of average, bytes and max_kl"),
@@ -242,7 +242,7 @@ def test_overrides_are_applied_in_order_and_before_validation() -> None:
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("stages.quant.bits=9", "must be 2, 3, 4, 5, 6 or 8, not 9"),
+        ("stages.quant.bits=9", "must be 2, 3, 4, 5, 6, 7 or 8, not 9"),
         ("stages.quant.bts=8", "unknown key; did you mean bits?"),
         (
             "stages.quantize.bits=8",

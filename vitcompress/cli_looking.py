@@ -111,7 +111,7 @@ def bench(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Time one ONNX file, or two in turns, in onnxruntime."""
+    """Time one ONNX file, or two in turns, each in the runtime it was exported for."""
     from vitcompress import inspection
 
     facts = inspection.bench([first, *([second] if second else [])], batch, seconds, threads)

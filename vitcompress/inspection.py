@@ -17,7 +17,7 @@ from vitcompress.dense import load_dense
 from vitcompress.errors import InputError
 from vitcompress.evaluation import Runner, judge, torch_runner
 from vitcompress.export import folder
-from vitcompress.export.onnx import load_onnx, metadata
+from vitcompress.export.onnx import TARGET, load_onnx, metadata
 from vitcompress.measure import cost
 from vitcompress.measure.runtime import logits, time_in_turns
 from vitcompress.model.architecture import VitModel, spec_of, stored_tensors
@@ -85,13 +85,13 @@ def _path(recipe: Recipe) -> str:
 
 
 def bench(paths: list[str], batch: int, seconds: float, threads: int) -> dict[str, Any]:
-    """Latencies of ONNX files, timed in turns on the same random pixels.
+    """Latencies of ONNX files, each in its runtime, timed in turns on the same random pixels.
 
     Raises `InputError` when a file cannot be run, or the files take pixels of different sizes.
     """
     files = {path: _onnx_of(path) for path in dict.fromkeys(paths)}
-    runtime = targets.load_target(targets.DEFAULT)
-    sessions = {path: runtime.session(file, threads) for path, file in files.items()}
+    runtimes = {path: _runtime(file) for path, file in files.items()}
+    sessions = {path: runtimes[path].session(file, threads) for path, file in files.items()}
     shapes = {path: held.input_shape for path, held in sessions.items()}
     shape = shapes[paths[0]]
     for path, other in shapes.items():
@@ -103,6 +103,7 @@ def bench(paths: list[str], batch: int, seconds: float, threads: int) -> dict[st
     timed = time_in_turns(sessions, pixels, seconds)
     found: dict[str, Any] = {
         path: {
+            "runtime": f"{runtimes[path].name} {runtimes[path].version}",
             "p50_ms": timing.p50,
             "p90_ms": timing.percentile(90),
             "p99_ms": timing.percentile(99),
@@ -138,6 +139,11 @@ def _onnx_of(path: str) -> Path:
     if not (Path(path) / ONNX).is_file():
         raise InputError(f"{path}: no ONNX file and no folder with a {ONNX}")
     return Path(path) / ONNX
+
+
+def _runtime(path: Path) -> targets.Target:
+    """The target that a file was written for; the default one for files of others."""
+    return targets.load_target(metadata(path).get(TARGET, targets.DEFAULT))
 
 
 def _model_facts(model: VitModel) -> dict[str, Any]:
@@ -205,7 +211,7 @@ def _runnable(recipe: Recipe) -> _Runnable:
         described = facts.get("preprocessing")
         if described is None:
             raise InputError(f"{path}: says nothing of preprocessing; give the folder of a run")
-        held = targets.load_target(targets.DEFAULT).session(path, 0)
+        held = _runtime(path).session(path, 0)
         outputs = int(held.output_shape[1])
         return _Runnable(
             lambda pixels: next(logits(held, [pixels])),

@@ -21,6 +21,7 @@ from vitcompress.model.architecture import VitModel
 from vitcompress.place import MANIFEST
 from vitcompress.report import html, junit, markdown
 from vitcompress.report.model import Artifact, Report
+from vitcompress.targets import Target
 
 ONNX, PREDICT = predict.MODEL, "predict.py"
 _PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy")
@@ -116,12 +117,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **packages}
 
 
-def environment(threads: int) -> dict[str, Any]:
+def environment(threads: int, runtime: Target) -> dict[str, Any]:
     """What the figures were measured with."""
     return {
         "cpu": processor.name(),
         "instructions": processor.instructions(),
         "cores": os.cpu_count(),
+        "target": f"{runtime.name} {runtime.version}",
         "onnxruntime_threads": threads,
         "batch": 1,
         **versions(),

@@ -78,20 +78,27 @@ def plan(recipe: Recipe) -> list[Planned]:
 
     Nothing is written and no image is read.
     """
+    runtime = targets.load_target(recipe.export.target)
     model = load_dense(recipe)
     dense = StageResult(model, {"timm": model.architecture.timm})
     return [
         Planned(name, cost.macs(left.model), folder.stored_bytes(left.model), _details(left))
-        for name, left in [("dense", dense), *_planned(recipe, model)]
+        for name, left in [("dense", dense), *_planned(recipe, model, runtime)]
     ]
 
 
-def _planned(recipe: Recipe, model: VitModel) -> Iterator[tuple[str, StageResult]]:
-    """By stage, its name, and a model of the shape that it would leave with what is known of it."""
+def _planned(
+    recipe: Recipe, model: VitModel, runtime: targets.Target
+) -> Iterator[tuple[str, StageResult]]:
+    """By stage, its name, and a model of the shape that it would leave with what is known of it.
+
+    Raises `InputError` for layers that `runtime` cannot have.
+    """
     for config in recipe.stages:
         result = stage_of(config).plan(model, config)
         model = result.model
         yield config.name, result
+    runtime.check_layers(model.architecture.quantized)
 
 
 def _details(result: StageResult, studies: tuple[StudyReport, ...] = ()) -> Details:
@@ -145,7 +152,7 @@ def run(recipe: Recipe, out: Path, options: Options) -> Report:
         dense = load_dense(recipe)
         say_model(dense)
         data = open_run_images(recipe, dense, options.limit, options.seed)
-        for _ in _planned(recipe, dense):
+        for _ in _planned(recipe, dense, runtime):
             pass  # what is wrong with a late stage is told before the first takes its time
         context = _context(recipe, dense, data, options)
         home = Path(scratch)
@@ -222,7 +229,7 @@ class _Run:
             final=final,
             artifacts=artifacts,
             gates=gates.gate_results(gates.applying(self.recipe.gates, self.task), baseline, final),
-            environment=output.environment(self.options.threads),
+            environment=output.environment(self.options.threads, self.runtime),
             warnings=[
                 *self.data.warnings(),
                 *_few(len(self.judged_dense.outputs)),

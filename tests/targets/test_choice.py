@@ -19,10 +19,12 @@ def test_it_is_onnxruntime_where_nothing_is_said(recipe: Path) -> None:
 
 
 def test_another_is_refused_with_those_there_are(recipe: Path) -> None:
-    with pytest.raises(InputError, match=r"export\.target.*must be .onnxruntime. or .portable."):
+    with pytest.raises(
+        InputError, match=r"export\.target.*must be .onnxruntime., .openvino. or .portable."
+    ):
         load_recipe(recipe, ["export.target=toaster"])
     told = json_schema()["$defs"]["ExportSection"]["properties"]["target"]
-    assert told["enum"] == ["onnxruntime", "portable"]
+    assert told["enum"] == ["onnxruntime", "openvino", "portable"]
 
 
 def test_a_runtime_that_is_too_old_is_told_before_the_work(

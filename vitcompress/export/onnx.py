@@ -25,6 +25,7 @@ from vitcompress.model.architecture import VitModel
 from vitcompress.model.compact import exportable
 
 INPUT, OUTPUT = "pixels", "logits"
+TARGET = "target"  # of the facts in a file: the target that it was written for
 PASSES: tuple[Pass, ...] = (narrow, fold, outline, share, inline, lower, describe)
 _LOWEST_OPSET = 18  # that torch writes
 # Protocol buffers end at 2 GB; weights of larger models lie beside the file.
@@ -39,13 +40,17 @@ def export_onnx(
     Only the batch is dynamic. `facts` go into the file's metadata as `vitcompress.KEY`. A quantized
     layer is one node, named as the layer: the call of a function.
 
-    Returns how many places each pass has changed, by its name.
+    Returns how many places each pass has changed, by its name. Raises `InputError` for layers that
+    the target cannot have.
     """
     runtime = targets.load_target(target)
+    runtime.check_layers(model.architecture.quantized)
     module = exportable(model.module, model.architecture.sparse)
     size = (model.preprocess.channels, *model.preprocess.input_size)
     graph_model = _traced(module, size, runtime)
-    source = Source(model.architecture, module.state_dict().keys(), facts, runtime)
+    source = Source(
+        model.architecture, module.state_dict().keys(), {**facts, TARGET: target}, runtime
+    )
     changed = {each.__name__: each(graph_model, source) for each in PASSES}
     proto = ir.to_proto(graph_model)
     proto.ir_version = min(proto.ir_version, runtime.ir_version)

@@ -13,6 +13,8 @@ from vitcompress import registry
 if TYPE_CHECKING:  # the schema of recipes needs no arrays
     import numpy as np
 
+    from vitcompress.model.architecture import QuantizedLayer
+
 DEFAULT = "onnxruntime"
 
 OperatorTable = Mapping[Callable[..., Any], Callable[..., Any]]
@@ -75,9 +77,17 @@ class Target(Protocol):
         """Raise `InputError` where the runtime that is installed cannot run what is exported."""
         ...
 
-    def session(self, path: Path, threads: int) -> Session:
+    def check_layers(self, layers: "Mapping[str, QuantizedLayer]") -> None:
+        """Raise `InputError` for quantized layers, by name, that the runtime would not compute
+        right, or not in integers, on this processor."""
+        ...
+
+    def session(self, path: Path, threads: int, exact: bool = False) -> Session:
         """Hold a file ready on so many threads (0: all). Raises `InputError` for one that cannot be
-        loaded."""
+        loaded.
+
+        `exact`: floats are float32, whatever the runtime takes by itself.
+        """
         ...
 
     def kernels(self, path: Path, scales: Collection[str]) -> dict[str, int]:
@@ -87,7 +97,7 @@ class Target(Protocol):
 
 
 def load_target(name: str) -> Target:
-    """The target of this name. Raises `InputError` where its runtime is too old."""
+    """The target of this name. Raises `InputError` where its runtime is missing or too old."""
     target: Target = registry.load_module(__name__, name).TARGET
     target.check()
     return target

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from vitcompress.registry import OneOf
 from vitcompress.terms import Activations
 
-Bits = Literal[2, 3, 4, 5, 6, 8]
+Bits = Literal[2, 3, 4, 5, 6, 7, 8]
 Float = Literal["float16", "float32"]
 RoundingName = Annotated[str, OneOf("vitcompress.stages.quantize.rounding")]
 ScoreName = Annotated[str, OneOf("vitcompress.stages.quantize.scores")]

@@ -5,10 +5,11 @@
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -17,6 +18,9 @@ import onnxruntime as ort
 from vitcompress import processor
 from vitcompress.errors import InputError
 from vitcompress.targets import OperatorTable
+
+if TYPE_CHECKING:
+    from vitcompress.model.architecture import QuantizedLayer
 
 PRECISE = "session.x64quantprecision", "1"
 _LOWEST = (1, 24)
@@ -77,7 +81,10 @@ class OnnxRuntime:
                 f"pip install 'onnxruntime>={lowest}'"
             )
 
-    def session(self, path: Path, threads: int) -> OrtSession:
+    def check_layers(self, layers: Mapping[str, "QuantizedLayer"]) -> None:
+        """All that can be quantized runs in integers here."""
+
+    def session(self, path: Path, threads: int, exact: bool = False) -> OrtSession:
         return OrtSession(load_session(path, threads))
 
     def kernels(self, path: Path, scales: Collection[str]) -> dict[str, int]:

@@ -70,7 +70,12 @@ def _quantized_linear(
     whole = whole_weight(codes, multipliers, bits, group, int(x.shape[-1]))
     x_codes, x_scale, zero_point = quantized_input(x, activation_scale, activation_zero_point)
     held = op.DequantizeLinear(x_codes, x_scale, zero_point)
-    output = op.Add(_product(held, whole, scale), bias)
+    output = _product(held, whole, scale)
+    if len(x.shape) == 2:
+        # onnxruntime would make a Gemm in floats of a product of matrices and the bias next to it.
+        output = op.Squeeze(op.Add(op.Unsqueeze(output, ints(0)), bias), ints(0))
+    else:
+        output = op.Add(output, bias)
     if terms == 1:
         return output
     others = None

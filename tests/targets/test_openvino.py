@@ -1,0 +1,146 @@
+"""Files for OpenVINO: refused where it cannot run them, and right where it can.
+
+What needs the package is skipped without it.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import Tensor
+from typer.testing import CliRunner
+
+from vitcompress import pipeline, targets
+from vitcompress.cli import app
+from vitcompress.errors import InputError, ParityError
+from vitcompress.export.onnx import export_onnx, metadata
+from vitcompress.export.parity import check_parity
+from vitcompress.inspection import bench
+from vitcompress.model.architecture import QuantizedLayer, VitModel
+from vitcompress.targets.openvino import TARGET
+
+RECIPE = """
+model: {checkpoint: "example:glyphs"}
+data: {evaluation: "example:glyphs/evaluation"}
+stages: [{name: quant, type: quantize, activations: dynamic}]
+export: {target: openvino}
+"""
+KINDS = (
+    "float",
+    "7 bits",
+    "7 bits in two terms",
+    "4 bits in groups",
+    "rotary",
+    "merged",
+    "merged, 7 bits",
+    "pruned",
+    "sparse",
+    "sparse, 4 bits",
+)
+ModelOf = Callable[[str], VitModel]
+_missing = importlib.util.find_spec("openvino") is None
+
+
+def needs_openvino(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.slow(pytest.mark.skipif(_missing, reason="needs openvino")(test))
+
+
+def layer(bits: int, **more: object) -> QuantizedLayer:
+    return QuantizedLayer.model_validate({"bits": bits, "activations": "static", **more})
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_without_the_package_it_is_told_before_the_work(
+    command: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitcompress.targets.openvino.find_spec", lambda _: None)
+    monkeypatch.setattr(pipeline, "load_dense", lambda _: pytest.fail("the model was read"))
+    out = ["--out", str(tmp_path / "out")] if command == "run" else []
+    called = CliRunner().invoke(app, [command, str(recipe), *out])
+    assert called.exit_code == 2
+    (line,) = called.stderr.strip().splitlines()
+    assert line.endswith("pip install 'vitcompress[openvino]'")
+    assert not (tmp_path / "out").exists()
+
+
+def test_layers_that_would_run_in_floats_are_told_before_the_work(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitcompress.targets.openvino.find_spec", lambda _: True)
+    called = CliRunner().invoke(app, ["plan", str(recipe)])
+    assert called.exit_code == 2
+    assert "activations: static" in " ".join(called.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("saturates", "found", "remedy"),
+    [
+        (True, layer(8), "bits: 7"),
+        (True, layer(6, group=24), "group: null"),
+        (True, layer(7), None),
+        (True, layer(6), None),
+        (True, layer(4, group=24), None),
+        (False, layer(8), None),
+    ],
+)
+def test_weights_that_saturate_are_refused(
+    saturates: bool, found: QuantizedLayer, remedy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitcompress.targets.openvino._saturates", lambda: saturates)
+    if remedy is None:
+        TARGET.check_layers({"blocks.0": found})
+        return
+    with pytest.raises(InputError, match=rf"\(blocks\.0\).*{remedy}"):
+        TARGET.check_layers({"blocks.0": found})
+
+
+@needs_openvino
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_computes_the_same_in_eight_bits(
+    kind: str, model_of: ModelOf, pixels: Tensor, tmp_path: Path
+) -> None:
+    model = model_of(kind)
+    export_onnx(model, path := tmp_path / "m.onnx", {}, "openvino")
+    assert metadata(path)["target"] == "openvino"
+    facts = check_parity(path, model, pixels, 1, "openvino")
+    assert facts.get("fused_layers", 0) == len(model.anatomy.quantized())
+    # The same file in onnxruntime, where predict.py runs it.
+    elsewhere = targets.load_target("onnxruntime").session(path, 1).run(pixels.numpy())
+    assert np.abs(elsewhere - model.module(pixels).numpy()).max() < 1e-3
+
+
+@needs_openvino
+def test_a_layer_that_stays_float_fails_by_name(
+    model_of: ModelOf, pixels: Tensor, tmp_path: Path
+) -> None:
+    model = model_of("3 bits, dynamic")
+    export_onnx(model, path := tmp_path / "m.onnx", {}, "openvino")
+    with pytest.raises(ParityError, match=r"blocks\.0\.attn\.qkv: openvino did not fuse it"):
+        check_parity(path, model, pixels, 1, "openvino")
+
+
+@needs_openvino
+def test_saturated_sums_fail_by_name(model_of: ModelOf, pixels: Tensor, tmp_path: Path) -> None:
+    from vitcompress.targets.openvino import runtime
+
+    if not runtime.saturates():
+        pytest.skip("8-bit products are exact on this processor")
+    model = model_of("8 bits in two terms")
+    export_onnx(model, path := tmp_path / "m.onnx", {}, "openvino")
+    with pytest.raises(ParityError, match=r"blocks\.0\..* of the integer sums differ"):
+        check_parity(path, model, pixels * 3, 1, "openvino")
+
+
+@needs_openvino
+def test_a_file_is_timed_where_it_belongs(model_of: ModelOf, tmp_path: Path) -> None:
+    files = {target: tmp_path / f"{target}.onnx" for target in ("openvino", "onnxruntime")}
+    for target, path in files.items():
+        export_onnx(model_of("float"), path, {}, target)
+    found = bench([str(path) for path in files.values()], 1, 0, 1)
+    for target, path in files.items():
+        assert found[str(path)]["runtime"].startswith(target)
+    (tmp_path / "wrong.onnx").write_bytes(b"no model")
+    with pytest.raises(InputError, match="openvino cannot load it"):
+        TARGET.session(tmp_path / "wrong.onnx", 1)
