@@ -69,7 +69,7 @@ def test_one_image_in_eight_may_have_a_tie_where_tokens_merge(
             other = logits.copy()
             other[:ties] += 1
             answers = SimpleNamespace(run=lambda _, other=other: other)
-            runtime = SimpleNamespace(session=lambda *_, answers=answers: answers)
+            runtime = SimpleNamespace(session=lambda *_, answers=answers, **__: answers)
             monkeypatch.setattr(targets, "load_target", lambda _, runtime=runtime: runtime)
             if merges and ties == 1:
                 assert check_parity(path, model, pixels, 1)["tied_images"] == 1
@@ -205,7 +205,7 @@ def test_one_image_without_numbers_fails_on_either_side(
     broken[3, 2] = bad
     for theirs, ours in ((broken, logits), (logits, broken), (broken, broken)):
         answers = SimpleNamespace(run=lambda _, theirs=theirs: theirs.numpy())
-        runtime = SimpleNamespace(session=lambda *_, answers=answers: answers)
+        runtime = SimpleNamespace(session=lambda *_, answers=answers, **__: answers)
         monkeypatch.setattr(targets, "load_target", lambda _, runtime=runtime: runtime)
         fixed = SimpleNamespace(
             module=lambda _, ours=ours: ours,
