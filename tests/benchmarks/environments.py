@@ -16,6 +16,8 @@ from vitcompress import processor
 
 HERE = Path(__file__).parent
 OF_NPM = ("onnxruntime-node", "onnxruntime-web")
+# onnxruntime before 1.19 needs it, which has no wheels for a newer Python.
+_NUMPY = "numpy<2" if sys.version_info < (3, 13) else "numpy"
 _WARM_UP = 3
 
 
@@ -46,7 +48,7 @@ def environment(requirement: str, given: Mapping[str, Path], home: Path) -> Envi
             _call(["npm", "install", "--prefix", folder, "--ignore-scripts", requirement])
         else:
             _call([sys.executable, "-m", "venv", folder])
-            _call([folder / "bin" / "python", "-m", "pip", "install", "numpy", requirement])
+            _call([folder / "bin" / "python", "-m", "pip", "install", _NUMPY, requirement])
         ready.touch()
     return Environment(package, folder)
 
