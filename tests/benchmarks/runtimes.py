@@ -15,6 +15,7 @@ Layers and logits are those of small models, speeds those of the shape of deit_t
 import argparse
 import logging
 import statistics
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,14 +136,23 @@ def fault(model: VitModel, file: Path, facts: dict[str, Any], pixels: torch.Tens
     return None
 
 
+def tried(where: Environment, file: Path, pixels: torch.Tensor) -> dict[str, Any]:
+    """What a runtime makes of one file, in a process that it may abort."""
+    try:
+        found: dict[str, Any] = ask(where, check=({"file": file}, pixels.numpy()))["check"]["file"]
+    except subprocess.CalledProcessError as error:
+        return {"error": f"the process ended with {error.returncode}: {error.stderr.strip()}"}
+    return found
+
+
 def row(target: str, where: Environment, small: Files, large: Files, seconds: float) -> Row:
     pixels = torch.randn(IMAGES, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     files = small.of(target)
-    answer = ask(where, check=(files, pixels.numpy()))
+    answers = {kind: tried(where, file, pixels) for kind, file in files.items()}
     faults = {kind: why for (of, kind), why in small.refused.items() if of == target}
     layers = {}
     for kind, file in files.items():
-        facts, model = answer["check"][kind], small.models[kind]
+        facts, model = answers[kind], small.models[kind]
         if (why := fault(model, file, facts, pixels)) is not None:
             faults[kind] = why
         layers[kind] = None if "error" in facts else fused(model, file, facts)
@@ -151,7 +161,7 @@ def row(target: str, where: Environment, small: Files, large: Files, seconds: fl
         usable = {
             kind: file
             for kind, file in large.of(target).items()
-            if kind in files and "error" not in answer["check"][kind]
+            if kind in files and "error" not in answers[kind]
         }
         one = np.random.default_rng(0).normal(size=(1, 3, 224, 224))
         times = ask(where, time=(usable, one), seconds=seconds)["time"]
@@ -162,7 +172,7 @@ def row(target: str, where: Environment, small: Files, large: Files, seconds: fl
         for kind in KINDS
         if kind not in small.refused and kind in files
     }
-    return Row(target, f"{where.package} {answer['version']}", cells, faults)
+    return Row(target, f"{where.package} {ask(where)['version']}", cells, faults)
 
 
 def rows(given: argparse.Namespace, folder: Path) -> Iterator[Row]:
