@@ -1,14 +1,16 @@
 """`export.target` names the runtime that a file is for."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from helpers.cli import EXAMPLE, Call
-from vitcompress import pipeline, targets
+from vitcompress import pipeline, registry, targets
 from vitcompress.errors import InputError
 from vitcompress.recipe import json_schema, load_recipe
-from vitcompress.targets import onnxruntime
 
 RECIPE = EXAMPLE + "stages: []\n"
 
@@ -27,12 +29,55 @@ def test_another_is_refused_with_those_there_are(recipe: Path) -> None:
     assert told["enum"] == ["onnxruntime", "openvino", "portable"]
 
 
-def test_a_runtime_that_is_too_old_is_told_before_the_work(
-    call: Call, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", ["run", "plan", "export"])
+@pytest.mark.parametrize(
+    ("target", "version", "needed"),
+    [
+        ("onnxruntime", "1.23.2", "onnxruntime>=1.24"),
+        ("portable", "1.16.3", "onnxruntime>=1.17"),
+        ("openvino", "2025.4.0", "openvino>=2026.4"),
+        ("openvino", None, "openvino>=2026.4"),
+    ],
+)
+def test_a_runtime_that_is_too_old_or_missing_is_told_before_the_work(
+    command: str,
+    target: str,
+    version: str | None,
+    needed: str,
+    call: Call,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(onnxruntime.ort, "__version__", "1.23.2")
+    kind = type(registry.load_module(targets.__name__, target).TARGET)
+    monkeypatch.setattr(kind, "version", version)
     monkeypatch.setattr(pipeline, "load_dense", lambda _: pytest.fail("the model was read"))
-    (line,) = call("run", recipe, "--out", tmp_path / "out", code=2).stderr.strip().splitlines()
-    assert line.startswith("error: onnxruntime 1.23.2")
-    assert "1.24" in line
+    evaluation = ["--evaluation", "example:glyphs/evaluation"]
+    given = ["example:glyphs", *evaluation] if command == "export" else [recipe]
+    out = [] if command == "plan" else ["--out", tmp_path / "out"]
+    called = call(command, *given, "--set", f"export.target={target}", *out, code=2)
+    (line,) = called.stderr.strip().splitlines()
+    found = "is not installed" if version is None else f"{version} cannot load"
+    assert f"{needed.partition('>')[0]} {found}" in line
+    assert line.endswith(f"; pip install '{needed}'")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_installed_with_the_package_runs_what_it_writes() -> None:
+    """The lowest version that the package demands is that of the target which needs most."""
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads(text)["project"]
+    demanded = [*project["dependencies"], *project["optional-dependencies"]["openvino"]]
+    needed: dict[str, list[Version]] = {}
+    for name in registry.names(targets.__name__):
+        requirement = registry.load_module(targets.__name__, name).TARGET.requirement
+        needed.setdefault(Requirement(requirement).name, []).append(lowest(requirement))
+    for package, versions in needed.items():
+        (line,) = (each for each in demanded if Requirement(each).name == package)
+        assert lowest(line) == max(versions)
+
+
+def lowest(requirement: str) -> Version:
+    (found,) = Requirement(requirement).specifier
+    assert found.operator == ">="
+    return Version(found.version)

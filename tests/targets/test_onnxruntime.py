@@ -12,9 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress import targets
-from vitcompress.errors import InputError
 from vitcompress.model.modules.attention import attention
-from vitcompress.targets import onnxruntime
 
 HEADS, WIDTH = 2, 8
 
@@ -77,12 +75,6 @@ def test_a_bias_of_any_shape_that_spreads_is_added(
         assert kinds.count("Expand") == (queries > 1 and shape[-2] != queries)
     found = target.session(path, 1).run(x.numpy())
     assert np.allclose(found, expected(module, x), atol=1e-5)
-
-
-def test_a_runtime_that_cannot_load_the_files_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime.ort, "__version__", "1.23.2")
-    with pytest.raises(InputError, match=r"1\.23\.2 .* pip install 'onnxruntime>=1\.24'"):
-        targets.load_target("onnxruntime")
 
 
 def test_the_targets_are_known_without_their_runtimes() -> None:

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from torch import Tensor
 
-from vitcompress.export.onnx import export_onnx
+from vitcompress.export.onnx import export_onnx, metadata
 from vitcompress.export.parity import check_parity
 from vitcompress.model.architecture import VitModel
 
@@ -34,6 +34,7 @@ def test_old_operators_compute_the_same(
     assert [(each.domain, each.version) for each in written.opset_import] == [("", 17)]
     assert written.ir_version <= 8
     assert not written.functions
+    assert metadata(path)["runtime"] == "onnxruntime>=1.17"
     assert not UNKNOWN & {node.op_type for node in written.graph.node}
     facts = check_parity(path, model, pixels, 1, "portable")
     layers = model.anatomy.quantized()

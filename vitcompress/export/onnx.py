@@ -25,7 +25,8 @@ from vitcompress.model.architecture import VitModel
 from vitcompress.model.compact import exportable
 
 INPUT, OUTPUT = "pixels", "logits"
-TARGET = "target"  # of the facts in a file: the target that it was written for
+# Of the facts in a file: the target that it was written for, and what pip installs to run it.
+TARGET, RUNTIME = "target", "runtime"
 PASSES: tuple[Pass, ...] = (narrow, fold, outline, share, inline, lower, describe)
 _LOWEST_OPSET = 18  # that torch writes
 # Protocol buffers end at 2 GB; weights of larger models lie beside the file.
@@ -48,9 +49,8 @@ def export_onnx(
     module = exportable(model.module, model.architecture.sparse)
     size = (model.preprocess.channels, *model.preprocess.input_size)
     graph_model = _traced(module, size, runtime)
-    source = Source(
-        model.architecture, module.state_dict().keys(), {**facts, TARGET: target}, runtime
-    )
+    facts = {**facts, TARGET: target, RUNTIME: runtime.requirement}
+    source = Source(model.architecture, module.state_dict().keys(), facts, runtime)
     changed = {each.__name__: each(graph_model, source) for each in PASSES}
     proto = ir.to_proto(graph_model)
     proto.ir_version = min(proto.ir_version, runtime.ir_version)

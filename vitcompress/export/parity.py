@@ -55,13 +55,25 @@ def check_parity(
     if layers:
         facts["fused_layers"] = fused_layers(path, layers, runtime)
         facts["worst_layer_mismatch"] = _check_layers(path, layers, pixels, threads, runtime)
-    with torch.inference_mode():
-        ours = model.module(pixels).float().cpu().numpy()
     start = time.perf_counter()
     held = runtime.session(path, threads, exact=True)  # weights are unpacked now, once
     facts["load_seconds"] = time.perf_counter() - start
-    theirs = held.run(pixels.numpy())
-    _demand_finite(path, {"torch": ours, target: theirs})
+    facts |= compare(path, model, pixels, held.run(pixels.numpy()), target)
+    facts["passed"] = True
+    return facts
+
+
+def compare(
+    path: Path, model: VitModel, pixels: Tensor, theirs: np.ndarray, runtime: str
+) -> dict[str, Any]:
+    """Compare the outputs of a `runtime` for the file at `path` with those of `model` on `pixels`.
+
+    Returns the facts of it; raises as `check_parity` does.
+    """
+    layers, facts = model.anatomy.quantized(), dict[str, Any]()
+    with torch.inference_mode():
+        ours = model.module(pixels).float().cpu().numpy()
+    _demand_finite(path, {"torch": ours, runtime: theirs})
     difference = np.abs(theirs - ours)
     tolerance = _FLOAT_TOLERANCE * max(1.0, float(np.abs(ours).max()))
     facts["max_logit_difference"] = float(difference.max())
@@ -74,7 +86,7 @@ def check_parity(
         # Two noisy copies of one signal lie √2 apart where their noises are independent.
         if not difference.mean() <= max(2**0.5 * noise, tolerance):
             raise ParityError(
-                f"{path.name}: mean |Δlogit| between {target} and torch is "
+                f"{path.name}: mean |Δlogit| between {runtime} and torch is "
                 f"{difference.mean():.4g}, beyond the quantization noise of {noise:.4g}"
             )
     else:
@@ -83,10 +95,9 @@ def check_parity(
             facts["tied_images"], allowed = far, _TIED * len(pixels)
         if far > allowed:
             raise ParityError(
-                f"{path.name}: {target} and torch differ by up to {difference.max():.3g} in the "
+                f"{path.name}: {runtime} and torch differ by up to {difference.max():.3g} in the "
                 f"logits; {_FLOAT_TOLERANCE:g} of the largest logit is allowed"
             )
-    facts["passed"] = True
     return facts
 
 

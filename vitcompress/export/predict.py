@@ -1,9 +1,10 @@
-"""What a model says of images. Needs onnxruntime ≥ 1.24, numpy and Pillow, and nothing else.
+"""What a model says of images. Needs numpy, Pillow and onnxruntime ≥ 1.24, and nothing else.
 
     python predict.py image.jpg [...]
 
 The model is the file `model.onnx` beside this one, which says itself how images are prepared and
-what its outputs mean. Exit codes: 0 ok · 2 a file or an option is wrong.
+what its outputs mean; if it was not exported for onnxruntime, ≥ 1.17 will do. Exit codes: 0 ok ·
+2 a file or an option is wrong.
 """
 
 import argparse

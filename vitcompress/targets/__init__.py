@@ -8,7 +8,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from packaging.requirements import Requirement
+
 from vitcompress import registry
+from vitcompress.errors import InputError
 
 if TYPE_CHECKING:  # the schema of recipes needs no arrays
     import numpy as np
@@ -46,16 +49,20 @@ class Session(Protocol):
 class Target(Protocol):
     """All that depends on the runtime.
 
-    `version`: of the runtime. `opset`, `ir_version`: of ONNX, that files are written in.
-    `functions`: whether it reads functions that a file defines. `shapes_kept`: operators whose
-    output shapes the runtime has to be told.
+    `requirement`: what pip installs to run its files, from the lowest version on. `version`: of the
+    runtime that is here; None where there is none. `opset`, `ir_version`: of ONNX, that files are
+    written in. `functions`: whether it reads functions that a file defines. `shapes_kept`:
+    operators whose output shapes the runtime has to be told.
     """
 
     @property
     def name(self) -> str: ...
 
     @property
-    def version(self) -> str: ...
+    def requirement(self) -> str: ...
+
+    @property
+    def version(self) -> str | None: ...
 
     @property
     def opset(self) -> int: ...
@@ -71,10 +78,6 @@ class Target(Protocol):
 
     def operators(self) -> OperatorTable:
         """What our custom operators become."""
-        ...
-
-    def check(self) -> None:
-        """Raise `InputError` where the runtime that is installed cannot run what is exported."""
         ...
 
     def check_layers(self, layers: "Mapping[str, QuantizedLayer]") -> None:
@@ -99,5 +102,12 @@ class Target(Protocol):
 def load_target(name: str) -> Target:
     """The target of this name. Raises `InputError` where its runtime is missing or too old."""
     target: Target = registry.load_module(__name__, name).TARGET
-    target.check()
+    needed = Requirement(target.requirement)
+    if target.version is None:
+        raise InputError(f"export.target: {needed.name} is not installed; pip install '{needed}'")
+    if not needed.specifier.contains(target.version, prereleases=True):
+        raise InputError(
+            f"{needed.name} {target.version} cannot load what is exported for it with "
+            f"export.target: {name}; pip install '{needed}'"
+        )
     return target

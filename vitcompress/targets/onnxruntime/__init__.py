@@ -4,7 +4,6 @@
 22; so files with quantized layers or merged tokens need 1.24.
 """
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from vitcompress.model.architecture import QuantizedLayer
 
 PRECISE = "session.x64quantprecision", "1"
-_LOWEST = (1, 24)
 # The input of a fused kernel that is the scale of its weights.
 _SCALE_INPUT = {"MatMulIntegerToFloat": 3, "DynamicQuantizeMatMul": 2}
 
@@ -58,6 +56,7 @@ class OnnxRuntime:
     """`Target` for onnxruntime's CPU kernels."""
 
     name: str = "onnxruntime"
+    requirement: str = "onnxruntime>=1.24"
     opset: int = 23
     ir_version: int = 11
     functions: bool = True
@@ -72,15 +71,6 @@ class OnnxRuntime:
 
         return TABLE
 
-    def check(self) -> None:
-        installed = tuple(int(part) for part in re.findall(r"\d+", self.version)[:2])
-        if installed < _LOWEST:
-            lowest = ".".join(map(str, _LOWEST))
-            raise InputError(
-                f"onnxruntime {self.version} cannot load what is exported for it; "
-                f"pip install 'onnxruntime>={lowest}'"
-            )
-
     def check_layers(self, layers: Mapping[str, "QuantizedLayer"]) -> None:
         """All that can be quantized runs in integers here."""
 
@@ -91,13 +81,18 @@ class OnnxRuntime:
         with TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
             load_session(path, 1, optimized)
-            graph = onnx.load(optimized, load_external_data=False).graph
-        found = dict.fromkeys(scales, 0)
-        for node in graph.node:
-            place = _SCALE_INPUT.get(node.op_type)
-            if place is not None and node.input[place] in found:
-                found[node.input[place]] += 1
-        return found
+            return fused_kernels(optimized, scales)
+
+
+def fused_kernels(optimized: Path, scales: Collection[str]) -> dict[str, int]:
+    """`Target.kernels`, of a graph that onnxruntime has optimised."""
+    graph = onnx.load(optimized, load_external_data=False).graph
+    found = dict.fromkeys(scales, 0)
+    for node in graph.node:
+        place = _SCALE_INPUT.get(node.op_type)
+        if place is not None and node.input[place] in found:
+            found[node.input[place]] += 1
+    return found
 
 
 def load_session(path: Path, threads: int, optimized: Path | None = None) -> ort.InferenceSession:

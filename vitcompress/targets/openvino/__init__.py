@@ -7,7 +7,7 @@ where the processor has that; parity is checked in float32.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,25 +28,21 @@ class OpenVino:
     """`Target` for OpenVINO's CPU plugin."""
 
     name: str = "openvino"
+    requirement: str = "openvino>=2026.4"
     opset: int = PORTABLE.opset
     ir_version: int = PORTABLE.ir_version
     functions: bool = False
     shapes_kept: frozenset[str] = frozenset()
 
     @property
-    def version(self) -> str:
-        from vitcompress.targets.openvino import runtime
-
-        return runtime.VERSION
+    def version(self) -> str | None:
+        try:
+            return metadata.version("openvino")
+        except metadata.PackageNotFoundError:
+            return None
 
     def operators(self) -> OperatorTable:
         return PORTABLE.operators()
-
-    def check(self) -> None:
-        if find_spec("openvino") is None:
-            raise InputError(
-                "export.target: openvino is not installed; pip install 'vitcompress[openvino]'"
-            )
 
     def check_layers(self, layers: Mapping[str, "QuantizedLayer"]) -> None:
         for name, layer in layers.items():

@@ -1,19 +1,17 @@
 """What OpenVINO makes of files. Imported only where OpenVINO is installed."""
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-import onnx
 import openvino
 from onnx import TensorProto, helper, numpy_helper
 
 from vitcompress.errors import InputError
+from vitcompress.targets.openvino.products import products
 
-VERSION = str(openvino.__version__).partition("-")[0]
 _DEVICE = "CPU"
 _PROBED = 64  # rows, columns and inputs of a product that is tried
 
@@ -63,21 +61,12 @@ def load_session(path: Path, threads: int, exact: bool) -> OvSession:
 def kernels(path: Path, scales: Collection[str]) -> dict[str, int]:
     """`Target.kernels`: products whose implementation is one of 8 bits."""
     compiled = load_session(path, 1, exact=False).held
-    held: Counter[str] = Counter()  # by the node of the file that it came from
+    held = list[str]()
     for kernel in compiled.get_runtime_model().get_ops():
         facts = kernel.get_rt_info()
         if facts["primitiveType"].astype(str).lower().endswith("_i8"):
-            held.update(facts["originalLayersNames"].astype(str).split(","))
-    graph = onnx.load(path, load_external_data=False).graph
-    made_by = {value: node for node in graph.node for value in node.output}
-    found = dict.fromkeys(scales, 0)
-    for node in graph.node:
-        weight = made_by.get(node.input[1]) if node.op_type == "MatMul" else None
-        if weight is not None and weight.op_type == "DequantizeLinear":
-            scale = weight.input[1]
-            if scale in found and held[node.name]:
-                found[scale] += 1
-    return found
+            held += facts["originalLayersNames"].astype(str).split(",")
+    return products(path, held, scales)
 
 
 @cache

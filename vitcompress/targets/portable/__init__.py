@@ -15,6 +15,7 @@ class Portable(OnnxRuntime):
     """`Target` for runtimes that know less than onnxruntime does."""
 
     name: str = "portable"
+    requirement: str = "onnxruntime>=1.17"
     opset: int = 17
     ir_version: int = 8
     shapes_kept: frozenset[str] = frozenset()

@@ -1,0 +1,87 @@
+"""Models of every kind that is exported, made in a moment: their weights are drawn, not trained."""
+
+from collections.abc import Callable, Collection
+from typing import Any, Literal
+
+import torch
+
+from vitcompress.methods import quantizer
+from vitcompress.model.architecture import VitModel
+from vitcompress.model.modules.quantized import QuantizedLinear
+from vitcompress.stages.merge.config import MergeConfig
+from vitcompress.stages.merge.stage import STAGE as MERGE
+from vitcompress.stages.prune.config import PruneConfig
+from vitcompress.stages.prune.stage import STAGE as PRUNE
+from vitcompress.stages.sparsify.config import SparsifyConfig
+from vitcompress.stages.sparsify.stage import STAGE as SPARSIFY
+from vitcompress.terms import Activations
+
+ALL_LAYERS = ("patch_embed", "blocks", "head")
+
+
+def quantized(
+    model: VitModel,
+    bits: int,
+    activations: Activations = "static",
+    terms: Literal[1, 2] = 1,
+    residual_tokens: int | None = None,
+    group: int | None = None,
+    layers: Collection[str] = ("blocks",),
+) -> VitModel:
+    """The model with the layers in these parts of it in integers (in place)."""
+    for name, linear in model.anatomy.linears().items():
+        part = name.partition(".")[0]
+        if part not in layers:
+            continue
+        few = residual_tokens if part == "blocks" else None
+        layer = QuantizedLinear(
+            linear.in_features, linear.out_features, bits, activations, terms, few, group
+        )
+        scale, multipliers = quantizer.weight_scale(linear.weight, bits, None, group)
+        step = quantizer.weight_step(scale, multipliers, group, linear.in_features)
+        codes = quantizer.round_weight(linear.weight, step, bits)
+        layer.codes, layer.scale = quantizer.pack_weight(codes, bits), scale
+        layer.bias = linear.bias.detach().clone()
+        if multipliers is not None:
+            layer.multipliers = quantizer.pack_multipliers(multipliers)
+        if activations == "static":
+            layer.activation_scale = torch.tensor(0.05)
+            layer.activation_zero_point = torch.tensor(120, dtype=torch.uint8)
+        model.module.set_submodule(name, layer)
+    return model
+
+
+def merged(model: VitModel) -> VitModel:
+    config = MergeConfig.model_validate({"name": "m", "method": "tome", "budget": {"macs": 0.8}})
+    return MERGE.plan(model, config).model
+
+
+def pruned(model: VitModel) -> VitModel:
+    config = PruneConfig.model_validate({"name": "p", "budget": {"macs": 0.7}})
+    planned = PRUNE.plan(model, config).model
+    generator = torch.Generator().manual_seed(0)
+    for parameter in planned.module.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
+    return planned
+
+
+def sparse(model: VitModel) -> VitModel:
+    told: dict[str, Any] = {"name": "s", "layers": ["*mlp*"], "pattern": "2:4"}
+    return SPARSIFY.plan(model, SparsifyConfig.model_validate(told)).model
+
+
+def _integers(model: VitModel, bits: int, group: int | None = None) -> VitModel:
+    return quantized(model, bits, group=group, layers=ALL_LAYERS)
+
+
+KINDS: dict[str, Callable[[VitModel], VitModel]] = {
+    "float": lambda model: model,
+    "pruned": pruned,
+    "merged": merged,
+    "sparse 2:4": sparse,
+    "8 bits": lambda model: _integers(model, 8),
+    "7 bits": lambda model: _integers(model, 7),
+    "4 bits": lambda model: _integers(model, 4, 24),
+    "all": lambda model: _integers(sparse(merged(pruned(model))), 4, 24),
+}
+"""By name, what makes a dense model one of the kind; "all" is pruned, merged, sparse and 4 bits."""
