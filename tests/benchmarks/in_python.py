@@ -24,7 +24,8 @@ def in_onnxruntime(file: str, request: dict, checked: bool) -> tuple[Run, Facts]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if request["precise"]:
+    version = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
+    if request["precise"] and version >= (1, 30):
         options.add_session_config_entry("session.x64quantprecision", "1")
     facts: Facts = {}
     if checked:

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress import targets
+from vitcompress import processor, targets
+from vitcompress.errors import InputError
+from vitcompress.model.architecture import QuantizedLayer
 from vitcompress.model.modules.attention import attention
 
 HEADS, WIDTH = 2, 8
@@ -93,3 +95,28 @@ def test_opset_and_kernels_are_named_in_targets_alone() -> None:
             text = file.read_text(encoding="utf-8")
             for word in ("import onnxruntime", "from onnxruntime", "opset23", "MatMulIntegerTo"):
                 assert word not in text, (file, word)
+
+
+@pytest.mark.parametrize(
+    ("instructions", "version", "bits", "refused"),
+    [
+        ("avx2", "1.29.0", 8, True),
+        ("avx2", "1.29.0", 7, False),
+        ("avx2", "1.30.0", 8, False),
+        ("avx2 avx512_vnni", "1.24.1", 8, False),
+        ("unknown", "1.24.1", 8, False),
+    ],
+)
+def test_weights_that_older_versions_saturate_are_refused(
+    instructions: str, version: str, bits: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "instructions", lambda: instructions)
+    monkeypatch.setattr("onnxruntime.__version__", version)
+    layers = {"head": QuantizedLayer(bits=bits, activations="static")}
+    for name in ("onnxruntime", "portable"):
+        target = targets.load_target(name)
+        if not refused:
+            target.check_layers(layers)
+            continue
+        with pytest.raises(InputError, match=r"\(head\); pip install .*1\.30.* or .* bits: 7"):
+            target.check_layers(layers)

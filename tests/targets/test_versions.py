@@ -12,7 +12,7 @@ from kinds import ALL_LAYERS, merged, quantized
 from packaging.requirements import Requirement
 from torch import Tensor
 
-from vitcompress import processor, targets
+from vitcompress import targets
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import compare
 from vitcompress.model.architecture import VitModel
@@ -21,18 +21,13 @@ from vitcompress.targets.onnxruntime import fused_kernels
 MakeVit = Callable[..., VitModel]
 KINDS: dict[str, Callable[[VitModel], VitModel]] = {
     "float": lambda model: model,
-    "8 bits": lambda model: quantized(model, 8, layers=ALL_LAYERS),
+    # Those versions saturate weights of 8 bits on processors without VNNI, where `run` refuses them.
+    "7 bits": lambda model: quantized(model, 7, layers=ALL_LAYERS),
     "merged": merged,
 }
 
 has_wheels = pytest.mark.skipif(
     sys.version_info >= (3, 13), reason="onnxruntime 1.17 has no wheels for this Python"
-)
-
-aborts = pytest.mark.xfail(
-    "vnni" not in processor.instructions(),
-    raises=subprocess.CalledProcessError,
-    reason="onnxruntime 1.17.3 aborts on 8-bit layers where session.x64quantprecision is set",
 )
 
 
@@ -54,9 +49,7 @@ def lowest(target: str, home: Path) -> Environment:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "target", ["onnxruntime", pytest.param("portable", marks=[has_wheels, aborts])]
-)
+@pytest.mark.parametrize("target", ["onnxruntime", pytest.param("portable", marks=has_wheels)])
 def test_the_lowest_version_loads_what_is_written(
     target: str, home: Path, make_vit: MakeVit, pixels: Tensor, tmp_path: Path
 ) -> None:

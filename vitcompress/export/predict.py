@@ -69,7 +69,7 @@ def load(path: Path) -> Model:
         raise BadInput(f"{path}: no such file; give the {MODEL} that a run has written")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if not _adds_exactly():
+    if not _adds_exactly() and _version() >= (1, 30):  # it ends the process of earlier ones
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
@@ -88,6 +88,11 @@ def load(path: Path) -> Model:
         task=said[f"{_PREFIX}task"],
         class_names=None if names is None else tuple(json.loads(names)),
     )
+
+
+def _version() -> tuple[int, ...]:
+    """Of onnxruntime: the first two numbers."""
+    return tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 
 
 def _adds_exactly() -> bool:

@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import onnxruntime as ort
+from packaging.version import Version
 
 from vitcompress import processor
 from vitcompress.errors import InputError
 from vitcompress.targets import OperatorTable
+from vitcompress.targets._saturation import check_weights
 
 if TYPE_CHECKING:
     from vitcompress.model.architecture import QuantizedLayer
 
 PRECISE = "session.x64quantprecision", "1"
+# Before, it changes nothing for kernels with a scale, and pairs of QuantizeLinear and
+# DequantizeLinear end the process.
+_PRECISE_SINCE = Version("1.30")
 # The input of a fused kernel that is the scale of its weights.
 _SCALE_INPUT = {"MatMulIntegerToFloat": 3, "DynamicQuantizeMatMul": 2}
 
@@ -72,7 +77,10 @@ class OnnxRuntime:
         return TABLE
 
     def check_layers(self, layers: Mapping[str, "QuantizedLayer"]) -> None:
-        """All that can be quantized runs in integers here."""
+        if _saturates() and not _precise():
+            check_weights(
+                layers, f"onnxruntime {self.version}", "pip install onnxruntime>=1.30, or "
+            )
 
     def session(self, path: Path, threads: int, exact: bool = False) -> OrtSession:
         return OrtSession(load_session(path, threads))
@@ -95,18 +103,32 @@ def fused_kernels(optimized: Path, scales: Collection[str]) -> dict[str, int]:
     return found
 
 
+def _saturates() -> bool:
+    """Whether kernels that are not told to be precise are known to saturate on this processor."""
+    return "avx2" in processor.instructions() and not _vnni()
+
+
+def _vnni() -> bool:
+    return "vnni" in processor.instructions()
+
+
+def _precise() -> bool:
+    return Version(ort.__version__) >= _PRECISE_SINCE
+
+
 def load_session(path: Path, threads: int, optimized: Path | None = None) -> ort.InferenceSession:
     """A session with all optimisations; the optimised graph goes to `optimized`.
 
     Integer kernels are exact on every processor: without VNNI, onnxruntime's default ones add pairs
     of products of 8 bits in 16, which can saturate, and `PRECISE` takes slower ones. It would take
-    them where there is VNNI too, so it is not set there.
+    them where there is VNNI too, so it is not set there. Versions without it are refused for
+    weights that saturate (`OnnxRuntime.check_layers`).
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if "vnni" not in processor.instructions():
+    if not _vnni() and _precise():
         options.add_session_config_entry(*PRECISE)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)

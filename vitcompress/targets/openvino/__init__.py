@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitcompress.errors import InputError
-from vitcompress.methods import quantizer
 from vitcompress.targets import OperatorTable, Session
+from vitcompress.targets._saturation import check_weights
 from vitcompress.targets.portable import TARGET as PORTABLE
 
 if TYPE_CHECKING:
     from vitcompress.model.architecture import QuantizedLayer
-
-# Two products of an unsigned code with a weight of this size fit in 16 bits, signed.
-_UNSATURATED = 64
 
 
 @dataclass(frozen=True)
@@ -51,13 +48,8 @@ class OpenVino:
                     f"export.target: openvino multiplies {name} in floats where ranges are taken "
                     "at run time; give the quantize stage activations: static"
                 )
-            if _largest(layer) > _UNSATURATED and _saturates():
-                remedy = "bits: 7" if layer.group is None else "group: null"
-                raise InputError(
-                    f"export.target: openvino adds pairs of 8-bit products in 16 bits on this "
-                    f"processor, and weights of {layer.bits} bits saturate ({name}); give the "
-                    f"quantize stage {remedy}"
-                )
+        if _saturates():
+            check_weights(layers, self.name)
 
     def session(self, path: Path, threads: int, exact: bool = False) -> Session:
         from vitcompress.targets.openvino import runtime
@@ -74,12 +66,6 @@ def _saturates() -> bool:
     from vitcompress.targets.openvino import runtime
 
     return runtime.saturates()
-
-
-def _largest(layer: "QuantizedLayer") -> int:
-    """The largest magnitude that a whole weight of a layer can have."""
-    code = max(map(abs, quantizer.weight_range(layer.bits)))
-    return code if layer.group is None else code * quantizer.largest_multiplier(layer.bits)
 
 
 TARGET = OpenVino()
