@@ -21,7 +21,7 @@ from vitcompress.targets.onnxruntime import fused_kernels
 MakeVit = Callable[..., VitModel]
 KINDS: dict[str, Callable[[VitModel], VitModel]] = {
     "float": lambda model: model,
-    # Those versions saturate weights of 8 bits on processors without VNNI, where `run` refuses them.
+    # Without VNNI those versions saturate weights of 8 bits, and `run` refuses them.
     "7 bits": lambda model: quantized(model, 7, layers=ALL_LAYERS),
     "merged": merged,
 }
