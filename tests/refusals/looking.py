@@ -12,7 +12,8 @@ LOOKING: dict[str, Row] = {
         ("report.json: not a report of schema 1",),
     ),
     "a race of what is no ONNX file": Row(
-        named("x.onnx", b"no", "bench"), ("x.onnx: onnxruntime cannot load it",)
+        named("x.onnx", b"no", "bench"),
+        ("x.onnx: damaged, or not an ONNX file; give one that `export`",),
     ),
     "an evaluation of no ONNX file": Row(
         named("x.onnx", b"", "eval", "--evaluation", f"{GLYPHS}/evaluation"),

@@ -69,7 +69,7 @@ def test_a_pattern_without_a_layer_is_an_error(key: str, vit: VitModel, context:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"layers": ()}, {"bits": 7}, {"residual": 1.5}, {"rest": "int4"}, {"bit": 8}]
+    "wrong", [{"layers": ()}, {"bits": 9}, {"residual": 1.5}, {"rest": "int4"}, {"bit": 8}]
 )
 def test_a_wrong_config_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
