@@ -12,6 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+STRENGTHS = (0.5, 0.75)
+"""Of `reparametrisations`, for inputs of 8 bits."""
+
 
 class Reparametrisation(NamedTuple):
     """x → (x − shift) / scale, both [channels]; `strength` and `clip` say how they were made."""
@@ -45,7 +48,7 @@ def levelled(low: Tensor, high: Tensor, alike: int) -> Reparametrisation:
 
 
 def reparametrisations(
-    low: Tensor, high: Tensor, strengths: Sequence[float] = (0.5, 0.75)
+    low: Tensor, high: Tensor, strengths: Sequence[float] = STRENGTHS
 ) -> Iterator[Reparametrisation]:
     """Those that bring channels with the ranges `low` … `high` [channels] nearer to one range.
 

@@ -313,12 +313,17 @@ def build(architecture: Architecture) -> nn.Module:
 
 def rescales_pixels(module: nn.Module) -> bool:
     """`Architecture.pixel_scale` of `module`."""
-    return any(isinstance(part, PatchEmbed) and part.scale is not None for part in module.modules())
+    embed = _patch_embed(module)
+    return embed is not None and embed.scale is not None
+
+
+def _patch_embed(module: nn.Module) -> PatchEmbed | None:
+    return next((part for part in module.modules() if isinstance(part, PatchEmbed)), None)
 
 
 def _rescale_pixels(module: nn.Module, channels: int, name: str) -> None:
     """Let the stem have a shift and a scale, not yet filled in (in place)."""
-    embed = next((part for part in module.modules() if isinstance(part, PatchEmbed)), None)
+    embed = _patch_embed(module)
     if embed is None:
         raise InputError(f"config.json: pixel_scale: the stem of {name} is no single product")
     embed.rescale(torch.zeros(channels), torch.ones(channels))

@@ -12,6 +12,7 @@ from vitcompress.methods import quantizer
 from vitcompress.methods.compensation import VARYING, varying
 from vitcompress.methods.histogram import quantiles
 from vitcompress.methods.reparametrisation import (
+    STRENGTHS,
     Reparametrisation,
     identity,
     levelled,
@@ -71,7 +72,7 @@ def best_input_range(
 
 
 def changes_of(
-    anatomy: Anatomy, name: str, found: LayerStatistics, strengths: Sequence[float] = (0.5, 0.75)
+    anatomy: Anatomy, name: str, found: LayerStatistics, strengths: Sequence[float] = STRENGTHS
 ) -> list[Reparametrisation]:
     """What may be done to the inputs of the Linear `name`; `strengths`: of `reparametrisations`."""
     if (alike := anatomy.inputs_alike(name)) > 1:

@@ -79,7 +79,9 @@ class OnnxRuntime:
     def check_layers(self, layers: Mapping[str, "QuantizedLayer"]) -> None:
         if _saturates() and not _precise():
             check_weights(
-                layers, f"onnxruntime {self.version}", "pip install onnxruntime>=1.30, or "
+                layers,
+                f"onnxruntime {self.version}",
+                f"pip install 'onnxruntime>={_PRECISE_SINCE}', or ",
             )
 
     def session(self, path: Path, threads: int, exact: bool = False) -> OrtSession:
