@@ -1,9 +1,8 @@
 """A tiny ViT with weights that leave nothing at zero or one, and a few images in memory."""
 
 import io
+import multiprocessing
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from onnxscript import TracedOnnxFunction
 from PIL import Image
 from typer.testing import CliRunner
 
+from helpers import fresh
 from helpers.cli import Call, Called
 from vitcompress import targets
 from vitcompress.cli import app
@@ -88,20 +88,23 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def in_fresh_process(tmp_path: Path) -> Callable[[VitModel, torch.Tensor], torch.Tensor]:
-    """A function that saves a model and returns the logits of a new process that loads it."""
-    script = (
-        "import sys, numpy, torch, vitcompress; torch.set_num_threads(1); home = sys.argv[1]; "
-        "pixels = torch.from_numpy(numpy.load(home + '/pixels.npy')); "
-        "numpy.save(home + '/logits.npy', vitcompress.load(home)(pixels).numpy())"
-    )
+    """A function that saves a model and returns the logits of a new process that loads it.
+
+    It forks from a process that has imported the package and done nothing since.
+    """
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["vitcompress.export.folder"])
 
     def run(model: VitModel, pixels: torch.Tensor) -> torch.Tensor:
         home = tmp_path / "saved"
         home.mkdir()
         save_folder(model, home)
-        np.save(home / "pixels.npy", pixels.numpy())
-        subprocess.run([sys.executable, "-c", script, str(home)], check=True)
-        return torch.from_numpy(np.load(home / "logits.npy"))
+        np.save(home / fresh.PIXELS, pixels.numpy())
+        process = processes.Process(target=fresh.write_logits, args=(home,))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        return torch.from_numpy(np.load(home / fresh.LOGITS))
 
     return run
 

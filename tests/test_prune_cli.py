@@ -12,7 +12,7 @@ QUANTIZE = '  - {name: quant, type: quantize, layers: ["blocks.0.*"]}\n'
 RECIPE = f"""{EXAMPLE}
 stages:
   - {{name: tail, type: tail}}
-  - {{name: narrow, type: prune, budget: {{macs: 0.7}}}}
+  - {{name: narrow, type: prune, budget: {{macs: 0.7}}, multiple: 16}}
 {QUANTIZE}gates: {{max_ratio: {{macs: 0.8}}}}
 """
 

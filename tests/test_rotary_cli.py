@@ -19,7 +19,7 @@ RECIPE = f"""
 model: {{name: {NAME}, options: {json.dumps(OPTIONS)}}}
 data:
   {{calibration: "example:glyphs/calibration", evaluation: "example:glyphs/evaluation",
-   mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5], crop_pct: 1.0}}
+   mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5], crop_pct: 1.0, images: 64}}
 stages:
   - {{name: narrow, type: prune, budget: {{macs: 0.9}}, multiple: 4}}
   - {{name: fewer, type: merge, method: fisher, schedule: constant, budget: {{macs: 0.7}}}}

@@ -1,11 +1,12 @@
-"""What our operators become in ONNX wherever targets agree: weights unpacked, tokens picked.
+"""What our operators become in ONNX wherever targets agree: quantized layers, but for their product
+of integers, weights unpacked, tokens picked.
 
 Bits are told apart by a table of all 256 bytes: a Gather is exact in every runtime, where shifts of
 bits are not.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,13 +41,70 @@ def tokens(x: Any, start: int, stop: int) -> Any:
     return op.Slice(x, ints(start), ints(stop), ints(-2))
 
 
-def quantized_input(x: Any, scale: Any, zero_point: Any) -> tuple[Any, Any, Any]:
-    """The 8-bit codes of `x`, with their scale and zero point; of its own range where none is
-    given."""
+class Codes(NamedTuple):
+    """The 8-bit codes uint8 [..., in] of an input, their scale and zero point, and its axes."""
+
+    codes: Any
+    scale: Any
+    zero_point: Any
+    rank: int
+
+    def values(self) -> Any:
+        return op.DequantizeLinear(self.codes, self.scale, self.zero_point)
+
+
+Product = Callable[[Codes, Any, Any, Any], Any]
+"""An input, weights int8 [in, out] with their scale [out], and what is added → float32 [..., out],
+in operators that a runtime multiplies in integers."""
+
+
+def quantized_linear(product: Product) -> Callable[..., Any]:
+    """`model.modules.quantized.quantized_linear` by the `product` of a target."""
+
+    def written(
+        x: Any,
+        codes: Any,
+        scale: Any,
+        bias: Any,
+        activation_scale: Any,
+        activation_zero_point: Any,
+        multipliers: Any,
+        bits: int,
+        group: int,
+        terms: int,
+        residual_tokens: int | None,
+    ) -> Any:
+        whole = whole_weight(codes, multipliers, bits, group, int(x.shape[-1]))
+        first = _coded(x, activation_scale, activation_zero_point)
+        output = product(first, op.Cast(whole, to=ir.DataType.INT8), scale, bias)
+        if terms == 1:
+            return output
+        others = None
+        if residual_tokens is not None and residual_tokens < x.shape[-2]:
+            x = tokens(x, 0, residual_tokens)
+            first = first._replace(codes=tokens(first.codes, 0, residual_tokens))
+            others = tokens(output, residual_tokens, END)
+            output = tokens(output, 0, residual_tokens)
+        # Both factors of the second product are negative: onnxruntime cannot load a model with one
+        # signed weight in two kernels where it has to make weights unsigned (without VNNI).
+        negative = op.Cast(op.Neg(whole), to=ir.DataType.INT8)
+        rest = op.Sub(first.values(), x)
+        rest_scale = op.Mul(first.scale, op.Constant(value_float=1 / 256))
+        rest_codes = op.QuantizeLinear(rest, rest_scale, uint8(128))
+        second = Codes(rest_codes, rest_scale, uint8(128), first.rank)
+        output = product(second, negative, scale, output)
+        return output if others is None else op.Concat(output, others, axis=-2)
+
+    return written
+
+
+def _coded(x: Any, scale: Any, zero_point: Any) -> Codes:
+    """`x` in 8 bits; of its own range where none is given."""
     if scale is None:
         codes, scale, zero_point = op.DynamicQuantizeLinear(x)
-        return codes, scale, zero_point
-    return op.QuantizeLinear(x, scale, zero_point), scale, zero_point
+    else:
+        codes = op.QuantizeLinear(x, scale, zero_point)
+    return Codes(codes, scale, zero_point, len(x.shape))
 
 
 def whole_weight(codes: Any, multipliers: Any, bits: int, group: int, rows: int) -> Any:

@@ -12,7 +12,7 @@ from onnxscript import opset23 as op
 
 from vitcompress.model.modules import attention, quantized  # noqa: F401  (register operators)
 from vitcompress.targets import OperatorTable, _operators
-from vitcompress.targets._operators import END, ints, quantized_input, tokens, uint8, whole_weight
+from vitcompress.targets._operators import Codes, ints, quantized_linear, uint8
 
 
 def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any = None) -> Any:
@@ -45,48 +45,11 @@ def _unit(x: Any) -> Any:
     return op.LpNormalization(x, axis=-1, p=2)
 
 
-def _quantized_linear(
-    x: Any,
-    codes: Any,
-    scale: Any,
-    bias: Any,
-    activation_scale: Any,
-    activation_zero_point: Any,
-    multipliers: Any,
-    bits: int,
-    group: int,
-    terms: int,
-    residual_tokens: int | None,
-) -> Any:
-    rows = int(x.shape[-1])
-    whole = whole_weight(codes, multipliers, bits, group, rows)
-    weight = op.Cast(whole, to=ir.DataType.INT8)
-    x_codes, x_scale, zero_point = quantized_input(x, activation_scale, activation_zero_point)
-    output = _integer_matmul(x_codes, weight, x_scale, zero_point, scale, bias)
-    if terms == 1:
-        return output
-    others = None
-    if residual_tokens is not None and residual_tokens < x.shape[-2]:
-        x, x_codes = tokens(x, 0, residual_tokens), tokens(x_codes, 0, residual_tokens)
-        others = tokens(output, residual_tokens, END)
-        output = tokens(output, 0, residual_tokens)
-    # Both factors of the second product are negative: onnxruntime cannot load a model with one
-    # signed weight in two kernels where it has to make weights unsigned (processors without VNNI).
-    negative = op.Cast(op.Neg(whole), to=ir.DataType.INT8)
-    rest = op.Sub(op.DequantizeLinear(x_codes, x_scale, zero_point), x)
-    rest_scale = op.Mul(x_scale, op.Constant(value_float=1 / 256))
-    rest_codes = op.QuantizeLinear(rest, rest_scale, uint8(128))
-    output = _integer_matmul(rest_codes, negative, rest_scale, uint8(128), scale, output)
-    return output if others is None else op.Concat(output, others, axis=-2)
-
-
-def _integer_matmul(
-    x_codes: Any, weight: Any, x_scale: Any, zero_point: Any, scale: Any, addend: Any
-) -> Any:
+def _product(x: Codes, weight: Any, scale: Any, addend: Any) -> Any:
     # The scale once more, as the value of a code 1: onnxruntime never folds DequantizeLinear, so
     # the two scales stay apart, as its fusion of kernel, rescaling and bias needs them.
-    x_scale = op.DequantizeLinear(uint8(1), x_scale)
-    sums = op.Cast(op.MatMulInteger(x_codes, weight, zero_point), to=ir.DataType.FLOAT)
+    x_scale = op.DequantizeLinear(uint8(1), x.scale)
+    sums = op.Cast(op.MatMulInteger(x.codes, weight, x.zero_point), to=ir.DataType.FLOAT)
     return op.Add(op.Mul(sums, op.Mul(x_scale, scale)), addend)
 
 
@@ -94,6 +57,6 @@ TABLE: OperatorTable = {
     **_operators.TABLE,
     torch.ops.vitcompress.attention.default: _attention,
     torch.ops.vitcompress.rotation.default: _rotation,
-    torch.ops.vitcompress.quantized_linear.default: _quantized_linear,
+    torch.ops.vitcompress.quantized_linear.default: quantized_linear(_product),
     torch.ops.vitcompress.unit.default: _unit,
 }

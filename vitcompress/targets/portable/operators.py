@@ -3,12 +3,11 @@
 from typing import Any
 
 import torch
-from onnxscript import ir
 from onnxscript import opset18 as op
 
 from vitcompress.model.modules import attention, quantized  # noqa: F401  (register operators)
 from vitcompress.targets import OperatorTable, _operators
-from vitcompress.targets._operators import END, ints, quantized_input, tokens, uint8, whole_weight
+from vitcompress.targets._operators import Codes, ints, quantized_linear
 
 
 def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any = None) -> Any:
@@ -53,54 +52,18 @@ def _unit(x: Any) -> Any:
     return op.Div(x, op.Max(length, smallest))
 
 
-def _quantized_linear(
-    x: Any,
-    codes: Any,
-    scale: Any,
-    bias: Any,
-    activation_scale: Any,
-    activation_zero_point: Any,
-    multipliers: Any,
-    bits: int,
-    group: int,
-    terms: int,
-    residual_tokens: int | None,
-) -> Any:
-    """`model.modules.quantized.quantized_linear`."""
-    whole = whole_weight(codes, multipliers, bits, group, int(x.shape[-1]))
-    x_codes, x_scale, zero_point = quantized_input(x, activation_scale, activation_zero_point)
-    held = op.DequantizeLinear(x_codes, x_scale, zero_point)
-    output = _product(held, whole, scale)
-    if len(x.shape) == 2:
-        # onnxruntime would make a Gemm in floats of a product of matrices and the bias next to it.
-        output = op.Squeeze(op.Add(op.Unsqueeze(output, ints(0)), bias), ints(0))
-    else:
-        output = op.Add(output, bias)
-    if terms == 1:
-        return output
-    others = None
-    if residual_tokens is not None and residual_tokens < x.shape[-2]:
-        x, held = tokens(x, 0, residual_tokens), tokens(held, 0, residual_tokens)
-        others = tokens(output, residual_tokens, END)
-        output = tokens(output, 0, residual_tokens)
-    # Both factors of the second product are negative, as those for onnxruntime are.
-    rest_scale = op.Mul(x_scale, op.Constant(value_float=1 / 256))
-    rest_codes = op.QuantizeLinear(op.Sub(held, x), rest_scale, uint8(128))
-    rest = op.DequantizeLinear(rest_codes, rest_scale, uint8(128))
-    output = op.Add(_product(rest, op.Neg(whole), scale), output)
-    return output if others is None else op.Concat(output, others, axis=-2)
-
-
-def _product(x: Any, whole: Any, scale: Any) -> Any:
-    """`x` times weights of whole numbers [in, out] by `scale` [out]."""
-    weight = op.Cast(whole, to=ir.DataType.INT8)
-    return op.MatMul(x, op.DequantizeLinear(weight, scale, axis=1))
+def _product(x: Codes, weight: Any, scale: Any, addend: Any) -> Any:
+    output = op.MatMul(x.values(), op.DequantizeLinear(weight, scale, axis=1))
+    if x.rank > 2:
+        return op.Add(output, addend)
+    # onnxruntime would make a Gemm in floats of a product of matrices and what is added next to it.
+    return op.Squeeze(op.Add(op.Unsqueeze(output, ints(0)), addend), ints(0))
 
 
 TABLE: OperatorTable = {
     **_operators.TABLE,
     torch.ops.vitcompress.attention.default: _attention,
     torch.ops.vitcompress.rotation.default: _rotation,
-    torch.ops.vitcompress.quantized_linear.default: _quantized_linear,
+    torch.ops.vitcompress.quantized_linear.default: quantized_linear(_product),
     torch.ops.vitcompress.unit.default: _unit,
 }
