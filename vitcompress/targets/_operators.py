@@ -58,7 +58,7 @@ Product = Callable[[Codes, Any, Any, Any], Any]
 in operators that a runtime multiplies in integers."""
 
 
-def quantized_linear(product: Product) -> Callable[..., Any]:
+def two_term_linear(product: Product) -> Callable[..., Any]:
     """`model.modules.quantized.quantized_linear` by the `product` of a target."""
 
     def written(

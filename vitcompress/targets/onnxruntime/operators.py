@@ -12,7 +12,7 @@ from onnxscript import opset23 as op
 
 from vitcompress.model.modules import attention, quantized  # noqa: F401  (register operators)
 from vitcompress.targets import OperatorTable, _operators
-from vitcompress.targets._operators import Codes, ints, quantized_linear, uint8
+from vitcompress.targets._operators import Codes, ints, two_term_linear, uint8
 
 
 def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any = None) -> Any:
@@ -57,6 +57,6 @@ TABLE: OperatorTable = {
     **_operators.TABLE,
     torch.ops.vitcompress.attention.default: _attention,
     torch.ops.vitcompress.rotation.default: _rotation,
-    torch.ops.vitcompress.quantized_linear.default: quantized_linear(_product),
+    torch.ops.vitcompress.quantized_linear.default: two_term_linear(_product),
     torch.ops.vitcompress.unit.default: _unit,
 }
