@@ -17,7 +17,7 @@ import onnxruntime as ort
 from vitcompress import processor
 from vitcompress.console import console
 from vitcompress.measure.runtime import time_in_turns
-from vitcompress.targets.onnxruntime import PRECISE, OrtSession
+from vitcompress.targets.onnxruntime import OrtSession, session_options
 
 Change = Callable[[ort.SessionOptions], object]
 
@@ -36,10 +36,7 @@ OPTIONS: Mapping[str, Change] = {
 
 
 def session(file: Path, threads: int, change: Change) -> OrtSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    if "vnni" not in processor.instructions():
-        options.add_session_config_entry(*PRECISE)
+    options = session_options(threads)
     change(options)
     return OrtSession(ort.InferenceSession(str(file), options, ["CPUExecutionProvider"]))
 

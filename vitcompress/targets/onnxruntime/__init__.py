@@ -118,8 +118,8 @@ def _precise() -> bool:
     return Version(ort.__version__) >= _PRECISE_SINCE
 
 
-def load_session(path: Path, threads: int, optimized: Path | None = None) -> ort.InferenceSession:
-    """A session with all optimisations; the optimised graph goes to `optimized`.
+def session_options(threads: int) -> ort.SessionOptions:
+    """What sessions are set to, all optimisations included.
 
     Integer kernels are exact on every processor: without VNNI, onnxruntime's default ones add pairs
     of products of 8 bits in 16, which can saturate, and `PRECISE` takes slower ones. It would take
@@ -132,6 +132,12 @@ def load_session(path: Path, threads: int, optimized: Path | None = None) -> ort
     options.log_severity_level = 3
     if not _vnni() and _precise():
         options.add_session_config_entry(*PRECISE)
+    return options
+
+
+def load_session(path: Path, threads: int, optimized: Path | None = None) -> ort.InferenceSession:
+    """A session with `session_options`; the optimised graph goes to `optimized`."""
+    options = session_options(threads)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:
