@@ -15,6 +15,7 @@ from vitcompress.model.sizes import AttentionSizes
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(branches, "_SECONDS", 0.0)
+    monkeypatch.setattr(branches, "_SHARES", (0.25, 1.0))
 
 
 def sizes(query_key: int, value: int, heads: int = 2) -> AttentionSizes:
@@ -24,8 +25,7 @@ def sizes(query_key: int, value: int, heads: int = 2) -> AttentionSizes:
 def test_branches_are_run_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     table = LatencyTable()
     parts = [sizes(32, 32), sizes(8, 20)]
-    places = [(SiteTokens(17, n, 17), False) for n in (17, 1)]
-    places += [(SiteTokens(36, 25, 9), True), (SiteTokens(16, 16, 4), True)]
+    places = [(SiteTokens(17, 1, 17), False), (SiteTokens(36, 25, 9), True)]
 
     def told(table: LatencyTable) -> list[float]:
         found = [
@@ -33,7 +33,7 @@ def test_branches_are_run_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
             for part in parts
             for tokens, windowed in places
         ]
-        return found + [table.mlp(64, n, hidden, 64) for hidden in (256, 100) for n in (17, 1)]
+        return found + [table.mlp(64, n, hidden, 64) for hidden in (256, 100) for n in (17,)]
 
     found = told(table)
     assert all(value > 0 for value in found)

@@ -6,15 +6,18 @@ from typing import Any
 import pytest
 import timm
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitcompress.export.onnx import Part
 from vitcompress.measure import branches
 from vitcompress.measure.branches import LatencyTable
 from vitcompress.measure.sites import site_latency, site_macs
 from vitcompress.model.anatomy import Anatomy, SiteTokens
 from vitcompress.model.architecture import VitModel, set_tail
 from vitcompress.model.families import adopt, anatomy_of
+from vitcompress.model.modules import attention
 from vitcompress.model.sizes import size_of
 
 MakeVit = Callable[..., VitModel]
@@ -69,13 +72,18 @@ def test_what_is_left_out_costs_nothing(vit: VitModel) -> None:
 def test_sites_are_timed_as_they_are(make_vit: MakeVit, monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[str] = []
 
-    def measured(graphs: dict[str, Any], shape: tuple[int, int], _: str) -> dict[str, float]:
-        for graph in graphs.values():
-            for node in graph.node:
-                if node.op_type == "Attention":
-                    heads = next(a.i for a in node.attribute if a.name == "q_num_heads")
-                    timed.append(f"{heads} heads, {shape[0]} tokens of {shape[1]}")
-        return dict.fromkeys(graphs, 1.0)
+    def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, *others: Any) -> Tensor:
+        timed.append(f"{heads} heads")
+        return attention.attend(q, k, v, heads, *others)
+
+    def measured(parts: dict[str, Part], _: str) -> dict[str, float]:
+        for part in parts.values():
+            before, (tokens, width) = len(timed), part.size
+            part.module(torch.zeros(1, *part.size))
+            timed[before:] = (f"{each}, {tokens} tokens of {width}" for each in timed[before:])
+        return dict.fromkeys(parts, 1.0)
+
+    monkeypatch.setattr(branches, "attend", attend)
 
     monkeypatch.setattr(branches, "_milliseconds", measured)
     anatomy, table = made("windows", make_vit), LatencyTable()

@@ -15,8 +15,8 @@ from vitcompress.model.merging import Merging
 
 @pytest.fixture(autouse=True)
 def by_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured(graphs: dict[str, Any], shape: tuple[int, int], _: str) -> dict[str, float]:
-        return {name: float(sum(map(int, name.split())) * shape[0]) for name in graphs}
+    def measured(parts: dict[str, Any], _: str) -> dict[str, float]:
+        return {name: float(sum(map(int, name.split())) * p.size[0]) for name, p in parts.items()}
 
     monkeypatch.setattr(branches, "_milliseconds", measured)
     monkeypatch.setattr(LatencyTable, "rest", lambda *_: 0.0)

@@ -2,13 +2,15 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx
+import onnx.utils
 import onnx_ir as ir
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitcompress import targets
 from vitcompress.errors import InputError
@@ -21,13 +23,14 @@ from vitcompress.export.passes.lower import lower
 from vitcompress.export.passes.narrow import narrow
 from vitcompress.export.passes.outline import outline
 from vitcompress.export.passes.share import share
-from vitcompress.model.architecture import VitModel
+from vitcompress.model.architecture import Architecture, VitModel
 from vitcompress.model.compact import exportable
 
 INPUT, OUTPUT = "pixels", "logits"
 # Of the facts in a file: the target that it was written for, and what pip installs to run it.
 TARGET, RUNTIME = "target", "runtime"
-PASSES: tuple[Pass, ...] = (narrow, fold, outline, share, inline, lower, describe)
+_REWRITING: tuple[Pass, ...] = (fold, outline, share, inline, lower)
+PASSES: tuple[Pass, ...] = (narrow, *_REWRITING, describe)
 _LOWEST_OPSET = 18  # that torch writes
 # Protocol buffers end at 2 GB; weights of larger models lie beside the file.
 EXTERNAL_BYTES = 1_900_000_000
@@ -48,7 +51,7 @@ def export_onnx(
     runtime.check_layers(model.architecture.quantized)
     module = exportable(model.module, model.architecture.sparse)
     size = (model.preprocess.channels, *model.preprocess.input_size)
-    graph_model = _traced(module, size, runtime)
+    graph_model = _traced(module, [size], [(INPUT, OUTPUT)], runtime)
     facts = {**facts, TARGET: target, RUNTIME: runtime.requirement}
     source = Source(model.architecture, module.state_dict().keys(), facts, runtime)
     changed = {each.__name__: each(graph_model, source) for each in PASSES}
@@ -59,6 +62,42 @@ def export_onnx(
     onnx.save(proto, path, save_as_external_data=large, location=f"{path.name}.data")
     onnx.checker.check_model(str(path), full_check=True)
     return changed
+
+
+class Part(NamedTuple):
+    """A piece of a model, that reads float32 [batch, *size]."""
+
+    module: nn.Module
+    size: tuple[int, ...]
+
+
+def export_parts(parts: Mapping[str, Part], target: str) -> dict[str, onnx.ModelProto]:
+    """Each of `parts`, by name, as a model in the operators of the target; all from one trace."""
+    runtime, module = targets.load_target(target), _Parts(part.module for part in parts.values())
+    ends = [(f"{INPUT}.{number}", f"{OUTPUT}.{number}") for number in range(len(parts))]
+    graph_model = _traced(module, [part.size for part in parts.values()], ends, runtime)
+    source = Source(Architecture(timm=""), module.state_dict().keys(), {}, runtime)
+    for each in _REWRITING:
+        each(graph_model, source)
+    proto = ir.to_proto(graph_model)
+    proto.ir_version = min(proto.ir_version, runtime.ir_version)
+    forget(proto.graph, source)
+    extractor = onnx.utils.Extractor(proto)
+    return {
+        name: extractor.extract_model([read], [written])
+        for name, (read, written) in zip(parts, ends, strict=True)
+    }
+
+
+class _Parts(nn.Module):
+    """Modules side by side, each with an input of its own."""
+
+    def __init__(self, parts: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part(x) for part, x in zip(self.parts, inputs, strict=True))
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -84,17 +123,25 @@ def metadata(path: Path) -> dict[str, str]:
     }
 
 
-def _traced(module: nn.Module, size: tuple[int, ...], target: targets.Target) -> ir.Model:
+def _traced(
+    module: nn.Module,
+    sizes: Sequence[Sequence[int]],
+    ends: Sequence[tuple[str, str]],
+    target: targets.Target,
+) -> ir.Model:
+    """`module`, which makes of inputs [batch, *size] as many outputs, with the names of `ends`."""
+    batch = torch.export.Dim("batch", min=1, max=65535)
+    shapes = tuple({0: batch} for _ in sizes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, about its own code
         program = torch.onnx.export(
             module,
-            (torch.zeros(2, *size),),
+            tuple(torch.zeros(2, *size) for size in sizes),
             dynamo=True,
             opset_version=max(target.opset, _LOWEST_OPSET),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65535)},),
+            input_names=[read for read, _ in ends],
+            output_names=[written for _, written in ends],
+            dynamic_shapes=(shapes,) if isinstance(module, _Parts) else shapes,
             custom_translation_table=dict(target.operators()),
             optimize=False,
             verbose=False,

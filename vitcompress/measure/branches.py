@@ -5,26 +5,46 @@ beyond, latencies follow straight lines. A table is of one processor and version
 """
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+import torch
+from torch import Tensor, nn
 
 from vitcompress import targets
-from vitcompress.export.onnx import export_onnx
+from vitcompress.export.onnx import Part, export_onnx, export_parts
 from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model.anatomy import SiteTokens
 from vitcompress.model.architecture import VitModel
+from vitcompress.model.modules.attention import attend
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.model.sizes import AttentionSizes
+from vitcompress.terms import Activations
 
 _SHARES = (0.25, 0.625, 1.0)
 _SECONDS = 0.2  # a size
+_SCALE = 0.125  # of logits: any takes as long
+
+
+class QuantizedShape(NamedTuple):
+    """Of a quantized layer: its input for one image, its outputs, its `activations`."""
+
+    size: tuple[int, ...]
+    outputs: int
+    activations: Activations
+
+
+class Extra(NamedTuple):
+    """What a second term takes: of all tokens, or of the first ones alone."""
+
+    first: float
+    all: float
 
 
 @dataclass
@@ -42,8 +62,8 @@ class LatencyTable:
         sizes = _grid(4 * dense)
         name = f"mlp {width} {tokens} {sizes}"
         if name not in self.grids:
-            graphs = {str(n): _mlp(width, tokens, n) for n in sizes}
-            self.grids[name] = list(_milliseconds(graphs, (tokens, width), self.target).values())
+            parts = {str(n): Part(_Mlp(width, n), (tokens, width)) for n in sizes}
+            self.grids[name] = list(_milliseconds(parts, self.target).values())
         return _between(hidden, sizes, self.grids[name])
 
     def attention(
@@ -58,18 +78,41 @@ class LatencyTable:
         if windowed:
             name += f" windows of {tokens.keys}"
         if name not in self.grids:
-            graph = _windowed if windowed else _attention
-            graphs = {
-                f"{a} {b}": graph(
-                    width, tokens, part.model_copy(update={"query_key": a, "value": b})
-                )
-                for a, b in product(sizes, sizes)
-            }
+            branch = _Windowed if windowed else _Attention
             coming = tokens.last if windowed else tokens.first
-            found = list(_milliseconds(graphs, (coming, width), self.target).values())
+
+            def sized(query_key: int, value: int) -> Part:
+                of = AttentionSizes(heads=part.heads, query_key=query_key, value=value)
+                return Part(branch(width, tokens, of), (coming, width))
+
+            parts = {f"{a} {b}": sized(a, b) for a, b in product(sizes, sizes)}
+            found = list(_milliseconds(parts, self.target).values())
             self.grids[name] = np.array(found).reshape(len(sizes), -1).tolist()
         along = [_between(part.value, sizes, row) for row in self.grids[name]]
         return _between(part.query_key, sizes, along)
+
+    def second_terms(
+        self, shapes: Iterable[QuantizedShape], first: int
+    ) -> dict[QuantizedShape, tuple[float, Extra]]:
+        """Milliseconds of quantized layers of one term, and what a second one adds to them.
+
+        `first`: how many tokens are the first ones. Of a layer that sees no others, both are equal.
+        """
+        wanted = {shape: f"terms {shape} {first}" for shape in shapes}
+        parts = {
+            f"{name} {number}": Part(layer, shape.size)
+            for shape, name in wanted.items()
+            if name not in self.grids
+            for number, layer in enumerate(_of_terms(shape, first))
+        }
+        found = _milliseconds(parts, self.target) if parts else {}
+        told = {}
+        for shape, name in wanted.items():
+            if name not in self.grids:
+                self.grids[name] = [found[f"{name} {number}"] for number in range(3)]
+            one, some, both = self.grids[name]
+            told[shape] = one, Extra(max(some - one, 0.0), max(both - one, 0.0))
+        return told
 
     def rest(self, model: VitModel, branches: float) -> float:
         """Milliseconds of all of `model` but its `branches`, which take as much as is given."""
@@ -104,101 +147,73 @@ def _grid(full: int) -> list[int]:
     return sorted({max(1, round(share * full)) for share in _SHARES})
 
 
-def _milliseconds(
-    graphs: Mapping[str, onnx.GraphProto], shape: tuple[int, int], target: str
-) -> dict[str, float]:
-    """The median of each of `graphs`, run in turns on one input of `shape`."""
-    runtime, usual = targets.load_target(target), targets.load_target(targets.DEFAULT)
-    # Of the usual operators for each target: what counts is how time grows with what is computed.
-    opsets, version = [helper.make_opsetid("", usual.opset)], usual.ir_version
-    x = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+def _milliseconds(parts: Mapping[str, Part], target: str) -> dict[str, float]:
+    """The median of each of `parts`, those of one size run in turns on the same input."""
+    runtime, found = targets.load_target(target), dict[str, float]()
     with TemporaryDirectory() as folder:
-        sessions = {}
-        for name, graph in graphs.items():
-            file = Path(folder) / f"{name}.onnx"
-            onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=version), file)
-            sessions[name] = runtime.session(file, 1)
-        timed = time_in_turns(sessions, x, _SECONDS)
-    return {name: timing.p50 for name, timing in timed.items()}
+        sessions: dict[tuple[int, ...], dict[str, targets.Session]] = {}
+        for number, (name, model) in enumerate(export_parts(parts, target).items()):
+            file = Path(folder) / f"{number}.onnx"
+            onnx.save(model, file)
+            sessions.setdefault(parts[name].size, {})[name] = runtime.session(file, 1)
+        for size, alike in sessions.items():
+            x = np.random.default_rng(0).normal(size=(1, *size)).astype(np.float32)
+            timed = time_in_turns(alike, x, _SECONDS)
+            found |= {name: timing.p50 for name, timing in timed.items()}
+    return {name: found[name] for name in parts}
 
 
-class _Graph:
-    """A chain of nodes under construction."""
-
-    def __init__(self, width: int) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-        self.random = np.random.default_rng(0)
-        self.width = width
-
-    def add(self, kind: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> Any:
-        names = [f"v{len(self.nodes)}.{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
-        return names[0] if outputs == 1 else names
-
-    def constant(self, value: np.ndarray) -> str:
-        name = f"c{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(value, name))
-        return name
-
-    def linear(self, x: str, inputs: int, outputs: int) -> str:
-        weight = self.random.normal(size=(inputs, outputs)).astype(np.float32) / inputs**0.5
-        product = self.add("MatMul", [x, self.constant(weight)])
-        return str(self.add("Add", [product, self.constant(np.zeros(outputs, np.float32))]))
-
-    def qkv(self, x: str, sizes: AttentionSizes) -> Any:
-        parts = self.linear(x, self.width, sum(sizes.widths))
-        return self.add("Split", [parts, self.constant(np.array(sizes.widths))], 3, axis=-1)
-
-    def norm(self) -> str:
-        scale, bias = np.ones(self.width, np.float32), np.zeros(self.width, np.float32)
-        inputs = ["x", self.constant(scale), self.constant(bias)]
-        return str(self.add("LayerNormalization", inputs))
-
-    def first(self, x: str, tokens: int) -> str:
-        bounds = [self.constant(np.array([n])) for n in (0, tokens, 1)]
-        return str(self.add("Slice", [x, *bounds]))
-
-    def finish(self, output: str, entering: int, leaving: int) -> onnx.GraphProto:
-        ends = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, tokens, self.width])
-            for name, tokens in (("x", entering), (output, leaving))
-        ]
-        return helper.make_graph(self.nodes, "branch", ends[:1], ends[1:], self.constants)
+def _of_terms(shape: QuantizedShape, first: int) -> Iterator[QuantizedLinear]:
+    """Layers of one term, of a second one of the first tokens, and of all."""
+    some = first if len(shape.size) > 1 and first < shape.size[-2] else None
+    kinds: tuple[tuple[Literal[1, 2], int | None], ...] = (1, None), (2, some), (2, None)
+    for terms, tokens in kinds:
+        yield QuantizedLinear(shape.size[-1], shape.outputs, 8, shape.activations, terms, tokens)
 
 
-def _mlp(width: int, tokens: int, hidden: int) -> onnx.GraphProto:
-    graph = _Graph(width)
-    inner = graph.add("Gelu", [graph.linear(graph.norm(), width, hidden)])
-    output = graph.add("Add", ["x", graph.linear(inner, hidden, width)])
-    return graph.finish(output, tokens, tokens)
+class _Mlp(nn.Module):
+    """A branch [B, tokens, width] → the same."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm, self.act = nn.LayerNorm(width), nn.GELU()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + cast(Tensor, self.fc2(self.act(self.fc1(self.norm(x)))))
 
 
-def _attention(width: int, tokens: SiteTokens, sizes: AttentionSizes) -> onnx.GraphProto:
-    graph = _Graph(width)
-    q, k, v = graph.qkv(graph.norm(), sizes)
-    x = "x"
-    if tokens.last < tokens.first:
-        q, x = graph.first(q, tokens.last), graph.first(x, tokens.last)
-    heads = sizes.heads
-    mixed = graph.add("Attention", [q, k, v], q_num_heads=heads, kv_num_heads=heads)
-    output = graph.add("Add", [x, graph.linear(mixed, sizes.widths[2], width)])
-    return graph.finish(output, tokens.first, tokens.last)
+class _Attention(nn.Module):
+    """A branch [B, first, width] → [B, last, width]."""
+
+    def __init__(self, width: int, tokens: SiteTokens, sizes: AttentionSizes) -> None:
+        super().__init__()
+        self.tokens, self.sizes = tokens, sizes
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, sum(sizes.widths))
+        self.proj = nn.Linear(sizes.widths[2], width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).split(self.sizes.widths, -1)
+        if self.tokens.last < self.tokens.first:
+            q, x = q[:, : self.tokens.last], x[:, : self.tokens.last]
+        return x + cast(Tensor, self.proj(attend(q, k, v, self.sizes.heads, _SCALE)))
 
 
-def _windowed(width: int, tokens: SiteTokens, sizes: AttentionSizes) -> onnx.GraphProto:
-    """Windows as heads, as `model.modules.windows` computes them."""
-    graph, size = _Graph(width), tokens.keys
-    count = tokens.first // size
-    heads = count * sizes.heads
-    order = np.arange(tokens.first) % tokens.last
-    parted = graph.add("Gather", [graph.norm(), graph.constant(order)], axis=1)
-    as_heads = graph.constant(np.array([0, size, -1]))
-    q, k, v = (graph.add("Reshape", [t, as_heads]) for t in graph.qkv(parted, sizes))
-    bias = graph.constant(np.zeros((1, heads, size, size), np.float32))
-    mixed = graph.add("Attention", [q, k, v, bias], q_num_heads=heads, kv_num_heads=heads)
-    whole = graph.constant(np.array([0, tokens.first, -1]))
-    inverse = graph.constant(np.arange(tokens.last))
-    joined = graph.add("Gather", [graph.add("Reshape", [mixed, whole]), inverse], axis=1)
-    output = graph.add("Add", ["x", graph.linear(joined, sizes.widths[2], width)])
-    return graph.finish(output, tokens.last, tokens.last)
+class _Windowed(_Attention):
+    """The same in windows, which are heads as in `model.modules.windows`: [B, last, width]."""
+
+    def __init__(self, width: int, tokens: SiteTokens, sizes: AttentionSizes) -> None:
+        super().__init__(width, tokens, sizes)
+        heads = tokens.first // tokens.keys * sizes.heads
+        self.register_buffer("bias", torch.zeros(1, heads, tokens.keys, tokens.keys))
+        self.register_buffer("order", torch.arange(tokens.first) % tokens.last)
+        self.register_buffer("inverse", torch.arange(tokens.last))
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = self.tokens.first // self.tokens.keys
+        parted = self.qkv(self.norm(x)[:, self.order]).split(self.sizes.widths, -1)
+        q, k, v = (part.reshape(-1, self.tokens.keys, count * part.shape[-1]) for part in parted)
+        mixed = attend(q, k, v, count * self.sizes.heads, _SCALE, self.bias)
+        whole = mixed.reshape(-1, self.tokens.first, self.sizes.widths[2])
+        return x + cast(Tensor, self.proj(whole[:, self.inverse]))

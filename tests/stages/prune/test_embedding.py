@@ -172,8 +172,8 @@ def test_refits_are_worth_it(vit: VitModel, context: Context) -> None:
 def test_other_budgets_know_the_width(
     unit: str, vit: VitModel, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def by_size(graphs: dict[str, Any], shape: Any, _: str) -> dict[str, float]:
-        return {name: shape[1] * float(sum(map(int, name.split()))) for name in graphs}
+    def by_size(parts: dict[str, Any], _: str) -> dict[str, float]:
+        return {name: p.size[1] * float(sum(map(int, name.split()))) for name, p in parts.items()}
 
     monkeypatch.setattr(branches, "_milliseconds", by_size)
     monkeypatch.setattr(branches.LatencyTable, "rest", lambda *_: 0.0)

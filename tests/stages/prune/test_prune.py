@@ -223,9 +223,9 @@ def test_a_latency_budget_spends_measured_milliseconds(
 ) -> None:
     seen: list[Any] = []
 
-    def by_size(graphs: dict[str, Any], shape: Any, _: str) -> dict[str, float]:
-        seen.append(shape)
-        return {name: float(sum(map(int, name.split()))) for name in graphs}
+    def by_size(parts: dict[str, Any], _: str) -> dict[str, float]:
+        seen.extend({part.size for part in parts.values()})
+        return {name: float(sum(map(int, name.split()))) for name in parts}
 
     monkeypatch.setattr(branches, "_milliseconds", by_size)
     monkeypatch.setattr(branches.LatencyTable, "rest", lambda *_: 10.0)

@@ -79,6 +79,21 @@ _Bits = Annotated[
 ]
 
 
+class TimeShare(BaseModel):
+    """A share of the time that the quantized layers take, as the target's runtime runs them on this
+    machine: one image, one thread."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    latency: Annotated[float, Field(ge=0, le=1)]
+
+
+_Residual = Annotated[
+    Annotated[float, Field(ge=0, le=1), Tag("share")] | Annotated[TimeShare, Tag("time")],
+    Discriminator(lambda value: "time" if isinstance(value, (dict, TimeShare)) else "share"),
+]
+
+
 class QuantizeConfig(BaseModel):
     """Quantize the weights and the inputs of Linear layers.
 
@@ -96,9 +111,9 @@ class QuantizeConfig(BaseModel):
     for `nearest`, each is rounded for the input it had. `group`: how many inputs share a
     multiplier, in codes of 6 bits or less. `reparametrise`: move channel ranges into the
     neighbouring tensors where that lowers the error. `residual`: the share of the layers'
-    multiply-accumulates that may be spent once more, on a second 8-bit term of the inputs whose
-    rounding costs most for that work (None: 0.05, and 0.2 for embeddings); beyond it, in costly
-    layers the class token alone has a second term where that takes away most of the cost. `rest`:
+    multiply-accumulates that may be spent once more, on second 8-bit terms of inputs, of all tokens
+    or of those alone that the head reads, chosen to bring the model closest to the float one (None:
+    0.05, and 0.2 for embeddings); or the share of their `latency`, measured here. `rest`:
     the type in which matrices that stay float (patch and position embeddings, …) are stored; `int8`
     is for the weights among them, the others have float16 then. `simulate`: measure besides what
     inputs of fewer bits would cost; the model that is exported stays the same.
@@ -119,7 +134,7 @@ class QuantizeConfig(BaseModel):
     sequential: bool = False
     group: Annotated[int, Field(ge=8)] | None = 24
     reparametrise: bool = True
-    residual: Annotated[float, Field(ge=0, le=1)] | None = None
+    residual: _Residual | None = None
     rest: Literal["float16", "float32", "int8"] = "float32"
     simulate: Simulation | None = None
 

@@ -18,15 +18,15 @@ from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.bits import allocated_bits, chosen_bits
 from vitcompress.stages.quantize.config import BitBudget, QuantizeConfig
 from vitcompress.stages.quantize.describe import code_bytes, empty, linears_of, with_layers
-from vitcompress.stages.quantize.layer import layer_error, with_residual
+from vitcompress.stages.quantize.layer import layer_error
 from vitcompress.stages.quantize.prepare import QuantizeSetup, prepare_quantize
+from vitcompress.stages.quantize.residual import InputCosts, SecondTerm, facts, second_terms
 from vitcompress.stages.quantize.rounding import rounding_of
 from vitcompress.stages.quantize.scores import Score, score_of
 from vitcompress.stages.quantize.selection import allowed_widths
 from vitcompress.stages.quantize.sequence import round_in_sequence, sequence
 from vitcompress.stages.quantize.simulate import check_simulate, simulated
 from vitcompress.stages.stage import Stage, StageResult
-from vitcompress.tasks import Task
 
 _CHARTED = (
     *("output_error", "bits", "importance", "weight_bytes"),
@@ -34,17 +34,14 @@ _CHARTED = (
 )  # columns of tables by layer
 
 
-# Neighbours are told apart by less than classes are.
-_RESIDUAL_SHARE, _RESIDUAL_SHARE_OF_EMBEDDINGS = 0.05, 0.2
-
-
 @dataclass(frozen=True)
 class Rounded:
     """The quantized layers, in the order of the model; what the rounding of their inputs `costs`
-    where that was measured; how many were rounded in sequence."""
+    where that was measured; their second terms; how many were rounded in sequence."""
 
     layers: dict[str, QuantizedLinear]
     costs: dict[str, float]
+    second_terms: dict[str, SecondTerm]
     in_sequence: int
 
 
@@ -90,25 +87,18 @@ def _rounded(
         later = {name: bits[name] for name in sequence(model) if bits.get(name, 8) < 8}
     at_once = [name for name in known.floats if name not in later]
     layers: dict[str, QuantizedLinear] = {}
-    weights, costs = dict.fromkeys(at_once, 0.0), {}  # what these alone cost, and their inputs
+    costs = InputCosts(dict.fromkeys(at_once, 0.0), {})
     for name in track(at_once, "rounding weights", len(at_once)):
         layers[name], cost = known.cheapest(name, bits[name])
         if bits[name] < 8:
-            weights[name] = known.cost({name: known.float_twin(name, layers[name])})
-        costs[name] = max(cost - weights[name], 0.0)
-    share = residual_share(config, known.task)
-    for name in _residual_layers(costs, known, share):
-        known.ranges[name] = with_residual(known.ranges[name], known.found[name])
-        layers[name] = known.ranged(name, layers[name], terms=2)
-    # A second term of the few tokens that the head reads costs next to nothing.
-    tokens = known.anatomy.prefix_tokens if share else 0
-    for name in _costly(costs, layers, known) if tokens else ():
-        finer = known.ranged(name, layers[name], 2, tokens)
-        if known.cost({name: finer}) - weights[name] < costs[name] / 2:
-            layers[name] = finer
+            costs.weights[name] = known.cost({name: known.float_twin(name, layers[name])})
+        costs.inputs[name] = max(cost - costs.weights[name], 0.0)
+    finer, extras = second_terms(model, config, context, known, layers, costs)
+    layers |= finer
     if later:
         layers |= round_in_sequence(known, later, layers, context)
-    return Rounded({name: layers[name] for name in known.floats}, costs, len(later))
+    in_order = {name: layers[name] for name in known.floats}
+    return Rounded(in_order, costs.inputs, extras, len(later))
 
 
 def _deciding(config: QuantizeConfig) -> Score | None:
@@ -138,6 +128,7 @@ def _facts(
         ),
         "two_term_layers": sum(layer.terms == 2 for layer in layers),
         "of_first_tokens_only": sum(layer.residual_tokens is not None for layer in layers),
+        **facts(config, rounded.second_terms, known.task.word),
     }
 
 
@@ -153,6 +144,7 @@ def _told(
     told: list[Row] = []
     for (name, layer), row in zip(rounded.layers.items(), rows, strict=True):
         linear, input_range = known.floats[name], known.ranges[name]
+        second = rounded.second_terms.get(name)
         told.append(
             {
                 **row,
@@ -162,6 +154,8 @@ def _told(
                 "terms": layer.terms,
                 "residual_tokens": layer.residual_tokens,
                 f"input_{known.task.word}": rounded.costs.get(name),
+                "second_term_price": None if second is None else second.price,
+                f"second_term_{known.task.word}": None if second is None else second.gain,
                 "output_error": layer_error(layer, linear, input_range, known.found[name]),
             }
         )
@@ -230,41 +224,6 @@ def _average(bits: dict[str, int], floats: dict[str, nn.Linear]) -> float:
     """Bits of a weight, in the mean."""
     weights = {name: floats[name].weight.numel() for name in bits}
     return sum(weights[name] * b for name, b in bits.items()) / sum(weights.values())
-
-
-def residual_share(config: QuantizeConfig, task: Task) -> float:
-    """The share of the multiply-accumulates that second terms may take."""
-    if config.residual is not None:
-        return config.residual
-    return _RESIDUAL_SHARE_OF_EMBEDDINGS if task.name == "embedding" else _RESIDUAL_SHARE
-
-
-def _residual_layers(costs: dict[str, float], known: QuantizeSetup, share: float) -> list[str]:
-    """Those with `costs` that cost most per multiply-accumulate, up to `share` of all."""
-    work = {
-        name: float(known.found[name].weight) * linear.weight.numel()
-        for name, linear in known.floats.items()
-    }
-    left = share * sum(work.values())
-    chosen = []
-    for name in sorted(costs, key=lambda n: costs[n] / work[n], reverse=True):
-        if work[name] <= left:
-            left -= work[name]
-            chosen.append(name)
-    return chosen
-
-
-def _costly(
-    costs: dict[str, float], layers: dict[str, QuantizedLinear], known: QuantizeSetup
-) -> list[str]:
-    """Those of one term, at sites, that cost more than the mean of all."""
-    return [
-        name
-        for name, cost in costs.items()
-        if cost > sum(costs.values()) / len(layers)
-        and layers[name].terms == 1
-        and known.anatomy.site_of(name) is not None
-    ]
 
 
 STAGE = Stage(quantize, plan, sensitivity)
