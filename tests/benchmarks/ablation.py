@@ -19,7 +19,7 @@ from vitcompress.console import console
 from vitcompress.data.images import open_images
 from vitcompress.evaluation import judge, torch_runner
 from vitcompress.measure import cost
-from vitcompress.measure.branches import LatencyTable
+from vitcompress.measure.latencies import LatencyTable
 from vitcompress.model.architecture import from_source
 from vitcompress.stages.prune.config import PruneConfig
 from vitcompress.stages.prune.stage import choose_structures, described, meters, rebuilt

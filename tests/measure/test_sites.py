@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitcompress.export.onnx import Part
-from vitcompress.measure import branches
-from vitcompress.measure.branches import LatencyTable
+from vitcompress.measure import branches, latencies
+from vitcompress.measure.latencies import LatencyTable
 from vitcompress.measure.sites import site_latency, site_macs
 from vitcompress.model.anatomy import Anatomy, SiteTokens
 from vitcompress.model.architecture import VitModel, set_tail
@@ -85,7 +85,7 @@ def test_sites_are_timed_as_they_are(make_vit: MakeVit, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(branches, "attend", attend)
 
-    monkeypatch.setattr(branches, "_milliseconds", measured)
+    monkeypatch.setattr(latencies, "_milliseconds", measured)
     anatomy, table = made("windows", make_vit), LatencyTable()
     for site in anatomy.sites:
         tokens = anatomy.tokens_at(site)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from vitcompress.measure import branches
-from vitcompress.measure.branches import LatencyTable
+from vitcompress.measure import latencies
+from vitcompress.measure.latencies import LatencyTable
 from vitcompress.measure.tokens import schedule_latency
 from vitcompress.model.architecture import VitModel, set_tail
 from vitcompress.model.embedding import resize_embedding
@@ -18,7 +18,7 @@ def by_size(monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(parts: dict[str, Any], _: str) -> dict[str, float]:
         return {name: float(sum(map(int, name.split())) * p.size[0]) for name, p in parts.items()}
 
-    monkeypatch.setattr(branches, "_milliseconds", measured)
+    monkeypatch.setattr(latencies, "_milliseconds", measured)
     monkeypatch.setattr(LatencyTable, "rest", lambda *_: 0.0)
 
 

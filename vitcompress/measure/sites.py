@@ -1,6 +1,6 @@
 """What one site of a model costs with layers of any sizes: multiply-accumulates or milliseconds."""
 
-from vitcompress.measure.branches import LatencyTable
+from vitcompress.measure.latencies import LatencyTable
 from vitcompress.model.anatomy import Site, SiteTokens
 from vitcompress.model.sizes import SiteSizes, gates
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vitcompress.measure.branches import LatencyTable
 from vitcompress.measure.cost import macs
+from vitcompress.measure.latencies import LatencyTable
 from vitcompress.measure.sites import site_latency, site_macs
 from vitcompress.methods.tokens import Widths, method_of
 from vitcompress.model.anatomy import Anatomy, Site, SiteTokens

@@ -22,7 +22,7 @@ from torch import Tensor
 from vitcompress import targets
 from vitcompress.console import console
 from vitcompress.export.folder import write_tensors
-from vitcompress.measure.branches import LatencyTable, machine
+from vitcompress.measure.latencies import LatencyTable, machine
 
 _LAYOUT = 2  # of an entry's file
 _DIGEST = 64  # characters, of SHA-256

@@ -13,7 +13,7 @@ from vitcompress import console, targets
 from vitcompress.data.images import Batch, ImageSet, batches
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
-from vitcompress.measure.branches import LatencyTable
+from vitcompress.measure.latencies import LatencyTable
 from vitcompress.stages.cache import Cache, latencies
 
 BATCH = 16

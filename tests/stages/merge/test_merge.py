@@ -11,8 +11,8 @@ from torch import Tensor
 
 from helpers.merging import config, kept
 from vitcompress.errors import InputError
-from vitcompress.measure.branches import LatencyTable
 from vitcompress.measure.cost import macs
+from vitcompress.measure.latencies import LatencyTable
 from vitcompress.model.architecture import VitModel
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge import search

@@ -14,7 +14,7 @@ from vitcompress.errors import InputError
 from vitcompress.export.folder import load_folder, save_folder
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check_parity
-from vitcompress.measure import branches, cost
+from vitcompress.measure import cost, latencies
 from vitcompress.model.architecture import (
     VitModel,
     set_tail,
@@ -175,8 +175,8 @@ def test_other_budgets_know_the_width(
     def by_size(parts: dict[str, Any], _: str) -> dict[str, float]:
         return {name: p.size[1] * float(sum(map(int, name.split()))) for name, p in parts.items()}
 
-    monkeypatch.setattr(branches, "_milliseconds", by_size)
-    monkeypatch.setattr(branches.LatencyTable, "rest", lambda *_: 0.0)
+    monkeypatch.setattr(latencies, "_milliseconds", by_size)
+    monkeypatch.setattr(latencies.LatencyTable, "rest", lambda *_: 0.0)
     model = run(vit, context, budget={unit: 0.7}).model
     width = embedding_width(model.module)
     if unit == "latency":

@@ -15,7 +15,7 @@ from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check_parity
 from vitcompress.measure import cost
-from vitcompress.measure.branches import LatencyTable
+from vitcompress.measure.latencies import LatencyTable
 from vitcompress.model.architecture import Architecture, VitModel
 from vitcompress.model.families import adopt
 from vitcompress.model.sizes import sizes_of

@@ -16,7 +16,7 @@ from helpers.pruning import configured, run
 from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check_parity
-from vitcompress.measure import branches, cost
+from vitcompress.measure import cost, latencies
 from vitcompress.model.architecture import VitModel, set_tail, stored_tensors
 from vitcompress.model.sizes import blocks, sizes_of
 from vitcompress.stages.context import Context
@@ -227,8 +227,8 @@ def test_a_latency_budget_spends_measured_milliseconds(
         seen.extend({part.size for part in parts.values()})
         return {name: float(sum(map(int, name.split()))) for name in parts}
 
-    monkeypatch.setattr(branches, "_milliseconds", by_size)
-    monkeypatch.setattr(branches.LatencyTable, "rest", lambda *_: 10.0)
+    monkeypatch.setattr(latencies, "_milliseconds", by_size)
+    monkeypatch.setattr(latencies.LatencyTable, "rest", lambda *_: 10.0)
     model = run(vit, context, budget={"latency": 0.6}).model
     whole, left = (
         10.0 + sum(s.attention.query_key + s.attention.value + s.hidden for s in sizes)

@@ -9,7 +9,7 @@ from torch import nn
 from helpers.models import images_of, quantized_layers
 from vitcompress import tasks
 from vitcompress.export.onnx import Part
-from vitcompress.measure import branches
+from vitcompress.measure import latencies
 from vitcompress.model.architecture import VitModel
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize import residual
@@ -112,7 +112,7 @@ def test_measured_time_decides_where_it_is_asked_for(
         taken = {"0": 1.0, "1": 1.0 + some, "2": 2.0}
         return {n: taken[n[-1]] if n in wide else 0.01 for n in parts}
 
-    monkeypatch.setattr(branches, "_milliseconds", timed)
+    monkeypatch.setattr(latencies, "_milliseconds", timed)
     layer = "blocks.1.mlp.fc1"
     options = {"layers": [layer, "blocks.0.mlp.fc1"], "reparametrise": False}
     result = run(costly, context, residual={"latency": share}, **options)
@@ -126,8 +126,8 @@ def test_measured_time_decides_where_it_is_asked_for(
 
 
 def test_prices_are_those_of_the_kernels(vit: VitModel, context: Context) -> None:
-    table = branches.LatencyTable()
-    shape = branches.QuantizedShape((17, 64), 256, "static")
+    table = latencies.LatencyTable()
+    shape = latencies.QuantizedShape((17, 64), 256, "static")
     for _ in range(2):
         one, extra = table.second_terms([shape], 1)[shape]
         assert one > 0

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vitcompress.details import Fact, Row, Table
 from vitcompress.errors import InputError
-from vitcompress.measure.branches import LatencyTable
 from vitcompress.measure.cost import dense_macs
+from vitcompress.measure.latencies import LatencyTable
 from vitcompress.measure.tokens import schedule_latency, schedule_macs
 from vitcompress.methods import schedule as schedules
 from vitcompress.methods.tokens import method_of

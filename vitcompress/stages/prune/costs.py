@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vitcompress.measure import cost
-from vitcompress.measure.branches import LatencyTable
+from vitcompress.measure.latencies import LatencyTable
 from vitcompress.measure.sites import site_latency, site_macs
 from vitcompress.model.anatomy import Anatomy, Site, SiteTokens
 from vitcompress.model.architecture import VitModel, unfilled

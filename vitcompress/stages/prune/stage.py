@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitcompress.details import Fact, Row, Table
 from vitcompress.errors import InputError
-from vitcompress.measure.branches import LatencyTable
+from vitcompress.measure.latencies import LatencyTable
 from vitcompress.methods.subspace import stream_map
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.embedding import embedding_width, resize_embedding

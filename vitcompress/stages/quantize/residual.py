@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.details import Fact
-from vitcompress.measure.branches import Extra, QuantizedShape
+from vitcompress.measure.latencies import Extra, QuantizedShape
 from vitcompress.methods.knapsack import Option, solve_knapsack
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.modules.quantized import QuantizedLinear

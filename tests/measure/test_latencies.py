@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from vitcompress.measure import branches
-from vitcompress.measure.branches import LatencyTable
+from vitcompress.measure import latencies
+from vitcompress.measure.latencies import LatencyTable
 from vitcompress.model.anatomy import SiteTokens
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.sizes import AttentionSizes
@@ -14,8 +14,8 @@ from vitcompress.model.sizes import AttentionSizes
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(branches, "_SECONDS", 0.0)
-    monkeypatch.setattr(branches, "_SHARES", (0.25, 1.0))
+    monkeypatch.setattr(latencies, "_SECONDS", 0.0)
+    monkeypatch.setattr(latencies, "_SHARES", (0.25, 1.0))
 
 
 def sizes(query_key: int, value: int, heads: int = 2) -> AttentionSizes:
@@ -42,7 +42,7 @@ def test_branches_are_run_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(*_: Any) -> Any:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(branches, "_milliseconds", measured)
+    monkeypatch.setattr(latencies, "_milliseconds", measured)
     assert told(again) == found
 
 
@@ -59,7 +59,7 @@ def test_between_measured_sizes_and_beyond_it_follows_lines(
     def by_size(graphs: dict[str, Any], *_: Any) -> dict[str, float]:
         return {name: float(sum(map(int, name.split()))) for name in graphs}
 
-    monkeypatch.setattr(branches, "_milliseconds", by_size)
+    monkeypatch.setattr(latencies, "_milliseconds", by_size)
     table = LatencyTable()
     assert table.mlp(64, 17, 200, 64) == pytest.approx(200)
     assert table.mlp(64, 17, 300, 64) == pytest.approx(300)
