@@ -1,8 +1,8 @@
 """Ordering, picking and comparing tokens, image by image: operators that stay whole when exported.
 
-As custom operators each is one ONNX node or a few (TopK, GatherND, ScatterND, LpNormalization) where
-torch's own would become chains of them, and equal scores are ordered alike on both sides: first
-comes first. Indices are int64 [B, k].
+As custom operators they become TopK, GatherND, ScatterND, LpNormalization where torch's own would
+become chains of nodes, and equal scores are ordered alike on both sides: first comes first. Indices
+are int64 [B, k].
 """
 
 from typing import Any, cast

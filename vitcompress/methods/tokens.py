@@ -63,8 +63,8 @@ class View:
 
     `x` [B, p + n, C], `queries` and `keys` [B, p + n, h·d] and `bias` [B, p + n] of the logits
     (None: none), of all tokens, of which the first `prefix` are no patches and the very first may
-    be a `class_token`; `sizes` [B, n] of patches. `heads`, `scale`: of the attention. `reader`: what
-    `READER` needs.
+    be a `class_token`; `sizes` [B, n] of patches. `heads`, `scale`: of the attention. `reader`:
+    what `READER` needs.
     """
 
     x: Tensor
@@ -110,9 +110,9 @@ class Method:
     """A way to merge tokens: a module of `merging` has one as its `METHOD`.
 
     `choose`: (tokens, how many to keep) → choice. `compared`: pairs of tokens compared for that,
-    of so many, to keep so many. `fewest`: of so many patch tokens that one step can keep. `drop`: as `choose`, with how many of those that go are
-    dropped; None where it cannot. `unmixed`: in which share of the blocks, from the first, tokens
-    that take others in keep their value.
+    of so many, to keep so many. `fewest`: of so many patch tokens that one step can keep. `drop`:
+    as `choose`, with how many of those that go are dropped; None where it cannot. `unmixed`: in
+    which share of the blocks, from the first, tokens that take others in keep their value.
     """
 
     reading: Reading

@@ -113,7 +113,7 @@ class MergingBlocks(nn.Sequential):
         return State(block.fed(x), sizes, places, origins)
 
     def trail(self, x: Tensor) -> list[Tensor]:
-        """Where each of the tokens that come in is after each block: int64 [B, p + N, 1] each."""
+        """Where each of the tokens that come in is after each block: int64 [B, p + N] each."""
         twin = copy.copy(self)
         twin.restore = True
         unmoved = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
