@@ -25,8 +25,8 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 def some_tokens(images: int = 3, count: int = N) -> Tokens:
     return Tokens(
         points=unit(draw(images, count, 8)),
-        sizes=1 + draw(images, count, 1, seed=1).abs(),
-        importance=draw(images, count, 1, seed=2).softmax(1),
+        sizes=1 + draw(images, count, seed=1).abs(),
+        importance=draw(images, count, seed=2).softmax(1),
     )
 
 
@@ -37,7 +37,7 @@ def one(tokens: Tokens, image: int) -> Tokens:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_token_stays_or_goes_to_one_that_stays(method: str) -> None:
     choice = method_of(method).choose(some_tokens(), KEEP)
-    both = torch.cat([choice.kept, choice.gone], 1)[..., 0]
+    both = torch.cat([choice.kept, choice.gone], 1)
     assert torch.equal(both.sort(1).values, torch.arange(N).expand(3, N))
     assert choice.kept.shape[1] == KEEP
     assert int(choice.target.min()) >= 0
@@ -66,7 +66,7 @@ def test_sizes_sum_to_what_they_were(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_equal_tokens_give_no_nan(method: str) -> None:
-    tokens = Tokens(unit(torch.ones(1, N, 8)), torch.ones(1, N, 1), torch.full((1, N, 1), 1 / N))
+    tokens = Tokens(unit(torch.ones(1, N, 8)), torch.ones(1, N), torch.full((1, N), 1 / N))
     x = torch.full((1, N, 4), 2.0)
     merged, _ = combine(x, tokens.sizes, method_of(method).choose(tokens, KEEP))
     assert torch.allclose(merged, torch.full_like(merged, 2.0))
@@ -80,15 +80,17 @@ def test_the_fewest_that_can_stay_can(method: str) -> None:
 
 
 def test_combine_is_the_matrix_form() -> None:
-    x, sizes, weight = draw(1, 4, 3), torch.tensor([[[1.0], [2], [3], [4]]]), draw(1, 4, 1).exp()
-    choice = Merge(torch.tensor([[[2], [0]]]), torch.tensor([[[1], [3]]]), torch.tensor([[0, 0]]))
+    x, sizes, weight = draw(1, 4, 3), torch.tensor([[1.0, 2, 3, 4]]), draw(1, 4).exp()
+    choice = Merge(torch.tensor([[2, 0]]), torch.tensor([[1, 3]]), torch.tensor([[0, 0]]))
     matrix = torch.tensor([[0.0, 1, 1, 1], [1, 0, 0, 0]])
     merged, size = combine(x, sizes, choice)
     assert torch.allclose(size[0], matrix @ sizes[0])
-    assert torch.allclose(merged[0], matrix @ (sizes * x)[0] / size[0])
+    assert torch.allclose(merged[0], matrix @ (sizes[0, :, None] * x[0]) / size[0, :, None])
     weighted = Merge(choice.kept, choice.gone, choice.target, weight=weight)
     merged, size = combine(x, sizes, weighted)
-    assert torch.allclose(merged[0], matrix @ (weight * x)[0] / (matrix @ weight[0]), atol=1e-6)
+    assert torch.allclose(
+        merged[0], matrix @ (weight[0, :, None] * x[0]) / (matrix @ weight[0])[:, None], atol=1e-6
+    )
     assert torch.allclose(size[0], matrix @ sizes[0])
 
 
@@ -107,12 +109,12 @@ def test_a_token_that_takes_nothing_in_stays_but_for_its_last_bits(method: str) 
 def test_places_say_where_tokens_are(method: str) -> None:
     choice = method_of(method).choose(some_tokens(), KEEP)
     now = places(choice, prefix=1)
-    assert now.shape == (3, N + 1, 1)
+    assert now.shape == (3, N + 1)
     for image in range(3):
         assert int(now[image, 0]) == 0
-        for slot, token in enumerate(choice.kept[image, :, 0].tolist()):
+        for slot, token in enumerate(choice.kept[image].tolist()):
             assert int(now[image, 1 + token]) == 1 + slot
-        for token, slot in zip(choice.gone[image, :, 0], choice.target[image], strict=True):
+        for token, slot in zip(choice.gone[image], choice.target[image], strict=True):
             assert int(now[image, 1 + token]) == 1 + int(slot)
 
 
@@ -129,16 +131,16 @@ def test_tome_merges_the_most_similar_pairs() -> None:
 
 def test_diffrate_merges_the_least_attended() -> None:
     tokens = one(some_tokens(), 0)
-    order = tokens.importance[0, :, 0].argsort(descending=True).tolist()
+    order = tokens.importance[0].argsort(descending=True).tolist()
     assert merged_into(method_of("diffrate").choose(tokens, KEEP)) == nearest(tokens, order)
     dropping = diffrate.choose(tokens, KEEP, dropped=2)
     assert dropping.share is not None
-    assert dropping.share[0, 0].tolist() == [1.0] * (N - KEEP - 2) + [0.0] * 2
+    assert dropping.share[0].tolist() == [1.0] * (N - KEEP - 2) + [0.0] * 2
 
 
 def test_fisher_merges_what_costs_least() -> None:
     tokens = one(some_tokens(), 0)
-    points, importance = tokens.points[0], tokens.importance[0, :, 0]
+    points, importance = tokens.points[0], tokens.importance[0]
     prices = []
     for i in range(N):
         above = [float(points[i] @ points[j]) for j in range(N) if importance[j] > importance[i]]
@@ -154,11 +156,11 @@ def test_ppt_drops_where_attention_is_uneven() -> None:
     uneven = ppt.choose(flat, KEEP, threshold=0.0)
     assert uneven.share is not None
     assert not uneven.share.any()
-    best = flat.importance[0, :, 0].argsort(descending=True)[:KEEP]
-    assert torch.equal(uneven.kept[0, :, 0], best.sort().values)
+    best = flat.importance[0].argsort(descending=True)[:KEEP]
+    assert torch.equal(uneven.kept[0], best.sort().values)
     kept = set(best.tolist())
     products = flat.points[0] @ flat.points[0].T
-    where = places(uneven)[0, :, 0]  # what is dropped shows the token most like it
+    where = places(uneven)[0]  # what is dropped shows the token most like it
     for patch in set(range(N)) - kept:
         near = max(kept, key=lambda other: float(products[patch, other]))
         assert where[patch] == where[near]
@@ -166,7 +168,7 @@ def test_ppt_drops_where_attention_is_uneven() -> None:
 
 def test_mctf_goes_both_ways() -> None:
     tokens, removed = one(some_tokens(), 0), N - KEEP
-    points, sizes, paid = tokens.points[0], tokens.sizes[0, :, 0], tokens.importance[0, :, 0]
+    points, sizes, paid = tokens.points[0], tokens.sizes[0], tokens.importance[0]
 
     def attraction(one: int, other: int) -> float:
         likeness = (float(points[one] @ points[other]) + 1) / 2
@@ -187,21 +189,23 @@ def test_mctf_goes_both_ways() -> None:
 
 def test_evit_fuses_all_that_is_not_attended() -> None:
     tokens, x = one(some_tokens(), 0), draw(1, N, 5)
-    order = tokens.importance[0, :, 0].argsort(descending=True).tolist()
+    order = tokens.importance[0].argsort(descending=True).tolist()
     choice = method_of("evit").choose(tokens, KEEP)
-    assert choice.kept[0, :, 0].tolist() == order[:KEEP]
+    assert choice.kept[0].tolist() == order[:KEEP]
     assert merged_into(choice) == dict.fromkeys(order[KEEP:], order[KEEP - 1])
     fused = order[KEEP - 1 :]
     weight = (tokens.sizes * tokens.importance)[0, fused]
     merged, sizes = combine(x, tokens.sizes, choice)
-    assert torch.allclose(merged[0, -1], (weight * x[0, fused]).sum(0) / weight.sum(), atol=1e-5)
+    assert torch.allclose(
+        merged[0, -1], (weight[:, None] * x[0, fused]).sum(0) / weight.sum(), atol=1e-5
+    )
     assert torch.allclose(sizes[0, -1], tokens.sizes[0, fused].sum())
 
 
 @pytest.mark.parametrize("method", ["tome", "mctf", "ppt"])
 def test_the_order_of_what_stays_does_not_depend_on_scores(method: str) -> None:
     for image in range(3):
-        kept = method_of(method).choose(one(some_tokens(), image), KEEP).kept[0, :, 0]
+        kept = method_of(method).choose(one(some_tokens(), image), KEEP).kept[0]
         for side in (0, 1):  # of the bipartition
             places = kept[kept % 2 == side]
             assert torch.equal(places, places.sort().values)
@@ -216,11 +220,11 @@ def test_sizes_in_attention_are_repeated_keys() -> None:
 
 
 def test_attention_paid_is_that_of_attention() -> None:
-    q, k, sizes = draw(2, 1, 8), draw(2, 5, 8, seed=1), 1 + draw(2, 5, 1, seed=2).abs()
+    q, k, sizes = draw(2, 1, 8), draw(2, 5, 8, seed=1), 1 + draw(2, 5, seed=2).abs()
     v = torch.eye(5).repeat(2, 1, 2)  # each head returns its weights
-    weights = attend(q, k, v, 2, 0.5, sizes[:, None, None, :, 0].log()).view(2, 2, 5).mean(1)
-    paid = attention_paid(q, k, 2, 0.5, sizes[..., 0].log())
-    assert torch.allclose(paid[..., 0], weights, atol=1e-6)
+    weights = attend(q, k, v, 2, 0.5, sizes[:, None, None].log()).view(2, 2, 5).mean(1)
+    paid = attention_paid(q, k, 2, 0.5, sizes.log())
+    assert torch.allclose(paid, weights, atol=1e-6)
 
 
 def test_readers_find_how_large_gradients_are_and_where_tokens_differ() -> None:
@@ -241,14 +245,14 @@ def test_a_token_that_is_not_mixed_keeps_its_value() -> None:
     tokens, x = some_tokens(), draw(3, N, 5)
     choice = replace(method_of("fisher").choose(tokens, KEEP), mixed=False)
     merged, sizes = combine(x, tokens.sizes, choice)
-    assert torch.equal(merged, x.gather(1, choice.kept.expand(-1, -1, 5)))
+    assert torch.equal(merged, x.gather(1, choice.kept[..., None].expand(-1, -1, 5)))
     assert torch.allclose(sizes.sum(1), tokens.sizes.sum(1))
 
 
 def merged_into(choice: Merge) -> dict[int, int]:
     """Which token each one that goes joins, of the only image."""
-    kept = choice.kept[0, :, 0].tolist()
-    pairs = zip(choice.gone[0, :, 0].tolist(), choice.target[0].tolist(), strict=True)
+    kept = choice.kept[0].tolist()
+    pairs = zip(choice.gone[0].tolist(), choice.target[0].tolist(), strict=True)
     return {gone: kept[slot] for gone, slot in pairs}
 
 

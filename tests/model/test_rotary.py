@@ -190,7 +190,7 @@ def test_the_first_tokens_are_not_turned_and_others_by_their_places() -> None:
     whole = rotation(x)
     assert torch.equal(whole[:, :2], x[:, :2])
     assert not torch.isclose(whole[:, 2:], x[:, 2:]).all(-1).any()
-    places = torch.tensor([[0, 1, 16, 4], [0, 1, 7, 8]])[..., None]
+    places = torch.tensor([[0, 1, 16, 4], [0, 1, 7, 8]])
     few = rotation(selection.rows(x, places), places)
     assert torch.equal(few, selection.rows(whole, places))
 

@@ -50,8 +50,7 @@ def schedule_macs(model: VitModel, merging: Merging) -> TokenCost:
         )
         if kept < tokens and block.tokens is None:
             widths = _widths(halves[number][0], merging, prefix)
-            counts = tokens - prefix, kept - prefix
-            total += method.macs(widths, *counts, mixed=number >= merging.unmixed)
+            total += method.macs(widths, tokens - prefix, kept - prefix)
         return total
 
     dense = TokenCost(of_block, 0, anatomy.tokens)([anatomy.tokens] * len(halves))

@@ -1,8 +1,8 @@
 """Ordering, picking and comparing tokens, image by image: operators that stay whole when exported.
 
-As custom operators each is one ONNX node (TopK, GatherND, OneHot, LpNormalization) where torch's
-own would become chains of them, and equal scores are ordered alike on both sides: first comes
-first. Indices are int64 [B, k, 1], one column, as GatherND wants them.
+As custom operators they become TopK, GatherND, ScatterND, LpNormalization where torch's own would
+become chains of nodes, and equal scores are ordered alike on both sides: first comes first. Indices
+are int64 [B, k].
 """
 
 from typing import Any, cast
@@ -10,6 +10,11 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def _columns(index: Tensor, like: Tensor) -> Tensor:
+    """`index` [B, k], or the same for all columns of `like` [B, ..., C]: [B, k, C]."""
+    return index if like.ndim == 2 else index[..., None].expand(-1, -1, like.shape[2])
 
 
 @torch.library.custom_op("vitcompress::descending", mutates_args=())
@@ -24,12 +29,12 @@ def _(scores: Tensor) -> Tensor:
 
 @torch.library.custom_op("vitcompress::rows", mutates_args=())
 def _rows(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(1, index.expand(-1, -1, x.shape[2]))
+    return x.gather(1, _columns(index, x))
 
 
 @_rows.register_fake
 def _(x: Tensor, index: Tensor) -> Tensor:
-    return x.new_empty(index.shape[0], index.shape[1], x.shape[2])
+    return x.new_empty(*index.shape, *x.shape[2:])
 
 
 def _remember(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -40,23 +45,34 @@ def _remember(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 
 def _back(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
     (index,) = ctx.saved_tensors
-    images, _, channels = gradient.shape
-    nothing = gradient.new_zeros(images, ctx.count, channels)
-    return nothing.scatter_add(1, index.expand(-1, -1, channels), gradient), None
+    nothing = gradient.new_zeros(len(gradient), ctx.count, *gradient.shape[2:])
+    return nothing.scatter_add(1, _columns(index, gradient), gradient), None
 
 
 # Scores of layers need gradients, also of models that merge tokens.
 torch.library.register_autograd("vitcompress::rows", _back, setup_context=_remember)
 
 
-@torch.library.custom_op("vitcompress::one_hot", mutates_args=())
-def _one_hot(target: Tensor, count: int) -> Tensor:
-    return F.one_hot(target, count).transpose(1, 2).float()
+@torch.library.custom_op("vitcompress::added", mutates_args=())
+def _added(x: Tensor, index: Tensor, y: Tensor) -> Tensor:
+    return x.scatter_add(1, _columns(index, y), y)
 
 
-@_one_hot.register_fake
-def _(target: Tensor, count: int) -> Tensor:
-    return target.new_empty(target.shape[0], count, target.shape[1], dtype=torch.float32)
+@_added.register_fake
+def _(x: Tensor, index: Tensor, y: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _remember_added(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _back_added(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor]:
+    (index,) = ctx.saved_tensors
+    return gradient, None, gradient.gather(1, _columns(index, gradient))
+
+
+torch.library.register_autograd("vitcompress::added", _back_added, setup_context=_remember_added)
 
 
 @torch.library.custom_op("vitcompress::unit", mutates_args=())
@@ -70,18 +86,19 @@ def _(x: Tensor) -> Tensor:
 
 
 def descending(scores: Tensor) -> Tensor:
-    """The order of `scores` [B, n, 1] from the largest, [B, n, 1]; equals keep their order."""
+    """The order of `scores` [B, n] from the largest, [B, n]; equals keep their order."""
     return cast(Tensor, _descending(scores))
 
 
 def rows(x: Tensor, index: Tensor) -> Tensor:
-    """The rows `index` [B, k, 1] of `x` [B, n, C], each image its own: [B, k, C]."""
+    """The rows `index` [B, k] of `x` [B, n, C] or [B, n], each image its own: [B, k, C], [B, k]."""
     return cast(Tensor, _rows(x, index))
 
 
-def one_hot(target: Tensor, count: int) -> Tensor:
-    """A one in row target[b, j] of each column j: [B, m] → float32 [B, count, m]."""
-    return cast(Tensor, _one_hot(target, count))
+def added(x: Tensor, index: Tensor, y: Tensor) -> Tensor:
+    """`x` [B, n, C] or [B, n] with the rows of `y` [B, m, C], [B, m] added to its rows `index`
+    [B, m], which may repeat."""
+    return cast(Tensor, _added(x, index, y))
 
 
 def unit(x: Tensor) -> Tensor:
@@ -90,5 +107,5 @@ def unit(x: Tensor) -> Tensor:
 
 
 def inverse(order: Tensor) -> Tensor:
-    """The place of each token in `order` [B, n, 1], a permutation of 0 … n − 1 for each image."""
+    """The place of each token in `order` [B, n], a permutation of 0 … n − 1 for each image."""
     return descending(-order.float())

@@ -13,11 +13,12 @@ from functools import cache
 from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitcompress import registry
 from vitcompress.methods.readers import normalised
-from vitcompress.methods.selection import descending, inverse, one_hot, rows, unit
+from vitcompress.methods.selection import added, descending, inverse, rows, unit
 from vitcompress.terms import MERGING
 
 LEAST = 1e-6
@@ -28,8 +29,8 @@ LEAST = 1e-6
 class Tokens:
     """What a method looks at, of the patch tokens only.
 
-    `points` [B, n, d]: of norm 1; what is alike is judged by their products. `sizes` [B, n, 1].
-    `importance` [B, n, 1]: the attention paid to each, or what stands for it.
+    `points` [B, n, d]: of norm 1; what is alike is judged by their products. `sizes` [B, n].
+    `importance` [B, n]: the attention paid to each, or what stands for it.
     """
 
     points: Tensor
@@ -41,9 +42,9 @@ class Tokens:
 class Merge:
     """Which tokens stay and where the others go.
 
-    `kept` [B, k, 1] and `gone` [B, n − k, 1]: indices, together all tokens. `target` [B, n − k]:
-    the place in `kept` of the token that takes each one in. `share` [B, 1, n − k]: how much of it
-    is taken in, 0 for a token that is dropped; None: all. `weight` [B, n, 1]: how much each counts
+    `kept` [B, k] and `gone` [B, n − k]: indices, together all tokens. `target` [B, n − k]: the
+    place in `kept` of the token that takes each one in. `share` [B or 1, n − k or 1]: how much of
+    it is taken in, 0 for a token that is dropped; None: all. `weight` [B, n]: how much each counts
     in the mean; None: its size. `mixed`: whether a token that takes others in becomes the mean;
     else it only grows in size.
     """
@@ -60,13 +61,13 @@ class Merge:
 class View:
     """What there is to look at between attention and MLP.
 
-    `patches` [B, n, C] of `sizes` [B, n, 1]; `queries` and `keys` [B, p + n, h·d] and `bias`
-    [B, p + n] of the logits (None: none), of all tokens, of which the first `prefix` are no patches
-    and the very first may be a `class_token`. `heads`, `scale`: of the attention. `reader`: what
-    `READER` needs.
+    `x` [B, p + n, C], `queries` and `keys` [B, p + n, h·d] and `bias` [B, p + n] of the logits
+    (None: none), of all tokens, of which the first `prefix` are no patches and the very first may
+    be a `class_token`; `sizes` [B, n] of patches. `heads`, `scale`: of the attention. `reader`:
+    what `READER` needs.
     """
 
-    patches: Tensor
+    x: Tensor
     sizes: Tensor
     queries: Tensor
     keys: Tensor
@@ -109,25 +110,22 @@ class Method:
     """A way to merge tokens: a module of `merging` has one as its `METHOD`.
 
     `choose`: (tokens, how many to keep) → choice. `compared`: pairs of tokens compared for that,
-    of so many, to keep so many. `fewest`: of so many patch tokens that one step can keep. `weighs`:
-    whether its choices have a weight. `drop`: as `choose`, with how many of those that go are
-    dropped; None where it cannot. `unmixed`: in which share of the blocks, from the first, tokens
-    that take others in keep their value.
+    of so many, to keep so many. `fewest`: of so many patch tokens that one step can keep. `drop`:
+    as `choose`, with how many of those that go are dropped; None where it cannot. `unmixed`: in
+    which share of the blocks, from the first, tokens that take others in keep their value.
     """
 
     reading: Reading
     choose: Callable[[Tokens, int], Merge]
     compared: Callable[[int, int], int]
     fewest: Callable[[int], int] = lambda count: 1
-    weighs: bool = False
     drop: Callable[[Tokens, int, int], Merge] | None = None
     unmixed: float = 0.0
 
-    def macs(self, widths: Widths, count: int, keep: int, mixed: bool) -> int:
-        """Multiply-accumulates of merging `count` patch tokens into `keep`."""
+    def macs(self, widths: Widths, count: int, keep: int) -> int:
+        """Multiply-accumulates of choosing which of `count` patch tokens merge into `keep`."""
         chosen = self.compared(count, keep) * self.reading.width(widths)
-        columns = 1 + (widths.channels + self.weighs if mixed else 0)
-        return self.reading.macs(widths, count) + chosen + keep * (count - keep) * columns
+        return self.reading.macs(widths, count) + chosen
 
 
 @cache
@@ -136,52 +134,51 @@ def method_of(name: str) -> Method:
     return cast(Method, registry.load_module(MERGING, name).METHOD)
 
 
-def combine(x: Tensor, sizes: Tensor, choice: Merge) -> tuple[Tensor, Tensor]:
-    """Apply `choice` to `x` [B, n, C] of `sizes` [B, n, 1]: [B, k, C] and [B, k, 1]."""
-    kept, gone = choice.kept, choice.gone
-    into = one_hot(choice.target, kept.shape[1]).to(x)
-    if choice.share is not None:
-        into = into * choice.share
+def combine(x: Tensor, sizes: Tensor, choice: Merge, prefix: int = 0) -> tuple[Tensor, Tensor]:
+    """Apply `choice` to `x` [B, p + n, C], of which the first p stay, and to the `sizes` [B, n] of
+    the others: [B, p + k, C] and [B, k]."""
 
-    def gathered(values: Tensor) -> Tensor:
-        return rows(values, kept) + into @ rows(values, gone)
+    def whole(values: Tensor) -> tuple[Tensor, Tensor]:
+        """What each token that goes brings, and the sums of those that stay."""
+        part = rows(values, choice.gone)
+        if choice.share is not None:
+            part = part * choice.share
+        return part, added(rows(values, choice.kept), choice.target, part)
 
+    left, size = rows(x, origins(choice, prefix)), whole(sizes)[1]
     if not choice.mixed:
-        return rows(x, kept), gathered(sizes)
-    # All sums at once: every small operator takes its time. What counts how much is a constant for
-    # gradients, and so for relevance.
-    if choice.weight is None:
-        mixed, size = gathered(torch.cat([x * sizes, sizes], -1)).split([x.shape[-1], 1], -1)
-        return mixed / size.detach(), size.detach()
-    weight = choice.weight.detach()
-    summed = gathered(torch.cat([x * weight, weight, sizes], -1))
-    mixed, total, size = summed.split([x.shape[-1], 1, 1], -1)
-    return mixed / total.detach(), size.detach()
+        return left, size
+    # The mean as what it differs by, for the few that take others in. What counts how much is a
+    # constant for gradients, and so for relevance.
+    part, total = whole(sizes if choice.weight is None else choice.weight.detach())
+    into, ratio = choice.target + prefix, part / rows(total, choice.target)
+    moved = rows(x, choice.gone + prefix) - rows(left, into)
+    return added(left, into, moved * ratio[..., None]), size
 
 
 def places(choice: Merge, prefix: int = 0) -> Tensor:
-    """Where each of p + n tokens is after `combine`, the first p staying: int64 [B, p + n, 1].
+    """Where each of p + n tokens is after `combine`, the first p staying: int64 [B, p + n].
 
     One that was dropped is where the token most like it is.
     """
     batch, kept = choice.kept.shape[0], choice.kept.shape[1]
-    stay = torch.arange(kept, device=choice.kept.device)[:, None].expand(batch, -1, -1)
+    stay = torch.arange(kept, device=choice.kept.device).expand(batch, -1)
     order = torch.cat([choice.kept, choice.gone], 1)
-    return _after(prefix, rows(torch.cat([stay, choice.target[..., None]], 1), inverse(order)))
+    return _after(prefix, rows(torch.cat([stay, choice.target], 1), inverse(order)))
 
 
 def origins(choice: Merge, prefix: int = 0) -> Tensor:
-    """Which of p + n tokens each is after `combine`, the first p staying: int64 [B, p + k, 1]."""
+    """Which of p + n tokens each is after `combine`, the first p staying: int64 [B, p + k]."""
     return _after(prefix, choice.kept)
 
 
 def _after(prefix: int, index: Tensor) -> Tensor:
-    """`index` [B, n, 1] of patches as one of all tokens, of which the first `prefix` stay."""
+    """`index` [B, n] of patches as one of all tokens, of which the first `prefix` stay."""
     if not prefix:
         return index
-    # By arithmetic, as onnxruntime does not see the shape of an expansion to the batch.
-    first = index[:, :1] * 0 + torch.arange(prefix, device=index.device)[:, None]
-    return torch.cat([first, index + prefix], 1)
+    # Padded, as onnxruntime does not see the shape of an expansion to the batch.
+    shift = torch.arange(prefix + index.shape[1], device=index.device).clamp_max(prefix)
+    return F.pad(index, (prefix, 0)) + shift
 
 
 def attention_paid(
@@ -189,7 +186,7 @@ def attention_paid(
 ) -> Tensor:
     """The attention of one query to all tokens, the mean over heads.
 
-    `query` [B, 1, h·d], `k` [B, n, h·d], `bias` [B, n] of the logits → [B, n, 1].
+    `query` [B, 1, h·d], `k` [B, n, h·d], `bias` [B, n] of the logits → [B, n].
     """
     channels = k.shape[-1]
     head = torch.arange(channels, device=k.device) // (channels // heads)
@@ -197,7 +194,7 @@ def attention_paid(
     logits = k @ (query.transpose(1, 2) * (apart * scale))
     if bias is not None:
         logits = logits + bias[..., None]
-    return logits.softmax(1).mean(-1, keepdim=True)
+    return logits.softmax(1).mean(-1)
 
 
 def _paid(view: View) -> Tensor:
@@ -213,14 +210,15 @@ def _by_keys(view: View) -> Tokens:
 
 
 def _by_values(view: View) -> Tokens:
-    return Tokens(unit(view.patches), view.sizes, _paid(view))
+    return Tokens(unit(view.x[:, view.prefix :]), view.sizes, _paid(view))
 
 
 def _by_reader(view: View) -> Tokens:
     assert view.reader is not None
-    read = normalised(view.patches) @ view.reader
+    # Of all tokens, as it is cheaper to leave the prefix out of what is read than of the stream.
+    read = (normalised(view.x) @ view.reader)[:, view.prefix :]
     level, coordinates = read.split([1, read.shape[-1] - 1], -1)
-    return Tokens(unit(coordinates), view.sizes, level.exp() * view.sizes)
+    return Tokens(unit(coordinates), view.sizes, level.squeeze(-1).exp() * view.sizes)
 
 
 def _paying(widths: Widths, count: int) -> int:
@@ -236,7 +234,7 @@ VALUES = Reading(_by_values, lambda widths: widths.channels, _paying)
 READER = Reading(
     _by_reader,
     lambda widths: widths.rank,
-    lambda widths, count: count * widths.channels * (1 + widths.rank),
+    lambda widths, count: (count + widths.prefix) * widths.channels * (1 + widths.rank),
     fitted=True,
 )
 """By what a matrix solved from gradients reads of them: where they lie, how much they matter."""
@@ -248,7 +246,7 @@ def bipartite(points: Tensor) -> Tensor:
 
 
 def in_place(stay: Tensor) -> Tensor:
-    """The tokens `stay` [B, k, 1] in the order they had.
+    """The tokens `stay` [B, k] in the order they had.
 
     Which are odd in the next block then does not depend on the order of scores, where of two that
     are nearly equal another program may see the other first.
@@ -262,5 +260,5 @@ def nearest(points: Tensor, kept: Tensor, gone: Tensor) -> Tensor:
 
 
 def attended(tokens: Tokens) -> Tensor:
-    """Size times attention as a weight [B, n, 1] that never vanishes."""
+    """Size times attention as a weight [B, n] that never vanishes."""
     return tokens.sizes * (tokens.importance + LEAST)

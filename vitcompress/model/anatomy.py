@@ -36,8 +36,8 @@ stream of tokens, and to merge tokens."""
 class State(NamedTuple):
     """Between steps: `x` [B, p + n, C], the tokens; of grids, row by row.
 
-    `sizes` of patch tokens [B, n, 1], None as long as all are 1. `places` of the tokens that came
-    in [B, p + N, 1], None where they are not asked for or nothing merged. `origins` [B, p + n, 1]:
+    `sizes` of patch tokens [B, n], None as long as all are 1. `places` of the tokens that came
+    in [B, p + N], None where they are not asked for or nothing merged. `origins` [B, p + n]:
     which of the tokens that came in each was, whose position it keeps; None likewise.
     """
 

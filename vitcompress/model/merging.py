@@ -96,28 +96,27 @@ class MergingBlocks(nn.Sequential):
         x, sizes, places, origins = state
         bias = None
         if sizes is not None and self.merging.proportional:
-            bias = F.pad(sizes.squeeze(-1).log(), (self.prefix, 0))
+            bias = F.pad(sizes.log(), (self.prefix, 0))
         of_keys = None if bias is None else bias[:, None, None]
         x, q, k = block.attended(x, of_keys, origins)
         if keep < x.shape[1]:
-            prefix, patches = x.split([self.prefix, x.shape[1] - self.prefix], 1)
-            sizes = patches.new_ones(*patches.shape[:2], 1) if sizes is None else sizes
-            choice = self._choice(number, patches, q, k, bias, sizes)
+            if sizes is None:
+                sizes = x.new_ones(x.shape[0], x.shape[1] - self.prefix)
+            choice = self._choice(number, x, q, k, bias, sizes)
             if self.restore:
                 now = tokens.places(choice, self.prefix)
                 places = now if places is None else rows(now, places)
             if any(cast(Block, later).attn.rotation is not None for later in self):
                 left = tokens.origins(choice, self.prefix)
                 origins = left if origins is None else rows(origins, left)
-            patches, sizes = tokens.combine(patches, sizes, choice)
-            x = torch.cat([prefix, patches], 1) if self.prefix else patches
+            x, sizes = tokens.combine(x, sizes, choice, self.prefix)
         return State(block.fed(x), sizes, places, origins)
 
     def trail(self, x: Tensor) -> list[Tensor]:
-        """Where each of the tokens that come in is after each block: int64 [B, p + N, 1] each."""
+        """Where each of the tokens that come in is after each block: int64 [B, p + N] each."""
         twin = copy.copy(self)
         twin.restore = True
-        unmoved = torch.arange(x.shape[1], device=x.device)[:, None].expand(len(x), -1, -1)
+        unmoved = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
         found: list[Tensor] = []
         state = State(x)
         for number in range(len(self)):
@@ -132,11 +131,11 @@ class MergingBlocks(nn.Sequential):
     def _choice(
         self, number: int, x: Tensor, q: Tensor, k: Tensor, bias: Tensor | None, sizes: Tensor
     ) -> Merge:
-        """Which patch tokens `x` [B, n, C] stay in block `number`; `q`, `k`: of all tokens."""
+        """Which patch tokens stay in block `number`; `x`, `q`, `k`: of all tokens."""
         keep, method, dropped = self.merging.kept[number] - self.prefix, self.method, 0
         attention = cast(Block, self[number]).attn
         view = View(
-            patches=x,
+            x=x,
             sizes=sizes,
             queries=q,
             keys=k,
@@ -169,4 +168,4 @@ def token_maps(module: nn.Module, pixels: Tensor) -> list[Tensor]:
         module(pixels)
     finally:
         handle.remove()
-    return [places[:, blocks.prefix :, 0] - blocks.prefix for places in blocks.trail(seen[0])]
+    return [places[:, blocks.prefix :] - blocks.prefix for places in blocks.trail(seen[0])]

@@ -154,17 +154,14 @@ def _spread(multipliers: Any, group: int, rows: int) -> Any:
 
 
 def _descending(scores: Any) -> Any:
-    _, order = op.TopK(scores, op.Constant(value_ints=[int(scores.shape[1])]), axis=1)
+    _, order = op.TopK(scores, ints(int(scores.shape[1])), axis=1)
     return order
 
 
 def _rows(x: Any, index: Any) -> Any:
-    return op.GatherND(x, index, batch_dims=1)
-
-
-def _one_hot(target: Any, count: int) -> Any:
-    values = op.Constant(value_floats=[0.0, 1.0])
-    return op.OneHot(target, op.Constant(value_ints=[count]), values, axis=1)
+    if len(x.shape) == 2:
+        return op.GatherElements(x, index, axis=1)
+    return op.GatherND(x, op.Unsqueeze(index, ints(-1)), batch_dims=1)
 
 
 def _expanded(
@@ -193,7 +190,6 @@ def _expanded(
 TABLE: OperatorTable = {
     torch.ops.vitcompress.descending.default: _descending,
     torch.ops.vitcompress.rows.default: _rows,
-    torch.ops.vitcompress.one_hot.default: _one_hot,
     torch.ops.vitcompress.expanded.default: _expanded,
 }
 """The operators that are written alike for all targets."""

@@ -17,7 +17,7 @@ def choose(tokens: Tokens, keep: int, dropped: int = 0) -> Merge:
     share = None
     if dropped:
         taken = torch.arange(gone.shape[1], device=gone.device) < gone.shape[1] - dropped
-        share = taken.to(tokens.sizes.dtype)[None, None]
+        share = taken.to(tokens.sizes.dtype)[None]
     return Merge(kept, gone, nearest(tokens.points, kept, gone), share)
 
 

@@ -14,7 +14,7 @@ def choose(tokens: Tokens, keep: int) -> Merge:
     """
     order = descending(tokens.importance)
     kept, gone = order[:, :keep], order[:, keep:]
-    return Merge(kept, gone, torch.full_like(gone[..., 0], keep - 1), weight=attended(tokens))
+    return Merge(kept, gone, torch.full_like(gone, keep - 1), weight=attended(tokens))
 
 
-METHOD = Method(reading=VALUES, choose=choose, compared=lambda count, keep: 0, weighs=True)
+METHOD = Method(reading=VALUES, choose=choose, compared=lambda count, keep: 0)

@@ -14,10 +14,10 @@ def choose(tokens: Tokens, keep: int) -> Merge:
     importance.
     """
     importance, points = tokens.importance, tokens.points
-    above = (importance.transpose(1, 2) > importance).to(points.dtype)
+    above = (importance[:, None] > importance[..., None]).to(points.dtype)
     # Products lie in [−1, 1]: half of one plus one is more than half of any other.
     likeness = 0.5 * (points @ points.transpose(1, 2)) + above
-    distance = 1.5 - likeness.amax(-1, keepdim=True)  # a quarter of δ²; 1 where none is above
+    distance = 1.5 - likeness.amax(-1)  # a quarter of δ²; 1 where none is above
     order = descending(importance * importance * distance)
     kept, gone = order.split([keep, order.shape[1] - keep], 1)
     return Merge(kept, gone, nearest(points, kept, gone), weight=importance)
@@ -27,6 +27,5 @@ METHOD = Method(
     reading=READER,
     choose=choose,
     compared=lambda count, keep: count**2 + (count - keep) * keep,
-    weighs=True,
     unmixed=0.25,
 )

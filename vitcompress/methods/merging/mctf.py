@@ -24,25 +24,25 @@ def choose(tokens: Tokens, keep: int) -> Merge:
     """
     repel = (tokens.importance + LEAST).log() / 20 + tokens.sizes.log() / 40
     attraction = (bipartite(tokens.points) + 1).clamp_min(1e-6).log()
-    attraction = attraction - repel[:, 1::2] - repel[:, ::2].transpose(1, 2)
+    attraction = attraction - repel[:, 1::2, None] - repel[:, None, ::2]
     removed = tokens.points.shape[1] - keep
     there, back = removed - removed // 2, removed // 2
     best, target = attraction.max(-1)
-    order = descending(best[..., None])
+    order = descending(best)
     gone_odd, kept_odd = order[:, :there], in_place(order[:, there:])
     returned, home = rows(attraction, kept_odd).max(1)
-    order = descending(returned[..., None])
+    order = descending(returned)
     gone_even, kept_even = order[:, :back], in_place(order[:, back:])
     # An odd token whose even partner goes on to an odd one goes there with it.
-    slots = kept_odd.shape[1] + torch.arange(kept_even.shape[1], device=order.device)[:, None]
-    homes = rows(home[..., None], gone_even)
-    place = torch.cat([homes, slots.expand(order.shape[0], -1, -1)], 1)
+    slots = kept_odd.shape[1] + torch.arange(kept_even.shape[1], device=order.device)
+    homes = rows(home, gone_even)
+    place = torch.cat([homes, slots.expand(order.shape[0], -1)], 1)
     now = rows(place, inverse(torch.cat([gone_even, kept_even], 1)))
-    moved = rows(now, rows(target[..., None], gone_odd))
+    moved = rows(now, rows(target, gone_odd))
     return Merge(
         kept=torch.cat([2 * kept_odd + 1, 2 * kept_even], 1),
         gone=torch.cat([2 * gone_odd + 1, 2 * gone_even], 1),
-        target=torch.cat([moved, homes], 1)[..., 0],
+        target=torch.cat([moved, homes], 1),
         weight=attended(tokens),
     )
 
@@ -52,5 +52,4 @@ METHOD = Method(
     choose=choose,
     compared=lambda count, keep: count // 2 * (count - count // 2),
     fewest=lambda count: count - 2 * (count // 2) + 2,
-    weighs=True,
 )

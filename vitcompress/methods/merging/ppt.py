@@ -22,7 +22,7 @@ def choose(tokens: Tokens, keep: int, threshold: float = 2.7) -> Merge:
     return Merge(
         kept=torch.where(uneven, kept, merging.kept),
         gone=torch.where(uneven, gone, merging.gone),
-        target=torch.where(uneven[..., 0], nearest(tokens.points, kept, gone), merging.target),
+        target=torch.where(uneven, nearest(tokens.points, kept, gone), merging.target),
         share=takes,
     )
 

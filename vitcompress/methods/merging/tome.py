@@ -13,12 +13,12 @@ def choose(tokens: Tokens, keep: int) -> Merge:
     """
     similarity = bipartite(tokens.points)
     best, target = similarity.max(-1)
-    order = descending(best[..., None])
+    order = descending(best)
     removed = tokens.points.shape[1] - keep
     gone, stay = order[:, :removed], in_place(order[:, removed:])
     other = torch.arange(0, tokens.points.shape[1], 2, device=order.device)
-    others = other[:, None].expand(order.shape[0], -1, -1)
-    joined = rows(target[..., None], gone)[..., 0] + stay.shape[1]
+    others = other.expand(order.shape[0], -1)
+    joined = rows(target, gone) + stay.shape[1]
     return Merge(torch.cat([2 * stay + 1, others], 1), 2 * gone + 1, joined)
 
 

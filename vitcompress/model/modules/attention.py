@@ -100,7 +100,7 @@ class Attention(nn.Module):
         places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The output, and the queries and keys [B, tokens, h·d]; `bias` as in `attend`, `places`
-        [B, N, 1] as in `Rotation`. Windows have queries and keys in their own order."""
+        [B, N] as in `Rotation`. Windows have queries and keys in their own order."""
         seen = x if self.windows is None else self.windows.parted(x)
         q, k, v = self.qkv(seen).split(self.widths, dim=-1)
         q, k = self.prepared(q[:, :queries], k, places)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 def rotated(x: Tensor, cos: Tensor, sin: Tensor, places: Tensor | None = None) -> Tensor:
     """Turn the pairs of neighbouring features of x [B, M, 2·c] by angles [positions, c].
 
-    `places` [B, M, 1] (int64): the position of each token; None: the first M, in order.
+    `places` [B, M] (int64): the position of each token; None: the first M, in order.
     """
     if torch.compiler.is_exporting():
         return cast(Tensor, rotation(x, cos, sin, places))
-    at = slice(x.shape[1]) if places is None else places[..., 0]
+    at = slice(x.shape[1]) if places is None else places
     cos, sin = cos[at], sin[at]
     one, other = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([one * cos - other * sin, other * cos + one * sin], -1).flatten(-2)
@@ -51,6 +51,6 @@ class Rotation(nn.Module):
         self.register_buffer("grid", whole, persistent=False)
 
     def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
-        """Turn x [B, M, h·d] of the first M tokens, or of those at `places` [B, M, 1]."""
+        """Turn x [B, M, h·d] of the first M tokens, or of those at `places` [B, M]."""
         angles = (self.grid[..., None] * self.frequencies.flatten(1)).sum(1)
         return rotated(x, angles.cos(), angles.sin(), places)

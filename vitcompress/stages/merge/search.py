@@ -30,7 +30,7 @@ from vitcompress.stages.merge.scheduling import Found, Schedule, Scheduling
 
 _SCHEDULE = ResultKind(
     "schedule",
-    version=4,  # of search and methods
+    version=5,  # of search and methods
     save=lambda found, file: file.write_text(found.model_dump_json()),
     load=Found.model_validate_json,
 )

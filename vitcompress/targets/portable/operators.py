@@ -31,8 +31,7 @@ def _rotation(x: Any, cos: Any, sin: Any, places: Any = None) -> Any:
         start, count = ints(0), ints(int(x.shape[1]))
         cos, sin = (op.Slice(table, start, count, ints(0)) for table in (cos, sin))
     else:
-        at = op.Squeeze(places, ints(-1))
-        cos, sin = (op.Gather(table, at, axis=0) for table in (cos, sin))
+        cos, sin = (op.Gather(table, places, axis=0) for table in (cos, sin))
     pairs = op.Reshape(x, ints(0, 0, int(x.shape[2]) // 2, 2))
     one, other = (
         op.Squeeze(op.Slice(pairs, ints(n), ints(n + 1), ints(-1)), ints(-1)) for n in (0, 1)
@@ -52,6 +51,15 @@ def _unit(x: Any) -> Any:
     return op.Div(x, op.Max(length, smallest))
 
 
+def _added(x: Any, index: Any, y: Any) -> Any:
+    """`methods.selection.added`, as a product: not every runtime adds where it scatters."""
+    count = op.Constant(value_ints=[int(x.shape[1])])
+    matrix = op.OneHot(index, count, op.Constant(value_floats=[0.0, 1.0]), axis=1)
+    if len(x.shape) == 2:
+        return op.Add(x, op.Squeeze(op.MatMul(matrix, op.Unsqueeze(y, ints(-1))), ints(-1)))
+    return op.Add(x, op.MatMul(matrix, y))
+
+
 def _product(x: Codes, weight: Any, scale: Any, addend: Any) -> Any:
     output = op.MatMul(x.values(), op.DequantizeLinear(weight, scale, axis=1))
     if x.rank > 2:
@@ -66,4 +74,5 @@ TABLE: OperatorTable = {
     torch.ops.vitcompress.rotation.default: _rotation,
     torch.ops.vitcompress.quantized_linear.default: two_term_linear(_product),
     torch.ops.vitcompress.unit.default: _unit,
+    torch.ops.vitcompress.added.default: _added,
 }
