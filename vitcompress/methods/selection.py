@@ -1,6 +1,6 @@
 """Ordering, picking and comparing tokens, image by image: operators that stay whole when exported.
 
-As custom operators they become TopK, GatherND, ScatterND, LpNormalization where torch's own would
+As custom operators they become TopK, GatherND, OneHot, LpNormalization where torch's own would
 become chains of nodes, and equal scores are ordered alike on both sides: first comes first. Indices
 are int64 [B, k].
 """
@@ -55,7 +55,9 @@ torch.library.register_autograd("vitcompress::rows", _back, setup_context=_remem
 
 @torch.library.custom_op("vitcompress::added", mutates_args=())
 def _added(x: Tensor, index: Tensor, y: Tensor) -> Tensor:
-    return x.scatter_add(1, _columns(index, y), y)
+    # As a product, since GPUs add what is scattered in any order.
+    ones = F.one_hot(index, x.shape[1]).transpose(1, 2).to(y.dtype)
+    return x + (ones @ y if y.ndim == 3 else (ones @ y[..., None]).squeeze(-1))
 
 
 @_added.register_fake

@@ -164,6 +164,14 @@ def _rows(x: Any, index: Any) -> Any:
     return op.GatherND(x, op.Unsqueeze(index, ints(-1)), batch_dims=1)
 
 
+def added(x: Any, index: Any, y: Any) -> Any:
+    """`methods.selection.added` as a product: not every runtime adds where it scatters."""
+    ones = op.OneHot(index, ints(int(x.shape[1])), op.Constant(value_floats=[0.0, 1.0]), axis=1)
+    if len(x.shape) == 2:
+        return op.Add(x, op.Squeeze(op.MatMul(ones, op.Unsqueeze(y, ints(-1))), ints(-1)))
+    return op.Add(x, op.MatMul(ones, y))
+
+
 def _expanded(
     values: Any, mask: Any, kept: int, bits: int, rows: int, columns: int, cell: Sequence[int]
 ) -> Any:
@@ -190,6 +198,7 @@ def _expanded(
 TABLE: OperatorTable = {
     torch.ops.vitcompress.descending.default: _descending,
     torch.ops.vitcompress.rows.default: _rows,
+    torch.ops.vitcompress.added.default: added,
     torch.ops.vitcompress.expanded.default: _expanded,
 }
 """The operators that are written alike for all targets."""

@@ -12,7 +12,7 @@ from onnxscript import opset23 as op
 
 from vitcompress.model.modules import attention, quantized  # noqa: F401  (register operators)
 from vitcompress.targets import OperatorTable, _operators
-from vitcompress.targets._operators import Codes, ints, two_term_linear, uint8
+from vitcompress.targets._operators import Codes, added, ints, two_term_linear, uint8
 
 
 def _attention(q: Any, k: Any, v: Any, heads: int, scale: float, bias: Any = None) -> Any:
@@ -44,15 +44,10 @@ def _unit(x: Any) -> Any:
 
 
 def _added(x: Any, index: Any, y: Any) -> Any:
-    """`methods.selection.added`."""
+    # Not of rows: ScatterND adds them in several threads that do not wait for each other.
     if len(x.shape) == 2:
         return op.ScatterElements(x, index, y, axis=1, reduction="add")
-    # Two thirds of the time of a product with ones and zeros, at a batch of one and at others.
-    images = op.Squeeze(op.Shape(x, start=0, end=1))
-    each = op.Range(op.Constant(value_int=0), images, op.Constant(value_int=1))
-    image = op.Expand(op.Unsqueeze(each, ints(1, 2)), ints(1, int(index.shape[1]), 1))
-    at = op.Concat(image, op.Unsqueeze(index, ints(-1)), axis=-1)
-    return op.ScatterND(x, at, y, reduction="add")
+    return added(x, index, y)
 
 
 def _product(x: Codes, weight: Any, scale: Any, addend: Any) -> Any:

@@ -51,15 +51,6 @@ def _unit(x: Any) -> Any:
     return op.Div(x, op.Max(length, smallest))
 
 
-def _added(x: Any, index: Any, y: Any) -> Any:
-    """`methods.selection.added`, as a product: not every runtime adds where it scatters."""
-    count = op.Constant(value_ints=[int(x.shape[1])])
-    matrix = op.OneHot(index, count, op.Constant(value_floats=[0.0, 1.0]), axis=1)
-    if len(x.shape) == 2:
-        return op.Add(x, op.Squeeze(op.MatMul(matrix, op.Unsqueeze(y, ints(-1))), ints(-1)))
-    return op.Add(x, op.MatMul(matrix, y))
-
-
 def _product(x: Codes, weight: Any, scale: Any, addend: Any) -> Any:
     output = op.MatMul(x.values(), op.DequantizeLinear(weight, scale, axis=1))
     if x.rank > 2:
@@ -74,5 +65,4 @@ TABLE: OperatorTable = {
     torch.ops.vitcompress.rotation.default: _rotation,
     torch.ops.vitcompress.quantized_linear.default: two_term_linear(_product),
     torch.ops.vitcompress.unit.default: _unit,
-    torch.ops.vitcompress.added.default: _added,
 }
