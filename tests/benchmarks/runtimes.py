@@ -23,20 +23,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import timm
 import torch
+from common import drawn
 from environments import Environment, ask, environment
 from kinds import KINDS
 from packaging.requirements import Requirement
 
 from vitcompress import processor, registry, targets
 from vitcompress.console import console
-from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError, ParityError
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import compare
-from vitcompress.model.architecture import Architecture, VitModel
-from vitcompress.model.families import adopt
+from vitcompress.model.architecture import VitModel
 from vitcompress.targets.onnxruntime import fused_kernels
 from vitcompress.targets.openvino.products import products
 
@@ -49,25 +47,6 @@ SMALL: dict[str, Any] = {
 }
 IMAGES = 8
 FLOAT = "float"  # the kind that others are compared with
-
-
-def dense(options: dict[str, Any]) -> VitModel:
-    """A model whose weights are drawn."""
-    torch.manual_seed(0)
-    module = timm.create_model(NAME, **options).eval().requires_grad_(False)
-    for name, parameter in module.named_parameters():
-        if parameter.ndim > 1:  # timm draws them too small to tell images apart
-            parameter.copy_(torch.randn(parameter.shape) / parameter[0].numel() ** 0.5)
-        elif "norm" not in name:
-            parameter.copy_(torch.randn(parameter.shape) / 2)
-    size, grey = options.get("img_size", 224), (0.5, 0.5, 0.5)
-    return VitModel(
-        module=adopt(module),
-        architecture=Architecture(timm=NAME, options=options),
-        preprocess=Preprocess(
-            input_size=(size, size), mean=grey, std=grey, crop_pct=1, interpolation="bicubic"
-        ),
-    )
 
 
 @dataclass
@@ -84,7 +63,9 @@ class Files:
         found = {}
         for kind, make in KINDS.items():
             if kind not in self.models:
-                self.models[kind] = make(dense(self.options))
+                self.models[kind] = make(
+                    drawn(NAME, self.options, self.options.get("img_size", 224))
+                )
             file = self.folder / f"{target}-{kind.replace(':', 'of')}.onnx"
             try:
                 if not file.exists() and (target, kind) not in self.refused:
