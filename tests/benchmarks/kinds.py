@@ -1,5 +1,6 @@
 """Models of every kind that is exported, made in a moment: their weights are drawn, not trained."""
 
+import copy
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
@@ -12,6 +13,9 @@ from vitcompress.stages.merge.config import MergeConfig
 from vitcompress.stages.merge.stage import STAGE as MERGE
 from vitcompress.stages.prune.config import PruneConfig
 from vitcompress.stages.prune.stage import STAGE as PRUNE
+from vitcompress.stages.quantize.config import QuantizeConfig
+from vitcompress.stages.quantize.describe import with_layers
+from vitcompress.stages.quantize.rounding import Lattice
 from vitcompress.stages.sparsify.config import SparsifyConfig
 from vitcompress.stages.sparsify.stage import STAGE as SPARSIFY
 from vitcompress.terms import Activations
@@ -28,7 +32,8 @@ def quantized(
     group: int | None = None,
     layers: Collection[str] = ("blocks",),
 ) -> VitModel:
-    """The model with the layers in these parts of it in integers (in place)."""
+    """The model with the layers in these parts of it in integers."""
+    found = dict[str, QuantizedLinear]()
     for name, linear in model.anatomy.linears().items():
         part = name.partition(".")[0]
         if part not in layers:
@@ -37,22 +42,20 @@ def quantized(
         layer = QuantizedLinear(
             linear.in_features, linear.out_features, bits, activations, terms, few, group
         )
-        scale, multipliers = quantizer.weight_scale(linear.weight, bits, None, group)
-        step = quantizer.weight_step(scale, multipliers, group, linear.in_features)
-        codes = quantizer.round_weight(linear.weight, step, bits)
-        layer.codes, layer.scale = quantizer.pack_weight(codes, bits), scale
-        layer.bias = linear.bias.detach().clone()
-        if multipliers is not None:
-            layer.multipliers = quantizer.pack_multipliers(multipliers)
+        lattice = Lattice.of(linear.weight, torch.ones(linear.in_features), bits, group)
+        layer.codes = quantizer.pack_weight(lattice.nearest(linear.weight), bits)
+        layer.scale, layer.bias = lattice.scale, linear.bias.detach().clone()
+        if lattice.multipliers is not None:
+            layer.multipliers = quantizer.pack_multipliers(lattice.multipliers)
         if activations == "static":
             layer.activation_scale = torch.tensor(0.05)
             layer.activation_zero_point = torch.tensor(120, dtype=torch.uint8)
-        model.module.set_submodule(name, layer)
-    return model
+        found[name] = layer
+    return with_layers(model, copy.deepcopy(model.module), found, QuantizeConfig())
 
 
 def merged(model: VitModel) -> VitModel:
-    config = MergeConfig.model_validate({"name": "m", "method": "tome", "budget": {"macs": 0.8}})
+    config = MergeConfig.model_validate({"name": "m", "method": "tome", "budget": {"macs": 0.5}})
     return MERGE.plan(model, config).model
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from common import Key, beside, size, timed
 from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
@@ -30,7 +31,7 @@ from vitcompress.errors import InputError
 from vitcompress.evaluation import judge
 from vitcompress.export.folder import load_folder
 from vitcompress.export.onnx import TARGET, export_onnx, metadata
-from vitcompress.measure.runtime import Timing, logits, time_in_turns
+from vitcompress.measure.runtime import Timing, logits
 from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.report.figures import shown
 from vitcompress.report.model import Metrics
@@ -40,9 +41,6 @@ BASELINE = "fp32", "onnxruntime"
 # Left to itself, quantize_dynamic makes an invalid node of the standard Attention operator.
 LINEARS = ["MatMul", "Gemm"]
 SAMPLE = 64  # images that peers calibrate on
-
-Key = tuple[str, str]
-"""What a file is, and the runtime that it is run in."""
 
 
 @dataclass(frozen=True)
@@ -126,12 +124,6 @@ def files(given: Given, outs: list[Path], folder: Path) -> tuple[dict[Key, Path]
     return made, missing
 
 
-def size(file: Path) -> int:
-    """Bytes of a file and of the weights beside it."""
-    beside = (file.with_suffix(".bin"), file.with_name(f"{file.name}.data"))
-    return sum(each.stat().st_size for each in (file, *beside) if each.exists())
-
-
 def judged(dense: VitModel, made: dict[Key, Path], given: argparse.Namespace) -> dict[Key, Metrics]:
     """The figures of all files on the evaluation images."""
     images = open_images(
@@ -149,28 +141,17 @@ def _one_by_one(held: targets.Session, pixels: np.ndarray) -> np.ndarray:
     return next(logits(held, [pixels]))
 
 
-def timed(
-    made: dict[Key, Path], pixels: np.ndarray, threads: int, seconds: float
-) -> dict[Key, Timing]:
-    held = {
-        " in ".join(key): targets.load_target(key[1]).session(f, threads) for key, f in made.items()
-    }
-    return dict(zip(made, time_in_turns(held, pixels, seconds).values(), strict=True))
-
-
 def markdown(
     made: dict[Key, Path], figures: dict[Key, Metrics], times: dict[int, dict[Key, Timing]]
 ) -> Iterator[str]:
     columns = shown(figures.values())
-    batch = [f"batch {size}" for size in times]
+    batch = [f"batch {count}" for count in times]
     yield f"| | {' | '.join(['runtime', *(c.label for c in columns), 'file', *batch])} |"
     yield "|---" * (3 + len(columns) + len(batch)) + "|"
     for key, file in made.items():
         cells = [*key, *(column.text(column.read(figures[key])) for column in columns)]
         cells.append(f"{size(file) / 1e6:.2f} MB")
-        for found in times.values():
-            p50 = found[key].p50
-            cells.append(f"{p50:.1f} ms, {found[BASELINE].p50 / p50:.2f}×")
+        cells += [beside(found[key], found[BASELINE]) for found in times.values()]
         yield f"| {' | '.join(cells)} |"
 
 
@@ -204,8 +185,8 @@ def main() -> None:
         made, missing = files(prepared, given.outs, folder)
         figures = judged(dense, made, given) if given.evaluation else dict.fromkeys(made, Metrics())
         times = {
-            size: timed(made, np.repeat(arrays[0], size, 0), given.threads, given.seconds)
-            for size in given.batches
+            count: timed(made, np.repeat(arrays[0], count, 0), given.threads, given.seconds)
+            for count in given.batches
         }
         console.print("\n".join(markdown(made, figures, times)), soft_wrap=True, markup=False)
     for key, why in missing.items():

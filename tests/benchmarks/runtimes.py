@@ -3,78 +3,62 @@
     python tests/benchmarks/runtimes.py --environments DIR
 
 Each target's lowest and newest version, and other runtimes that read its files, run models of all
-kinds in an environment of their own, which is made in DIR with pip or npm unless it is given:
-`--given onnxruntime==1.24.* FOLDER`. A cell tells how many quantized layers became integer kernels
-(where that can be asked), and how many times faster the file is than the float file of the dense
-model in the same runtime, timed in turns on one thread; ✗ and the number of a line below, that the
-target refuses the model, the runtime the file, or that it gives other logits than torch.
-
-Layers and logits are those of small models, speeds those of the shape of deit_tiny.
+kinds, made of a deit_tiny whose weights are drawn, in an environment of their own, which is made in
+DIR with pip or npm unless it is given: `--given onnxruntime==1.24.* FOLDER`. A cell tells how many
+quantized layers became integer kernels (where that can be asked), and how many times faster the
+file is than the float file of the dense model in the same runtime, timed in turns on one thread; ✗
+and the number of a line below, that the target refuses the model in that version on this processor,
+the runtime the file, or that it gives other logits than torch. What cannot be installed is told
+below the table.
 """
 
 import argparse
 import logging
 import statistics
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import timm
 import torch
+from common import drawn
 from environments import Environment, ask, environment
 from kinds import KINDS
 from packaging.requirements import Requirement
 
 from vitcompress import processor, registry, targets
-from vitcompress.console import console
-from vitcompress.data.preprocess import Preprocess
+from vitcompress.console import say
 from vitcompress.errors import InputError, ParityError
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import compare
-from vitcompress.model.architecture import Architecture, VitModel
-from vitcompress.model.families import adopt
-from vitcompress.targets.onnxruntime import fused_kernels
+from vitcompress.model.architecture import QuantizedLayer, VitModel
+from vitcompress.targets.onnxruntime import OnnxRuntime, fused_kernels
+from vitcompress.targets.openvino import OpenVino
 from vitcompress.targets.openvino.products import products
 
 ALSO = {"portable": ("openvino", "onnxruntime-node", "onnxruntime-web")}
 """By target, the runtimes besides its own that read its files."""
 NAME = "deit_tiny_patch16_224"
-SMALL: dict[str, Any] = {
-    **{"img_size": 32, "patch_size": 8, "embed_dim": 96},
-    **{"depth": 3, "num_heads": 3, "num_classes": 10},
-}
-IMAGES = 8
+PIXELS = 224
+IMAGES = 4
 FLOAT = "float"  # the kind that others are compared with
 
-
-def dense(options: dict[str, Any]) -> VitModel:
-    """A model whose weights are drawn."""
-    torch.manual_seed(0)
-    module = timm.create_model(NAME, **options).eval().requires_grad_(False)
-    for name, parameter in module.named_parameters():
-        if parameter.ndim > 1:  # timm draws them too small to tell images apart
-            parameter.copy_(torch.randn(parameter.shape) / parameter[0].numel() ** 0.5)
-        elif "norm" not in name:
-            parameter.copy_(torch.randn(parameter.shape) / 2)
-    size, grey = options.get("img_size", 224), (0.5, 0.5, 0.5)
-    return VitModel(
-        module=adopt(module),
-        architecture=Architecture(timm=NAME, options=options),
-        preprocess=Preprocess(
-            input_size=(size, size), mean=grey, std=grey, crop_pct=1, interpolation="bicubic"
-        ),
-    )
+Limits = Callable[[Mapping[str, QuantizedLayer]], None]
+LIMITED: Mapping[str, Callable[..., targets.Target]] = {
+    "onnxruntime": OnnxRuntime,
+    "onnxruntime-node": OnnxRuntime,
+    "openvino": OpenVino,
+}
+"""By package, the target that knows what it does not compute right on some processors."""
 
 
 @dataclass
 class Files:
-    """The models of all kinds in one shape, and what they are exported to, by target and kind."""
+    """The models of all kinds, and what they are exported to, by target and kind."""
 
-    options: dict[str, Any]
     folder: Path
     models: dict[str, VitModel] = field(default_factory=dict)
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -84,13 +68,13 @@ class Files:
         found = {}
         for kind, make in KINDS.items():
             if kind not in self.models:
-                self.models[kind] = make(dense(self.options))
+                self.models[kind] = make(drawn(NAME, {}, PIXELS))
             file = self.folder / f"{target}-{kind.replace(':', 'of')}.onnx"
             try:
                 if not file.exists() and (target, kind) not in self.refused:
                     export_onnx(self.models[kind], file, {}, target)
             except InputError as error:
-                self.refused[target, kind] = str(error)
+                self.refused[target, kind] = _bare(error)
             if file.exists():
                 found[kind] = file
         return found
@@ -125,15 +109,32 @@ def fused(model: VitModel, file: Path, facts: dict[str, Any]) -> str | None:
     return f"{sum(count > 0 for count in found.values())}/{len(scales)}" if scales else None
 
 
-def fault(model: VitModel, file: Path, facts: dict[str, Any], pixels: torch.Tensor) -> str | None:
+def fault(
+    model: VitModel, file: Path, facts: dict[str, Any], pixels: torch.Tensor, limits: Limits
+) -> str | None:
     """Why a file is of no use in a runtime; None where it gives what torch gives."""
     if "error" in facts:
         return "does not load: " + " ".join(facts["error"].split())[:150]
     try:
+        limits(model.architecture.quantized)
         compare(file, model, pixels, np.array(facts["outputs"], np.float32), "the runtime")
+    except InputError as error:
+        return _bare(error)
     except ParityError as error:
         return str(error).partition(": ")[2]
     return None
+
+
+def _bare(error: InputError) -> str:
+    return str(error).removeprefix("export.target: ")
+
+
+def limits_of(package: str, version: str) -> Limits:
+    """What raises `InputError` for layers that a runtime does not compute right on this processor,
+    as far as that is known."""
+    kind = LIMITED.get(package)
+    known = kind is not None and kind().version is not None
+    return kind(version=version).check_layers if known else lambda layers: None
 
 
 def tried(where: Environment, file: Path, pixels: torch.Tensor) -> dict[str, Any]:
@@ -141,68 +142,80 @@ def tried(where: Environment, file: Path, pixels: torch.Tensor) -> dict[str, Any
     try:
         found: dict[str, Any] = ask(where, check=({"file": file}, pixels.numpy()))["check"]["file"]
     except subprocess.CalledProcessError as error:
-        return {"error": f"the process ended with {error.returncode}: {error.stderr.strip()}"}
+        return {"error": _ended(error)}
     return found
 
 
-def row(target: str, where: Environment, small: Files, large: Files, seconds: float) -> Row:
-    pixels = torch.randn(IMAGES, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    files = small.of(target)
-    answers = {kind: tried(where, file, pixels) for kind, file in files.items()}
-    faults = {kind: why for (of, kind), why in small.refused.items() if of == target}
-    layers = {}
-    for kind, file in files.items():
-        facts, model = answers[kind], small.models[kind]
-        if (why := fault(model, file, facts, pixels)) is not None:
+def _ended(error: subprocess.CalledProcessError) -> str:
+    return f"the process ended with {error.returncode}: {error.stderr.strip()}"
+
+
+def speeds(where: Environment, files: dict[str, Path], seconds: float) -> dict[str, str]:
+    """How many times as fast as the float file each file is; of that, its time."""
+    if not seconds or FLOAT not in files:
+        return {}
+    one = np.random.default_rng(0).normal(size=(1, 3, PIXELS, PIXELS))
+    times = ask(where, time=(files, one), seconds=seconds)["time"]
+    middle = {kind: statistics.median(taken) for kind, taken in times.items()}
+    ratios = {kind: f"{middle[FLOAT] / each:.2f}×" for kind, each in middle.items()}
+    return {**ratios, FLOAT: f"{middle[FLOAT]:.1f} ms"}
+
+
+def row(target: str, where: Environment, version: str, files: Files, seconds: float) -> Row:
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randn(IMAGES, 3, PIXELS, PIXELS, generator=generator)
+    limits, usable, told = limits_of(where.package, version), dict[str, Path](), dict[str, str]()
+    there = files.of(target)
+    faults = {kind: why for (of, kind), why in files.refused.items() if of == target}
+    for kind, file in there.items():
+        facts, model = tried(where, file, pixels), files.models[kind]
+        if (why := fault(model, file, facts, pixels, limits)) is not None:
             faults[kind] = why
-        layers[kind] = None if "error" in facts else fused(model, file, facts)
-    speeds = dict.fromkeys(files, "")
-    if seconds:
-        usable = {
-            kind: file
-            for kind, file in large.of(target).items()
-            if kind in files and "error" not in answers[kind]
-        }
-        one = np.random.default_rng(0).normal(size=(1, 3, 224, 224))
-        times = ask(where, time=(usable, one), seconds=seconds)["time"]
-        middle = {kind: statistics.median(taken) for kind, taken in times.items()}
-        speeds |= {kind: f"{middle[FLOAT] / each:.2f}×" for kind, each in middle.items()}
-    cells = {
-        kind: " · ".join(filter(None, (layers.get(kind), speeds.get(kind)))) or "✓"
-        for kind in KINDS
-        if kind not in small.refused and kind in files
-    }
-    return Row(target, f"{where.package} {ask(where)['version']}", cells, faults)
+        if "error" not in facts:
+            usable[kind], told[kind] = file, fused(model, file, facts) or ""
+    times = speeds(where, usable, seconds)
+    cells = {kind: " · ".join(filter(None, (told[kind], times.get(kind)))) for kind in usable}
+    return Row(target, f"{where.package} {version}", cells, faults)
 
 
-def rows(given: argparse.Namespace, folder: Path) -> Iterator[Row]:
-    small, large = Files(SMALL, folder / "small"), Files({}, folder / "large")
-    for files in (small, large):
-        files.folder.mkdir(parents=True, exist_ok=True)
+def rows(given: argparse.Namespace, folder: Path) -> Iterator[Row | str]:
+    """Rows, and in words what is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = Files(folder)
     known = {requirement: Path(place) for requirement, place in given.given}
     for name in given.targets:
-        target, seen = targets.load_target(name), set[tuple[str, str]]()
+        try:
+            target, seen = targets.load_target(name), set[tuple[str, str]]()
+        except InputError as error:
+            yield _bare(error)
+            continue
         for requirement in requirements(target):
-            where = environment(requirement, known, given.environments)
-            version = where.package, str(ask(where)["version"])
-            if version not in seen:
-                yield row(name, where, small, large, given.seconds)
-            seen.add(version)
+            try:
+                where = environment(requirement, known, given.environments)
+                version = str(ask(where)["version"])
+                if (where.package, version) not in seen:
+                    yield row(name, where, version, files, given.seconds)
+                seen.add((where.package, version))
+            except subprocess.CalledProcessError as error:
+                yield f"`{name}` in {requirement}: {_ended(error)}"
+            except FileNotFoundError as error:
+                yield f"`{name}` in {requirement}: there is no {error.filename}"
 
 
-def markdown(found: list[Row]) -> Iterator[str]:
+def markdown(found: list[Row], missing: list[str]) -> Iterator[str]:
     """The table; faults that are alike have one line below it."""
     lines = list(dict.fromkeys(why for each in found for why in each.faults.values()))
     yield f"| target | runtime | {' | '.join(KINDS)} |"
     yield "|---" * (2 + len(KINDS)) + "|"
     for each in found:
-        cells = dict(each.cells)
+        cells = {kind: cell or "✓" for kind, cell in each.cells.items()}
         for kind, why in each.faults.items():
-            cells[kind] = f"✗ ({lines.index(why) + 1}) {cells.get(kind, '').strip('✓')}".strip()
+            cells[kind] = f"✗ ({lines.index(why) + 1}) {each.cells.get(kind, '')}".strip()
         yield f"| `{each.target}` | {each.runtime} | {' | '.join(cells[kind] for kind in KINDS)} |"
     yield ""
     for number, why in enumerate(lines, 1):
         yield f"({number}) {why}"
+    yield from (f"missing: {why}" for why in missing)
 
 
 def main() -> None:
@@ -221,11 +234,14 @@ def main() -> None:
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     with TemporaryDirectory() as place, torch.no_grad():
-        found = []
+        found, missing = list[Row](), list[str]()
         for each in rows(given, given.files or Path(place)):
-            console.print(f"{each.target} in {each.runtime}: {each.cells} {each.faults}")
-            found.append(each)
-    print("\n".join(markdown(found)))  # noqa: T201
+            say(str(each))
+            if isinstance(each, Row):
+                found.append(each)
+            else:
+                missing.append(each)
+    print("\n".join(markdown(found, missing)))  # noqa: T201
     print(f"\n{processor.name()}: {processor.instructions()}")  # noqa: T201
 
 

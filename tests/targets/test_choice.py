@@ -1,6 +1,7 @@
 """`export.target` names the runtime that a file is for."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,8 @@ def test_a_runtime_that_is_too_old_or_missing_is_told_before_the_work(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kind = type(registry.load_module(targets.__name__, target).TARGET)
-    monkeypatch.setattr(kind, "version", version)
+    module = registry.load_module(targets.__name__, target)
+    monkeypatch.setattr(module, "TARGET", replace(module.TARGET, version=version))
     monkeypatch.setattr(pipeline, "load_dense", lambda _: pytest.fail("the model was read"))
     evaluation = ["--evaluation", "example:glyphs/evaluation"]
     given = ["example:glyphs", *evaluation] if command == "export" else [recipe]

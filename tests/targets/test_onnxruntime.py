@@ -15,6 +15,8 @@ from vitcompress import processor, targets
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import QuantizedLayer
 from vitcompress.model.modules.attention import attention
+from vitcompress.targets.onnxruntime import OnnxRuntime
+from vitcompress.targets.portable import Portable
 
 HEADS, WIDTH = 2, 8
 
@@ -111,10 +113,8 @@ def test_weights_that_older_versions_saturate_are_refused(
     instructions: str, version: str, bits: int, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processor, "instructions", lambda: instructions)
-    monkeypatch.setattr("onnxruntime.__version__", version)
     layers = {"head": QuantizedLayer(bits=bits, activations="static")}
-    for name in ("onnxruntime", "portable"):
-        target = targets.load_target(name)
+    for target in (OnnxRuntime(version=version), Portable(version=version)):
         if not refused:
             target.check_layers(layers)
             continue

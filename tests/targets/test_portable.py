@@ -12,7 +12,14 @@ from vitcompress.export.parity import check_parity
 from vitcompress.model.architecture import VitModel
 
 # Shifts of bits are not exact in every runtime, and functions not known to all.
-UNKNOWN = {"Attention", "RotaryEmbedding", "BitShift", "BitwiseAnd", "BitwiseOr", "LpNormalization"}
+UNKNOWN = {
+    "Attention",
+    "RotaryEmbedding",
+    "BitShift",
+    "BitwiseAnd",
+    "BitwiseOr",
+    "RMSNormalization",
+}
 KINDS = (
     "float",
     "8 bits in two terms",

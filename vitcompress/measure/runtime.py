@@ -9,7 +9,6 @@ import numpy as np
 
 from vitcompress.targets import Session
 
-_WARM_UP = 10
 _MIN_RUNS, _MAX_RUNS = 50, 2000
 _SECONDS = 5.0  # a model, at least
 
@@ -45,11 +44,13 @@ def time_in_turns(
     sessions: Mapping[str, Session],
     pixels: np.ndarray,
     seconds: float = _SECONDS,
+    runs: int = _MIN_RUNS,
 ) -> dict[str, Timing]:
     """Time all sessions on the same `pixels` [n, C, H, W], one run of each in turn.
 
     Taking turns lets a busy machine slow all alike, so that ratios hold where absolute times do
-    not. Ten runs of each warm up; then at least 50 runs and `seconds` a session are timed.
+    not. At least so many `runs` of each and `seconds` a session are timed, after a fifth as many to
+    warm up.
     """
     taken: dict[str, list[float]] = {name: [] for name in sessions}
 
@@ -60,11 +61,11 @@ def time_in_turns(
             if keep:
                 taken[name].append((time.perf_counter() - start) * 1000)
 
-    for _ in range(_WARM_UP):
+    for _ in range(runs // 5):
         turn(keep=False)
     end = time.monotonic() + seconds * len(sessions)
     done = 0
-    while done < _MIN_RUNS or (time.monotonic() < end and done < _MAX_RUNS):
+    while done < runs or (time.monotonic() < end and done < _MAX_RUNS):
         turn(keep=True)
         done += 1
     return {name: Timing(tuple(values)) for name, values in taken.items()}

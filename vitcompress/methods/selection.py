@@ -1,6 +1,6 @@
 """Ordering, picking and comparing tokens, image by image: operators that stay whole when exported.
 
-As custom operators they become TopK, GatherND, OneHot, LpNormalization where torch's own would
+As custom operators they become TopK, GatherND, OneHot, RMSNormalization where torch's own would
 become chains of nodes, and equal scores are ordered alike on both sides: first comes first. Indices
 are int64 [B, k].
 """

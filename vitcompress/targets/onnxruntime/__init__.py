@@ -1,7 +1,7 @@
 """onnxruntime on a CPU.
 
-1.23 is the first that has opset 23, but neither its QuantizeLinear nor the LpNormalization of opset
-22; so files with quantized layers or merged tokens need 1.24.
+1.23 is the first that has opset 23, but not its QuantizeLinear; so files with quantized layers need
+1.24.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -62,14 +62,11 @@ class OnnxRuntime:
 
     name: str = "onnxruntime"
     requirement: str = "onnxruntime>=1.24"
+    version: str = str(ort.__version__)
     opset: int = 23
     ir_version: int = 11
     functions: bool = True
     shapes_kept: frozenset[str] = frozenset({"GatherND"})  # else it does not fuse what follows
-
-    @property
-    def version(self) -> str:
-        return str(ort.__version__)
 
     def operators(self) -> OperatorTable:
         from vitcompress.targets.onnxruntime.operators import TABLE  # brings torch
@@ -77,7 +74,7 @@ class OnnxRuntime:
         return TABLE
 
     def check_layers(self, layers: Mapping[str, "QuantizedLayer"]) -> None:
-        if _saturates() and not _precise():
+        if _saturates() and not _precise(self.version):
             check_weights(
                 layers,
                 f"onnxruntime {self.version}",
@@ -114,8 +111,8 @@ def _vnni() -> bool:
     return "vnni" in processor.instructions()
 
 
-def _precise() -> bool:
-    return Version(ort.__version__) >= _PRECISE_SINCE
+def _precise(version: str) -> bool:
+    return Version(version) >= _PRECISE_SINCE
 
 
 def session_options(threads: int) -> ort.SessionOptions:
@@ -130,7 +127,7 @@ def session_options(threads: int) -> ort.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if not _vnni() and _precise():
+    if not _vnni() and _precise(ort.__version__):
         options.add_session_config_entry(*PRECISE)
     return options
 

@@ -40,7 +40,13 @@ def _rotation(x: Any, cos: Any, sin: Any, places: Any = None) -> Any:
 
 
 def _unit(x: Any) -> Any:
-    return op.LpNormalization(x, axis=-1, p=2)
+    """`methods.selection.unit`: a root of a mean of squares is the length over that of the width.
+
+    1.24 has no kernel for the LpNormalization of opset 22.
+    """
+    width = int(x.shape[-1])
+    scale = op.Constant(value_floats=[width**-0.5] * width)
+    return op.RMSNormalization(x, scale, axis=-1, epsilon=torch.finfo(torch.float32).tiny)
 
 
 def _added(x: Any, index: Any, y: Any) -> Any:

@@ -6,7 +6,7 @@ where the processor has that; parity is checked in float32.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,23 +20,24 @@ if TYPE_CHECKING:
     from vitcompress.model.architecture import QuantizedLayer
 
 
+def _installed() -> str | None:
+    try:
+        return metadata.version("openvino")
+    except metadata.PackageNotFoundError:
+        return None
+
+
 @dataclass(frozen=True)
 class OpenVino:
     """`Target` for OpenVINO's CPU plugin."""
 
     name: str = "openvino"
     requirement: str = "openvino>=2026.4"
+    version: str | None = field(default_factory=_installed)
     opset: int = PORTABLE.opset
     ir_version: int = PORTABLE.ir_version
     functions: bool = False
     shapes_kept: frozenset[str] = frozenset()
-
-    @property
-    def version(self) -> str | None:
-        try:
-            return metadata.version("openvino")
-        except metadata.PackageNotFoundError:
-            return None
 
     def operators(self) -> OperatorTable:
         return PORTABLE.operators()
