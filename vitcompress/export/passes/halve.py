@@ -92,7 +92,9 @@ def _copy(
 ) -> ir.Value:
     """The same numbers in the other type, made once."""
     if value not in copies:
-        copies[value] = _constant(graph, value) if value.is_initializer() else _cast(graph, value, to)
+        copies[value] = (
+            _constant(graph, value) if value.is_initializer() else _cast(graph, value, to)
+        )
     return copies[value]
 
 
@@ -107,8 +109,8 @@ def _constant(graph: ir.Graph, value: ir.Value) -> ir.Value:
             f"export.floats: {value.name} holds {floats[lost][0]:g}, and float16 ends at 65504; "
             "take float16_weights or float32"
         )
-    half = ir.Value(name=f"{value.name}.float16", const_value=ir.tensor(rounded))
-    graph.initializers[half.name] = half
+    half = ir.val(f"{value.name}.float16", const_value=ir.tensor(rounded))
+    graph.register_initializer(half)
     return half
 
 
