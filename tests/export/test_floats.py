@@ -7,11 +7,11 @@ from typing import get_args
 import onnx
 import pytest
 import torch
+from kinds import merged, pruned, quantized, sparse
 from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
 from helpers.cli import EXAMPLE, Call
-from kinds import merged, pruned, quantized, sparse
 from vitcompress import pipeline
 from vitcompress.errors import InputError, ParityError
 from vitcompress.export.floats import check_weights, in_float16

@@ -15,8 +15,8 @@ _LARGEST = torch.finfo(torch.float16).max
 
 
 def check_weights(dense: VitModel, planned: VitModel, floats: Floats) -> None:
-    """Raise `InputError` for a weight of `dense` that is beyond float16 and stays a float in what is
-    `planned` to become of it."""
+    """Raise `InputError` for a weight of `dense` that is beyond float16, unless it is no float any
+    more in what is `planned`."""
     left = dict(planned.module.named_parameters())
     for name, parameter in dense.module.named_parameters():
         if name in left:
@@ -24,8 +24,9 @@ def check_weights(dense: VitModel, planned: VitModel, floats: Floats) -> None:
 
 
 def in_float16(model: VitModel, floats: Floats) -> VitModel:
-    """A copy of `model` whose matrices are stored in float16, where `floats` says so; those of which
-    float16 would leave little, because they are nearly 0, stay float32.
+    """A copy of `model` whose matrices are stored in float16, where `floats` says so.
+
+    Those of which float16 would leave little, because they are nearly 0, stay float32.
 
     Raises `InputError` for a weight beyond float16.
     """

@@ -8,8 +8,8 @@ things instead: every quantized layer became an integer kernel; each layer, on t
 has in the runtime, gives the same integers; and the whole model is no further from torch than
 rounding the inputs of its layers puts torch from a float model of the same weights.
 
-A file that computes in float16 rounds at every operator. It is no further from torch in float32 than
-a few times what rounding the outputs of all modules to float16 changes in torch.
+A file that computes in float16 rounds at every operator. It is no further from torch in float32
+than twice what rounding the outputs of all modules to float16 changes in torch.
 """
 
 import time

@@ -15,7 +15,8 @@ from vitcompress.export.passes.halve import halve
 Graph = Callable[[str], ir.Model]
 HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 GRAPH = """m (float[n, 4] x) => (float[n, 4] y)
-<float[4, 4] w = {1,0,0,0, 0,1,0,0, 0,0,1,0, 0,0,0,1}, float[4] s = {1,1,1,1}, int64[1] axes = {1}> {
+<float[4, 4] w = {1,0,0,0, 0,1,0,0, 0,0,1,0, 0,0,0,1},
+ float[4] s = {1,1,1,1}, int64[1] axes = {1}> {
     table = Exp (w)
     first = MatMul (x, table)
     normed = LayerNormalization (first, s)

@@ -13,17 +13,24 @@ from vitcompress.export.passes import Source
 from vitcompress.export.passes.outline import DOMAIN
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
-_NORMS = frozenset(
-    "BatchNormalization GroupNormalization InstanceNormalization LayerNormalization "
-    "LpNormalization RMSNormalization Softmax LogSoftmax".split()
-)
+_FLOAT32 = {
+    "BatchNormalization",
+    "ConstantOfShape",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "LogSoftmax",
+    "LpNormalization",
+    "RMSNormalization",
+    "Softmax",
+}
+_REDUCTIONS = {"L1", "L2", "LogSumExp", "Mean", "Sum", "SumSquare"}
 # Sums of squares pass 65,504 where values pass 256, and exponentials where they pass 11.
-_STATISTICS = frozenset(
-    "Clip Exp Log Max Min Pow Reciprocal ReduceL1 ReduceL2 ReduceLogSumExp ReduceMean ReduceSum "
-    "ReduceSumSquare Sqrt".split()
-)
+_STATISTICS = {f"Reduce{name}" for name in _REDUCTIONS} | {
+    *("Clip", "Exp", "Log", "Max", "Min", "Pow", "Reciprocal", "Sqrt"),
+}
 # What makes a norm of them, before or after.
-_ELEMENTWISE = frozenset("Add Cast Div Expand Mul Neg Sub".split())
+_ELEMENTWISE = {"Add", "Cast", "Div", "Expand", "Mul", "Neg", "Sub"}
 
 
 def halve(model: ir.Model, source: Source) -> int:
@@ -40,10 +47,9 @@ def halve(model: ir.Model, source: Source) -> int:
         for place, value in enumerate(node.inputs):
             if value is None:
                 continue
-            is_half = value.producer() in halved
             if node in halved and value.dtype == _FLOAT:
                 node.replace_input_with(place, _copy(graph, value, _HALF, copies))
-            elif node not in halved and is_half and value.dtype == _HALF:
+            elif node not in halved and value.producer() in halved and value.dtype == _HALF:
                 node.replace_input_with(place, _copy(graph, value, _FLOAT, copies))
         if node in halved:
             _write_half(node)
@@ -63,7 +69,7 @@ def _halved(graph: ir.Graph) -> set[ir.Node]:
         if any(v in graph.inputs or v.producer() in following for v in node.inputs if v):
             following.add(node)
     statistics = {node for node in following if node.op_type in _STATISTICS}
-    kept = {n for n in following if n.op_type in _NORMS or n.domain == DOMAIN} | statistics
+    kept = {n for n in following if n.op_type in _FLOAT32 or n.domain == DOMAIN} | statistics
     for node in following:
         before = {value.producer() for value in node.inputs if value is not None}
         after = {user for value in node.outputs for user in value.consumers()}
@@ -82,9 +88,6 @@ def _write_half(node: ir.Node) -> None:
         node.attributes.add(ir.AttrInt64("softmax_precision", int(_FLOAT)))
     elif node.op_type == "Cast" and node.attributes.get_int("to") == _FLOAT:
         node.attributes.add(ir.AttrInt64("to", int(_HALF)))
-    elif node.op_type == "ConstantOfShape":
-        filling = node.attributes["value"].as_tensor().numpy()
-        node.attributes.add(ir.AttrTensor("value", ir.tensor(filling.astype(np.float16))))
 
 
 def _copy(
@@ -116,8 +119,10 @@ def _constant(graph: ir.Graph, value: ir.Value) -> ir.Value:
 
 def _cast(graph: ir.Graph, value: ir.Value, to: ir.DataType) -> ir.Value:
     producer = value.producer()
-    if producer is not None and producer.op_type == "Cast" and producer.inputs[0].dtype == to:
-        return producer.inputs[0]
+    if producer is not None and producer.op_type == "Cast":
+        before = producer.inputs[0]
+        if before is not None and before.dtype == to:
+            return before
     node = ir.node("Cast", [value], {"to": to}, name=f"{value.name}/{to.name}")
     (copy,) = node.outputs
     copy.name, copy.shape, copy.dtype = f"{value.name}.{to.name.lower()}", value.shape, to
