@@ -131,8 +131,9 @@ def _float16_noise(path: Path, model: VitModel, pixels: Tensor, ours: np.ndarray
     """How far rounding the outputs of all modules to float16 moves those of the model, `ours`."""
 
     def hook(module: nn.Module, inputs: object, output: object) -> object:
-        is_float = isinstance(output, Tensor) and output.is_floating_point()
-        return output.half().float() if is_float else output
+        if isinstance(output, Tensor) and output.is_floating_point():
+            return output.half().float()
+        return output
 
     hooks = [each.register_forward_hook(hook) for each in model.module.modules()]
     try:
