@@ -77,7 +77,7 @@ def test_a_wrong_file_is_told_from_one_that_rounds(
     wrong = numpy_helper.to_array(bias) + 0.02  # one of 13 biases, by a fiftieth of its width
     bias.CopyFrom(numpy_helper.from_array(wrong.astype("float16"), bias.name))
     onnx.save(written, path)
-    with pytest.raises(ParityError, match="that float16's rounding explains"):
+    with pytest.raises(ParityError, match="beyond the rounding to float16"):
         check_parity(path, model, pixels, 1, floats="float16")
 
 

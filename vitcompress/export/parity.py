@@ -97,7 +97,7 @@ def compare(
         limits["quantization noise"] = 2**0.5 * noise
     if floats == "float16":
         facts["mean_float16_noise"] = noise = _float16_noise(path, model, pixels, ours)
-        limits["float16's rounding"] = _ROUNDINGS * noise
+        limits["rounding to float16"] = _ROUNDINGS * noise
     if limits:
         compared = model.task.compared(torch.from_numpy(theirs), torch.from_numpy(ours))
         facts |= {f"torch_{name}": value for name, value in compared.items()}
@@ -105,7 +105,7 @@ def compare(
         if not difference.mean() <= max(limits[widest], tolerance):
             raise ParityError(
                 f"{path.name}: mean |Δlogit| between {runtime} and torch is "
-                f"{difference.mean():.4g}, beyond the {limits[widest]:.4g} that {widest} explains"
+                f"{difference.mean():.4g}, beyond the {widest}, which explains {limits[widest]:.4g}"
             )
     else:
         far, allowed = int((~(difference.reshape(len(pixels), -1).max(1) <= tolerance)).sum()), 0.0
