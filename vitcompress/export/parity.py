@@ -9,7 +9,7 @@ has in the runtime, gives the same integers; and the whole model is no further f
 rounding the inputs of its layers puts torch from a float model of the same weights.
 
 A file that computes in float16 rounds at every operator. It is no further from torch in float32
-than twice what rounding the outputs of all modules to float16 changes in torch.
+than three times what rounding the outputs of all modules to float16 changes in torch.
 """
 
 import time
@@ -38,8 +38,8 @@ _TIED = 1 / 8  # of the images, where tokens merge
 # How near the middle of two codes, in steps between them, a float of 8 bits may have either.
 _MIDDLE = 1e-4
 _TIES = 1e-3  # the share of sums that may differ for all that
-# Modules round once where a graph rounds several times: files were 0.4 to 1.1 times as far.
-_ROUNDINGS = 2.0
+# Modules round once where a graph rounds several times: files were 0.4 to 1.6 times as far.
+_ROUNDINGS = 3.0
 
 
 def check_parity(
