@@ -19,6 +19,7 @@ from vitcompress.details import Table
 from vitcompress.errors import InputError, ParityError
 from vitcompress.evaluation import Judged, judge, torch_runner
 from vitcompress.export import folder
+from vitcompress.export.floats import check_weights, in_float16
 from vitcompress.export.onnx import export_onnx, facts_of
 from vitcompress.export.parity import check_parity
 from vitcompress.measure import cost
@@ -44,6 +45,7 @@ from vitcompress.stages.context import Context
 from vitcompress.stages.registry import stage_of
 from vitcompress.stages.stage import StageResult, Study
 from vitcompress.tasks import Task
+from vitcompress.terms import Floats
 
 _PARITY_IMAGES = 8
 _ENOUGH = 50  # images to judge on; gates on fewer say little
@@ -88,17 +90,19 @@ def plan(recipe: Recipe) -> list[Planned]:
 
 
 def _planned(
-    recipe: Recipe, model: VitModel, runtime: targets.Target
+    recipe: Recipe, dense: VitModel, runtime: targets.Target
 ) -> Iterator[tuple[str, StageResult]]:
     """By stage, its name, and a model of the shape that it would leave with what is known of it.
 
-    Raises `InputError` for layers that `runtime` cannot have.
+    Raises `InputError` for layers that `runtime` cannot have, and weights that float16 cannot.
     """
+    model = dense
     for config in recipe.stages:
         result = stage_of(config).plan(model, config)
         model = result.model
         yield config.name, result
     runtime.check_layers(model.architecture.quantized)
+    check_weights(dense, model, recipe.export.floats)
 
 
 def _details(result: StageResult, studies: tuple[StudyReport, ...] = ()) -> Details:
@@ -258,10 +262,11 @@ class _Run:
     ) -> tuple[list[Artifact], Metrics, Metrics]:
         """Write and check the artifacts; the figures of the exported file and of the baseline."""
         export = self.recipe.export
+        model = in_float16(model, export.floats)
         home = self.target if export.onnx else self.scratch
         file = home / output.ONNX
         facts = facts_of(model, output.provenance(self.recipe, self.dense))
-        parity = self._export(model, file, facts)
+        parity = self._export(model, file, facts, export.floats)
         artifacts = []
         if export.onnx:
             output.write_predict(self.target)
@@ -300,11 +305,13 @@ class _Run:
         final = metrics(model, file, judged, "final")
         return artifacts, final, metrics(self.dense, baseline_file, self.judged_dense, "baseline")
 
-    def _export(self, model: VitModel, file: Path, facts: dict[str, str]) -> dict[str, Any]:
+    def _export(
+        self, model: VitModel, file: Path, facts: dict[str, str], floats: Floats = "float32"
+    ) -> dict[str, Any]:
         """Write `file`, and check it; what is to be told of it, what each pass changed included."""
         target = self.recipe.export.target
-        passes = export_onnx(model, file, facts, target)
-        parity = check_parity(file, model, self.parity_pixels, 0, target)
+        passes = export_onnx(model, file, facts, target, floats)
+        parity = check_parity(file, model, self.parity_pixels, 0, target, floats)
         return {**parity, "passes": passes}
 
     def _judge_onnx(self, path: Path) -> Judged:

@@ -27,7 +27,7 @@ from vitcompress.model.options import ModelOptions
 from vitcompress.recipe_errors import first_error
 from vitcompress.registry import OneOf
 from vitcompress.stages.registry import StageConfig
-from vitcompress.terms import Activation, Output
+from vitcompress.terms import Activation, Floats, Output
 from vitcompress.yamltext import Document, dump, override, parse_yaml, read_override, replaced
 
 
@@ -120,11 +120,17 @@ class DataSection(_Section):
 
 
 class ExportSection(_Section):
-    """Which files to write; `target`: the runtime that the ONNX file is for."""
+    """Which files to write.
+
+    `target`: the runtime that the ONNX file is for. `floats`: what is not quantized is float32, or
+    stored in float16 (`float16_weights`), or in the ONNX file computed in it as well (`float16`),
+    as GPUs do; there norms and softmax stay float32, and so do pixels and the output.
+    """
 
     onnx: bool = True
     safetensors: bool = True
     target: _Target = targets.DEFAULT
+    floats: Floats = "float32"
 
     @model_validator(mode="after")
     def _something(self) -> Self:

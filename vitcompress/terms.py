@@ -7,6 +7,10 @@ from vitcompress.registry import OneOf
 Activations = Literal["static", "dynamic"]
 """When the range of a quantized layer's input is taken: beforehand, or from each batch."""
 
+Floats = Literal["float32", "float16_weights", "float16"]
+"""What floats of a file are: all float32; weights stored in float16, computed in float32; stored
+and computed in float16."""
+
 MERGING = "vitcompress.methods.merging"
 """The package of ways to merge tokens."""
 

@@ -31,7 +31,12 @@ from vitcompress.targets.onnxruntime import load_session
 MakeVit = Callable[..., VitModel]
 
 FACTS = {"note": 'é, ≤ and "quotes"', "empty": ""}
-SAID = {**FACTS, "target": "onnxruntime", "runtime": "onnxruntime>=1.24"}
+SAID = {
+    **FACTS,
+    "target": "onnxruntime",
+    "runtime": "onnxruntime>=1.24",
+    "floats": "float32",
+}
 # Every width that is packed, static and dynamic, one term and two, in four sizes of layer.
 QUANTIZED = {
     "blocks.0.attn.qkv": QuantizedLayer(bits=2, activations="static"),

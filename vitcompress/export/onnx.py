@@ -18,6 +18,7 @@ from vitcompress.export.passes import Pass, Source
 from vitcompress.export.passes.describe import METADATA_PREFIX, describe
 from vitcompress.export.passes.fold import fold
 from vitcompress.export.passes.forget import forget
+from vitcompress.export.passes.halve import halve
 from vitcompress.export.passes.inline import inline
 from vitcompress.export.passes.lower import lower
 from vitcompress.export.passes.narrow import narrow
@@ -25,11 +26,13 @@ from vitcompress.export.passes.outline import outline
 from vitcompress.export.passes.share import share
 from vitcompress.model.architecture import Architecture, VitModel
 from vitcompress.model.compact import exportable
+from vitcompress.terms import Floats
 
 INPUT, OUTPUT = "pixels", "logits"
-# Of the facts in a file: the target that it was written for, and what pip installs to run it.
-TARGET, RUNTIME = "target", "runtime"
-_REWRITING: tuple[Pass, ...] = (fold, outline, share, inline, lower)
+# Of the facts in a file: the target that it was written for, what pip installs to run it, and what
+# its floats are.
+TARGET, RUNTIME, FLOATS = "target", "runtime", "floats"
+_REWRITING: tuple[Pass, ...] = (fold, outline, halve, share, inline, lower)
 PASSES: tuple[Pass, ...] = (narrow, *_REWRITING, describe)
 _LOWEST_OPSET = 18  # that torch writes
 # Protocol buffers end at 2 GB; weights of larger models lie beside the file.
@@ -37,12 +40,17 @@ EXTERNAL_BYTES = 1_900_000_000
 
 
 def export_onnx(
-    model: VitModel, path: Path, facts: Mapping[str, str], target: str = targets.DEFAULT
+    model: VitModel,
+    path: Path,
+    facts: Mapping[str, str],
+    target: str = targets.DEFAULT,
+    floats: Floats = "float32",
 ) -> dict[str, int]:
     """Write `model` to `path`: pixels float32 [batch, C, H, W] → logits [batch, classes].
 
     Only the batch is dynamic. `facts` go into the file's metadata as `vitcompress.KEY`. A quantized
-    layer is one node, named as the layer: the call of a function.
+    layer is one node, named as the layer: the call of a function. Floats that are to be stored in
+    float16 are so in `model` (`floats.in_float16`); `floats` says whether they are computed in it.
 
     Returns how many places each pass has changed, by its name. Raises `InputError` for layers that
     the target cannot have.
@@ -52,8 +60,8 @@ def export_onnx(
     module = exportable(model.module, model.architecture.sparse)
     size = (model.preprocess.channels, *model.preprocess.input_size)
     graph_model = _traced(module, [size], [(INPUT, OUTPUT)], runtime)
-    facts = {**facts, TARGET: target, RUNTIME: runtime.requirement}
-    source = Source(model.architecture, module.state_dict().keys(), facts, runtime)
+    facts = {**facts, TARGET: target, RUNTIME: runtime.requirement, FLOATS: floats}
+    source = Source(model.architecture, module.state_dict().keys(), facts, runtime, floats)
     changed = {each.__name__: each(graph_model, source) for each in PASSES}
     proto = ir.to_proto(graph_model)
     proto.ir_version = min(proto.ir_version, runtime.ir_version)
@@ -76,7 +84,7 @@ def export_parts(parts: Mapping[str, Part], target: str) -> dict[str, onnx.Model
     runtime, module = targets.load_target(target), _Parts(part.module for part in parts.values())
     ends = [(f"{INPUT}.{number}", f"{OUTPUT}.{number}") for number in range(len(parts))]
     graph_model = _traced(module, [part.size for part in parts.values()], ends, runtime)
-    source = Source(Architecture(timm=""), module.state_dict().keys(), {}, runtime)
+    source = Source(Architecture(timm=""), module.state_dict().keys(), {}, runtime, "float32")
     for each in _REWRITING:
         each(graph_model, source)
     proto = ir.to_proto(graph_model)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from vitcompress.model.architecture import Architecture
 from vitcompress.targets import Target
+from vitcompress.terms import Floats
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,14 @@ class Source:
     """What a graph was traced from, and what for.
 
     `tensors`: the names of all tensors of the module. `facts`: what the file is to say of itself.
+    `floats`: what floats are to be.
     """
 
     architecture: Architecture
     tensors: Collection[str]
     facts: Mapping[str, str]
     target: Target
+    floats: Floats = "float32"
 
 
 Pass = Callable[[ir.Model, Source], int]

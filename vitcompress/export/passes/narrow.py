@@ -26,6 +26,7 @@ def narrow(model: ir.Model, source: Source) -> int:
         else:
             held = _initializer(graph, f"{name}.float16", floats.astype("float16"))
             nodes = [ir.node("Cast", [held], {"to": ir.DataType.FLOAT})]
+        nodes[-1].outputs[0].dtype, nodes[-1].outputs[0].shape = ir.DataType.FLOAT, value.shape
         value.replace_all_uses_with(nodes[-1].outputs[0])
         del graph.initializers[name]
         nodes[-1].outputs[0].name = name
@@ -35,6 +36,6 @@ def narrow(model: ir.Model, source: Source) -> int:
 
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+    value = ir.val(name, const_value=ir.tensor(array, name=name))
     graph.initializers[name] = value
     return value
