@@ -30,6 +30,7 @@ from vitcompress.model.architecture import Architecture, VitModel
 from vitcompress.model.families import adopt
 from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
+from vitcompress.terms import Floats
 
 # The tensors here are tiny: on a busy machine, threads that wait for each other cost minutes.
 torch.set_num_threads(1)
@@ -189,12 +190,16 @@ def export_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[
     home, exported = tmp_path_factory.mktemp("exported"), {}
 
     def export(
-        model: VitModel, path: Path, facts: Mapping[str, str], target: str = targets.DEFAULT
+        model: VitModel,
+        path: Path,
+        facts: Mapping[str, str],
+        target: str = targets.DEFAULT,
+        floats: Floats = "float32",
     ) -> dict[str, int]:
-        key = (model.fingerprint(), model.preprocess, *sorted(facts.items()), target)
+        key = (model.fingerprint(), model.preprocess, *sorted(facts.items()), target, floats)
         if key not in exported:
             kept = home / f"{len(exported)}.onnx"
-            exported[key] = kept, export_onnx(model, kept, facts, target)
+            exported[key] = kept, export_onnx(model, kept, facts, target, floats)
         kept, changed = exported[key]
         shutil.copyfile(kept, path)
         return dict(changed)

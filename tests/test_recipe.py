@@ -65,6 +65,10 @@ def message(text: str | bytes, *overrides: str) -> str:
         ),
         ("  residual: 2", "6: stages.quant.residual: must be at most 1.0, not 2"),
         ("  residual: some", "6: stages.quant.residual: must be a number, not 'some'"),
+        (
+            "  residual: {latency: 2}",
+            "6: stages.quant.residual.latency: must be at most 1.0, not 2",
+        ),
         ("  reparametrise: 3", "6: stages.quant.reparametrise: must be true or false, not 3"),
         ("  fold: false", "4: stages.quant: fold is called reparametrise now; write that"),
         ("  layers: head", "6: stages.quant.layers: must be a list, not 'head'"),

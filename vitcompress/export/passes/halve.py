@@ -22,6 +22,7 @@ _FLOAT32 = {
     "LogSoftmax",
     "LpNormalization",
     "RMSNormalization",
+    "ScatterElements",  # of sizes; onnxruntime has no kernel for it
     "Softmax",
 }
 _REDUCTIONS = {"L1", "L2", "LogSumExp", "Mean", "Sum", "SumSquare"}
