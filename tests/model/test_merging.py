@@ -218,7 +218,8 @@ def test_the_export_is_static_and_agrees(
     assert check_parity(tmp_path / "model.onnx", model, pixels, 1)["passed"]
     graph = onnx.load(tmp_path / "model.onnx").graph
     found = Counter(node.op_type for node in graph.node)
-    assert not [op for op in found if op.startswith(("NonZero", "If", "Loop"))]
+    # ScatterND of onnxruntime adds rows in threads that do not wait for each other.
+    assert not [op for op in found if op.startswith(("NonZero", "If", "Loop", "ScatterND"))]
     assert found["TopK"] >= 2
 
 
