@@ -9,7 +9,8 @@ knapsack).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +34,8 @@ _MOVED = 64
 _UNITS = 10**6  # of a whole, that budgets are spent in
 
 
-@dataclass(frozen=True)
-class Prices:
-    """What second terms take, by layer, as shares of what all layers take with one term each."""
-
-    unit: Literal["macs", "latency"]
-    extra: Mapping[str, Extra]
+Prices = Mapping[str, Extra]
+"""What second terms take, by layer, as shares of what all layers take with one term each."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +89,8 @@ def second_terms(
         [
             [
                 Option(0, costs.inputs[name]),
-                Option(_whole(prices.extra[name].all), 0.0),
-                *([Option(_whole(prices.extra[name].first), left[name])] if name in left else []),
+                Option(ceil(_UNITS * prices[name].all), 0.0),
+                *([Option(ceil(_UNITS * prices[name].first), left[name])] if name in left else []),
             ]
             for name in names
         ],
@@ -102,7 +99,7 @@ def second_terms(
     assert chosen is not None  # no second term at all takes nothing
     given, told = dict[str, QuantizedLinear](), dict[str, SecondTerm]()
     for name, option in zip(names, chosen, strict=True):
-        extra, cost = prices.extra[name], costs.inputs[name]
+        extra, cost = prices[name], costs.inputs[name]
         if option == 1:
             known.ranges[name] = with_residual(known.ranges[name], known.found[name])
             given[name] = known.ranged(name, layers[name], terms=2)
@@ -138,32 +135,24 @@ def _of_first_tokens(
         for name, cost in costs.inputs.items()
         if tokens
         and cost > mean
-        and prices.extra[name].first < prices.extra[name].all
+        and prices[name].first < prices[name].all
         and known.anatomy.site_of(name) is not None
     }
-
-
-def _whole(share: float) -> int:
-    return -int(-share * _UNITS // 1)
 
 
 def _prices(
     model: VitModel, config: QuantizeConfig, context: Context, known: QuantizeSetup
 ) -> Prices:
-    shapes = _shapes(model, config, known)
-    first = known.anatomy.prefix_tokens
-    if not isinstance(config.residual, TimeShare):
-        return _shares("macs", {name: _counted(shape, first) for name, shape in shapes.items()})
-    with context.latencies() as table:
-        measured = table.second_terms(dict.fromkeys(shapes.values()), first)
-    return _shares("latency", {name: measured[shape] for name, shape in shapes.items()})
-
-
-def _shares(unit: Literal["macs", "latency"], taken: Mapping[str, tuple[float, Extra]]) -> Prices:
-    """`taken`: by layer what it takes with one term, and what a second one adds."""
-    whole = sum(one for one, _ in taken.values())
-    shares = {name: Extra(*(each / whole for each in extra)) for name, (_, extra) in taken.items()}
-    return Prices(unit, shares)
+    shapes, first = _shapes(model, config, known), known.anatomy.prefix_tokens
+    if isinstance(config.residual, TimeShare):
+        with context.latencies() as table:
+            taken = table.second_terms(dict.fromkeys(shapes.values()), first)
+    else:
+        taken = {shape: _counted(shape, first) for shape in shapes.values()}
+    whole = sum(taken[shape][0] for shape in shapes.values())
+    return {
+        name: Extra(*(each / whole for each in taken[shape][1])) for name, shape in shapes.items()
+    }
 
 
 def _counted(shape: QuantizedShape, first: int) -> tuple[float, Extra]:
