@@ -62,10 +62,7 @@ def export_onnx(
     graph_model = _traced(module, [size], [(INPUT, OUTPUT)], runtime)
     facts = {**facts, TARGET: target, RUNTIME: runtime.requirement, FLOATS: floats}
     source = Source(model.architecture, module.state_dict().keys(), facts, runtime, floats)
-    changed = {each.__name__: each(graph_model, source) for each in PASSES}
-    proto = ir.to_proto(graph_model)
-    proto.ir_version = min(proto.ir_version, runtime.ir_version)
-    changed[forget.__name__] = forget(proto.graph, source)
+    proto, changed = _rewritten(graph_model, source, PASSES)
     large = sum(t.nbytes for t in model.module.state_dict().values()) > EXTERNAL_BYTES
     onnx.save(proto, path, save_as_external_data=large, location=f"{path.name}.data")
     onnx.checker.check_model(str(path), full_check=True)
@@ -85,12 +82,7 @@ def export_parts(parts: Mapping[str, Part], target: str) -> dict[str, onnx.Model
     ends = [(f"{INPUT}.{number}", f"{OUTPUT}.{number}") for number in range(len(parts))]
     graph_model = _traced(module, [part.size for part in parts.values()], ends, runtime)
     source = Source(Architecture(timm=""), module.state_dict().keys(), {}, runtime, "float32")
-    for each in _REWRITING:
-        each(graph_model, source)
-    proto = ir.to_proto(graph_model)
-    proto.ir_version = min(proto.ir_version, runtime.ir_version)
-    forget(proto.graph, source)
-    extractor = onnx.utils.Extractor(proto)
+    extractor = onnx.utils.Extractor(_rewritten(graph_model, source, _REWRITING)[0])
     return {
         name: extractor.extract_model([read], [written])
         for name, (read, written) in zip(parts, ends, strict=True)
@@ -106,6 +98,17 @@ class _Parts(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(part(x) for part, x in zip(self.parts, inputs, strict=True))
+
+
+def _rewritten(
+    graph_model: ir.Model, source: Source, passes: Sequence[Pass]
+) -> tuple[onnx.ModelProto, dict[str, int]]:
+    """The message to be written, and how many places each pass has changed, by its name."""
+    changed = {each.__name__: each(graph_model, source) for each in passes}
+    proto = ir.to_proto(graph_model)
+    proto.ir_version = min(proto.ir_version, source.target.ir_version)
+    changed[forget.__name__] = forget(proto.graph, source)
+    return proto, changed
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
