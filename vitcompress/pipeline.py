@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vitcompress import gates, output, targets, trained_size
-from vitcompress.console import console
+from vitcompress.console import console, say
 from vitcompress.data.images import ImageSet, batches
 from vitcompress.dense import load_dense, say_model
 from vitcompress.details import Table
@@ -102,6 +102,8 @@ def _planned(
         model = result.model
         yield config.name, result
     runtime.check_layers(model.architecture.quantized)
+    if (advice := runtime.advice(model.architecture.quantized)) is not None:
+        say(f"export.target: {advice}")
     check_weights(dense, model, recipe.export.floats)
 
 
@@ -236,6 +238,7 @@ class _Run:
             environment=output.environment(self.options.threads, self.runtime),
             warnings=[
                 *self.data.warnings(),
+                *filter(None, [self.runtime.advice(model.architecture.quantized)]),
                 *_few(len(self.judged_dense.outputs)),
                 *told_of_it,
                 *warnings,

@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from vitcompress.registry import OneOf
 
-Activations = Literal["static", "dynamic"]
-"""When the range of a quantized layer's input is taken: beforehand, or from each batch."""
+Activations = Literal["static", "dynamic", "float"]
+"""What becomes of a quantized layer's input: codes of a range that is taken beforehand, or from
+each batch; or nothing: it is multiplied in floats."""
 
 Floats = Literal["float32", "float16_weights", "float16"]
 """What floats of a file are: all float32; weights stored in float16, computed in float32; stored

@@ -99,7 +99,8 @@ def requirements(target: targets.Target) -> tuple[str, ...]:
 
 def fused(model: VitModel, file: Path, facts: dict[str, Any]) -> str | None:
     """How many of the quantized layers are integer kernels; None where that cannot be asked."""
-    scales = [f"{name}.scale" for name in model.anatomy.quantized()]
+    layers = model.anatomy.quantized()
+    scales = [f"{name}.scale" for name, q in layers.items() if q.activations != "float"]
     if "optimized" in facts:
         found = fused_kernels(Path(facts["optimized"]), scales)
     elif "integer_nodes" in facts:

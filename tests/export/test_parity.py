@@ -21,6 +21,7 @@ from vitcompress.export.parity import check_parity
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import QuantizedLayer, VitModel
 from vitcompress.model.modules.quantized import QuantizedLinear
+from vitcompress.model.structure import float_twin
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge.config import MergeConfig
 from vitcompress.stages.merge.stage import plan
@@ -56,6 +57,25 @@ def test_a_float_export_passes_and_a_changed_weight_does_not(
     altered(path, "head.bias", lambda b: b + 0.01)
     with pytest.raises(ParityError, match=r"differ by up to 0\.01"):
         check_parity(path, vit, pixels, 1)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "portable"])
+def test_codes_that_are_multiplied_in_floats_are_held_to_what_floats_are(
+    target: str, vit: VitModel, context: Context, pixels: Tensor, tmp_path: Path
+) -> None:
+    model = quantized(vit, context, bits=4, activations="float")
+    path, twin = tmp_path / "m.onnx", float_twin(model.module)
+    torch.testing.assert_close(model.module(pixels), twin(pixels))
+    export_onnx(model, path, {}, target)
+    facts = check_parity(path, model, pixels, 1, target)
+    assert facts["max_logit_difference"] < 1e-4 * model.module(pixels).abs().max()
+    assert not {"fused_layers", "mean_quantization_noise"} & set(facts)
+    tensors = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+    for name, layer in model.anatomy.quantized().items():
+        assert np.array_equal(tensors[f"{name}.codes"], layer.codes.numpy())
+    altered(path, "blocks.1.mlp.fc1.codes", np.bitwise_not)
+    with pytest.raises(ParityError, match=r"differ by up to"):
+        check_parity(path, model, pixels, 1, target)
 
 
 def test_one_image_in_eight_may_have_a_tie_where_tokens_merge(

@@ -19,6 +19,8 @@ KINDS: dict[str, Callable[[MakeVit], VitModel]] = {
     ),
     "4 bits in groups": lambda make: quantized(make(), 4, group=32),
     "3 bits, dynamic": lambda make: quantized(make(), 3, "dynamic"),
+    "4 bits in groups, float inputs": lambda make: quantized(make(), 4, "float", group=32),
+    "sparse, 8 bits, float inputs": lambda make: quantized(sparse(make()), 8, "float"),
     "rotary": lambda make: make("eva02_tiny_patch14_224"),
     "merged": lambda make: merged(make(depth=3)),
     "merged, 7 bits": lambda make: quantized(merged(make(depth=3)), 7),

@@ -32,6 +32,8 @@ KINDS = (
     "7 bits",
     "7 bits in two terms",
     "4 bits in groups",
+    "4 bits in groups, float inputs",
+    "sparse, 8 bits, float inputs",
     "rotary",
     "merged",
     "merged, 7 bits",
@@ -63,11 +65,12 @@ def test_layers_that_would_run_in_floats_are_told_before_the_work(
 @pytest.mark.parametrize(
     ("saturates", "found", "remedy"),
     [
-        (True, layer(8), "bits: 7"),
+        (True, layer(8), "activations: float, or .* bits: 7"),
         (True, layer(6, group=24), "group: null"),
         (True, layer(7), None),
         (True, layer(6), None),
         (True, layer(4, group=24), None),
+        (True, layer(8, activations="float"), None),
         (False, layer(8), None),
     ],
 )
@@ -82,6 +85,17 @@ def test_weights_that_saturate_are_refused(
         TARGET.check_layers({"blocks.0": found})
 
 
+def test_what_is_slow_on_a_processor_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for saturates, activations, told in (
+        (True, "static", True),
+        (True, "float", False),
+        (False, "static", False),
+    ):
+        monkeypatch.setattr("vitcompress.targets.openvino._saturates", lambda s=saturates: s)
+        advice = TARGET.advice({"head": layer(7, activations=activations)})
+        assert (advice is not None and "activations: float" in advice) == told
+
+
 @needs_openvino
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_computes_the_same_in_eight_bits(
@@ -91,7 +105,8 @@ def test_it_computes_the_same_in_eight_bits(
     export_onnx(model, path := tmp_path / "m.onnx", {}, "openvino")
     assert metadata(path)["target"] == "openvino"
     facts = check_parity(path, model, pixels, 1, "openvino")
-    assert facts.get("fused_layers", 0) == len(model.anatomy.quantized())
+    integers = [q for q in model.anatomy.quantized().values() if q.activations != "float"]
+    assert facts.get("fused_layers", 0) == len(integers)
     # The same file in onnxruntime, where predict.py runs it.
     elsewhere = targets.load_target("onnxruntime").session(path, 1).run(pixels.numpy())
     assert np.abs(elsewhere - model.module(pixels).numpy()).max() < 1e-3

@@ -57,7 +57,7 @@ def check_parity(
     output that is not finite on either side.
     """
     runtime = targets.load_target(target)
-    layers = model.anatomy.quantized()
+    layers = _integer_layers(model)
     facts: dict[str, Any] = {"images": len(pixels)}
     if layers:
         facts["fused_layers"] = fused_layers(path, layers, runtime)
@@ -82,7 +82,7 @@ def compare(
 
     Returns the facts of it; raises as `check_parity` does.
     """
-    layers, facts = model.anatomy.quantized(), dict[str, Any]()
+    layers, facts = _integer_layers(model), dict[str, Any]()
     with torch.inference_mode():
         ours = model.module(pixels).float().cpu().numpy()
     _demand_finite(path, {"torch": ours, runtime: theirs})
@@ -117,6 +117,12 @@ def compare(
                 f"logits; {_FLOAT_TOLERANCE:g} of the largest logit is allowed"
             )
     return facts
+
+
+def _integer_layers(model: VitModel) -> dict[str, QuantizedLinear]:
+    """The layers that are multiplied in integers, by name."""
+    layers = model.anatomy.quantized()
+    return {name: layer for name, layer in layers.items() if layer.activations != "float"}
 
 
 def _noise(path: Path, model: VitModel, pixels: Tensor, ours: np.ndarray) -> float:

@@ -13,7 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.methods import compact, packing, patterns
-from vitcompress.model.modules.quantized import QuantizedLinear, quantized_linear
+from vitcompress.model.modules.quantized import (
+    QuantizedLinear,
+    quantized_linear,
+    unpacked_weight,
+)
 
 Layers = Mapping[str, str]
 """By name, the patterns of zeros of layers, as `methods.patterns.parse_pattern` reads them."""
@@ -136,7 +140,7 @@ class CompactQuantizedLinear(nn.Module):
         super().__init__()
         self.shape, self.cell = (layer.in_features, layer.out_features), list(_cell(pattern))
         self.bits, self.group, self.terms = layer.bits, layer.group, layer.terms
-        self.residual_tokens = layer.residual_tokens
+        self.residual_tokens, self.activations = layer.residual_tokens, layer.activations
         for name, tensor in packed(nn.ModuleDict({"layer": layer}), {"layer": pattern}).items():
             self.register_buffer(name.removeprefix("layer."), tensor)
         for name in ("activation_scale", "activation_zero_point", "multipliers"):
@@ -145,9 +149,14 @@ class CompactQuantizedLinear(nn.Module):
         self.kept = int(compact.present(self.mask, *self.shape, _cell(pattern)).sum())
 
     def forward(self, x: Tensor) -> Tensor:
+        codes = expanded_cells(self.codes, self.mask, self.kept, self.bits, *self.shape, self.cell)
+        if self.activations == "float":
+            held = codes, self.scale, self.multipliers
+            weight = unpacked_weight(*held, 8, self.group or 0, self.shape[0])
+            return cast(Tensor, x @ weight + self.bias)
         output = quantized_linear(
             x,
-            expanded_cells(self.codes, self.mask, self.kept, self.bits, *self.shape, self.cell),
+            codes,
             self.scale,
             self.bias,
             self.activation_scale,

@@ -85,6 +85,10 @@ class Target(Protocol):
         right, or not in integers, on this processor."""
         ...
 
+    def advice(self, layers: "Mapping[str, QuantizedLayer]") -> str | None:
+        """What would be faster than these layers on this processor; None where nothing is known."""
+        ...
+
     def session(self, path: Path, threads: int, exact: bool = False) -> Session:
         """Hold a file ready on so many threads (0: all). Raises `InputError` for one that cannot be
         loaded.

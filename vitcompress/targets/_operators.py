@@ -98,6 +98,15 @@ def two_term_linear(product: Product) -> Callable[..., Any]:
     return written
 
 
+def _unpacked_weight(
+    codes: Any, scale: Any, multipliers: Any, bits: int, group: int, rows: int
+) -> Any:
+    """`model.modules.quantized.unpacked_weight`, in integers until the last: OpenVINO keeps a
+    weight of 8 bits that it only has to cast, and casts it at each run."""
+    whole = whole_weight(codes, multipliers, bits, group, rows)
+    return op.Mul(op.Cast(whole, to=ir.DataType.FLOAT), scale)
+
+
 def _coded(x: Any, scale: Any, zero_point: Any) -> Codes:
     """`x` in 8 bits; of its own range where none is given."""
     if scale is None:
@@ -200,5 +209,6 @@ TABLE: OperatorTable = {
     torch.ops.vitcompress.rows.default: _rows,
     torch.ops.vitcompress.added.default: added,
     torch.ops.vitcompress.expanded.default: _expanded,
+    torch.ops.vitcompress.unpacked_weight.default: _unpacked_weight,
 }
 """The operators that are written alike for all targets."""

@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 _LARGEST = 64
 
 
-def check_weights(layers: "Mapping[str, QuantizedLayer]", runtime: str, newer: str = "") -> None:
+def check_weights(layers: "Mapping[str, QuantizedLayer]", runtime: str, other: str = "") -> None:
     """Raise `InputError` for a layer whose pairs of products need more than 16 bits.
 
-    `newer`: what else than smaller weights helps, in words.
+    `other`: what else than smaller weights helps, in words.
     """
     for name, layer in layers.items():
-        if _largest(layer) > _LARGEST:
+        if layer.activations != "float" and _largest(layer) > _LARGEST:
             smaller = "bits: 7" if layer.group is None else "group: null"
             raise InputError(
                 f"export.target: {runtime} adds pairs of 8-bit products in 16 bits on this "
-                f"processor, and weights of {layer.bits} bits saturate ({name}); {newer}give the "
+                f"processor, and weights of {layer.bits} bits saturate ({name}); {other}give the "
                 f"quantize stage {smaller}"
             )
 

@@ -45,6 +45,25 @@ def quantized_linear(
     return quantizer.integer_linear(x, weight, scale, bias, static_range, terms, residual_tokens)
 
 
+@torch.library.custom_op("vitcompress::unpacked_weight", mutates_args=())
+def unpacked_weight(
+    codes: Tensor, scale: Tensor, multipliers: Tensor | None, bits: int, group: int, rows: int
+) -> Tensor:
+    """The weight float32 [in, out] that the packed codes of `quantized_linear` stand for.
+
+    `rows`: how many inputs there are.
+    """
+    weight = quantizer.whole_weight(codes, multipliers, bits, group, rows)
+    return (weight * scale[:, None]).T.contiguous()
+
+
+@unpacked_weight.register_fake
+def _(
+    codes: Tensor, scale: Tensor, multipliers: Tensor | None, bits: int, group: int, rows: int
+) -> Tensor:
+    return scale.new_empty(rows, scale.shape[0])
+
+
 @quantized_linear.register_fake
 def _(
     x: Tensor,
@@ -63,7 +82,9 @@ def _(
 
 
 class QuantizedLinear(nn.Module):
-    """A Linear whose weights are packed codes and whose input is one or two unsigned 8-bit terms.
+    """A Linear whose weights are packed codes.
+
+    Its input is one or two unsigned 8-bit terms, or floats.
 
     Made empty, to be filled by `load_state_dict` or by the quantize stage.
     """
@@ -105,6 +126,10 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("multipliers", packed)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.activations == "float":
+            held = self.codes, self.scale, self.multipliers
+            weight = unpacked_weight(*held, self.bits, self.group or 0, self.in_features)
+            return cast(Tensor, x @ weight + self.bias)
         output = quantized_linear(
             x,
             self.codes,

@@ -104,7 +104,8 @@ class QuantizeConfig(BaseModel):
     `float32` to leave them as they are; of several patterns for a layer the last counts. `layers`:
     patterns over layer names, or `stem`, `blocks` and `head`, which hold for every model, one
     without a head too; `skip`: patterns taken out again. `activations`: `static` fixes each range
-    from calibration images; `dynamic` takes it at run time from each batch. `rounding`:
+    from calibration images; `dynamic` takes it at run time from each batch; `float` quantizes the
+    weights alone, which are unpacked when a file is loaded and multiplied in floats. `rounding`:
     `gptq` feeds each rounding error to the weights not yet rounded; `descent` then improves the
     codes one by one, and the scales. `sequential`: layers below 8 bits are rounded one after the
     other, each fitted to what those before leave of its input; in models whose tokens merge, and
@@ -145,6 +146,15 @@ class QuantizeConfig(BaseModel):
             if isinstance(data, dict) and old in data:
                 raise ValueError(f"{old} is called {new} now; write that")
         return data
+
+    @model_validator(mode="after")
+    def _rounds_inputs(self) -> Self:
+        if self.activations == "float" and self.residual:
+            raise ValueError(
+                "residual: second terms are of rounded inputs, which activations: float leaves as "
+                "they are; take one of the two out"
+            )
+        return self
 
     @property
     def style(self) -> Style:

@@ -43,10 +43,16 @@ class InputRange:
     error: float
 
     def static_range(self, activations: Activations) -> tuple[Tensor, Tensor] | None:
-        """Scale and zero point of the input; None where they are taken from each batch."""
-        if activations == "dynamic":
+        """Scale and zero point of the input; None where none are fixed."""
+        if activations != "static":
             return None
         return quantizer.activation_parameters(self.low, self.high)
+
+    def seen(self, x: Tensor, activations: Activations, terms: int = 1) -> Tensor:
+        """The input `x` as the layer multiplies it."""
+        if activations == "float":
+            return x
+        return quantizer.rounded_input(x, self.static_range(activations), terms)
 
 
 def best_input_range(
@@ -92,12 +98,14 @@ def _best_range(
     whole = _power(target)
 
     def input_range(low: Tensor, high: Tensor, share: float) -> InputRange:
-        x = quantizer.rounded_input(rows, quantizer.activation_parameters(low, high))
-        error = (x @ weight.T).sub_(target).square_().mean()
-        return InputRange(change, low, high, share, float(error / whole))
+        tried = InputRange(change, low, high, share, 0.0)
+        error = (tried.seen(rows, judged) @ weight.T).sub_(target).square_().mean()
+        return replace(tried, error=float(error / whole))
 
+    # Ranges that are taken at run time are at their widest that of the calibration images.
+    judged: Activations = "float" if style.activations == "float" else "static"
     ranges = _ranges(change, found)
-    if style.activations == "dynamic":
+    if style.activations != "static":
         ranges = ranges[:1]
     return min((input_range(*r) for r in ranges), key=lambda c: c.error)
 
@@ -228,8 +236,7 @@ def ranged(
     twin = with_range(copy.deepcopy(quantized), input_range)
     twin.terms, twin.residual_tokens = terms, residual_tokens
     rows = input_range.change.apply(found.rows)
-    fixed = input_range.static_range(quantized.activations)
-    seen = quantizer.rounded_input(rows, fixed, 1 if residual_tokens else terms)
+    seen = input_range.seen(rows, quantized.activations, 1 if residual_tokens else terms)
     # Layers are linear: the mean of the outputs is the output of the mean.
     missing = layer(rows.mean(0, dtype=torch.float64).float())
     twin.bias = torch.zeros_like(twin.bias)

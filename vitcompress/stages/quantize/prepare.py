@@ -91,7 +91,7 @@ class QuantizeSetup:
         best = self.rounded(name, bits)
         least = self._distances(name, best)
         assert least is not None  # there is no rival yet
-        if self.style.activations == "dynamic":
+        if self.style.activations != "static":
             return best, mean(least)
         rungs = ladder(chosen, found)
         start = next(i for i, rung in enumerate(rungs) if rung.share == chosen.share)

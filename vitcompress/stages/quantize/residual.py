@@ -56,6 +56,8 @@ class InputCosts:
 
 def residual_share(config: QuantizeConfig, task: Task) -> float:
     """The share of what layers take that second terms may take besides."""
+    if config.activations == "float":
+        return 0.0
     if isinstance(config.residual, TimeShare):
         return config.residual.latency
     if config.residual is not None:

@@ -92,7 +92,8 @@ def _rounded(
         layers[name], cost = known.cheapest(name, bits[name])
         if bits[name] < 8:
             costs.weights[name] = known.cost({name: known.float_twin(name, layers[name])})
-        costs.inputs[name] = max(cost - costs.weights[name], 0.0)
+        if config.activations != "float":
+            costs.inputs[name] = max(cost - costs.weights[name], 0.0)
     finer, extras = second_terms(model, config, context, known, layers, costs)
     layers |= finer
     if later:

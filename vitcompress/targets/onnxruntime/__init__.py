@@ -81,6 +81,9 @@ class OnnxRuntime:
                 f"pip install 'onnxruntime>={_PRECISE_SINCE}', or ",
             )
 
+    def advice(self, layers: Mapping[str, "QuantizedLayer"]) -> str | None:
+        return None
+
     def session(self, path: Path, threads: int, exact: bool = False) -> OrtSession:
         return OrtSession(load_session(path, threads))
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from vitcompress.model.architecture import QuantizedLayer
 
 
+# As small, and products in floats.
+_FASTER = "give the quantize stage activations: float"
+
+
 def _installed() -> str | None:
     try:
         return metadata.version("openvino")
@@ -50,7 +54,15 @@ class OpenVino:
                     "at run time; give the quantize stage activations: static"
                 )
         if _saturates():
-            check_weights(layers, self.name)
+            check_weights(layers, self.name, f"{_FASTER}, or ")
+
+    def advice(self, layers: Mapping[str, "QuantizedLayer"]) -> str | None:
+        if _saturates() and any(layer.activations != "float" for layer in layers.values()):
+            return (
+                "OpenVINO multiplies 8-bit integers slower than floats on this processor, which "
+                f"lacks VNNI; {_FASTER}"
+            )
+        return None
 
     def session(self, path: Path, threads: int, exact: bool = False) -> Session:
         from vitcompress.targets.openvino import runtime
