@@ -34,6 +34,22 @@ def test_a_search_meets_its_budget(method: str, deep: VitModel, context: Context
     assert all(row["macs_ratio"] <= 0.7 for row in result.table("candidates").rows)
 
 
+def test_what_each_step_saves_and_costs_is_told(deep: VitModel, context: Context) -> None:
+    result = merge(deep, config(budget={"macs": 0.7}, images=16), context)
+    schedule, told = kept(result.model), result.table("steps").rows
+    names = deep.anatomy.block_names
+    coming = (deep.anatomy.tokens, *schedule)
+    steps = [i for i, after in enumerate(schedule) if after < coming[i]]
+    assert [row["block"] for row in told] == [names[i] for i in steps]
+    last = steps[-1]
+    assert told[-1]["share_kept"] == pytest.approx(schedule[last] / coming[last])
+    without = [*schedule[:last], *[coming[last]] * (len(schedule) - last)]
+    other = merge(deep, config(schedule=without), context)
+    saved = other.facts["macs_ratio"] - result.facts["macs_ratio"]  # type: ignore[operator]
+    assert told[-1]["saved_macs_ratio"] == pytest.approx(saved)
+    assert all(row["saved_macs_ratio"] > 0 and row["costs_kl"] != 0 for row in told)  # type: ignore[operator]
+
+
 def test_a_search_is_repeatable_and_cached(
     deep: VitModel, make_context: Callable[..., Context], pixels: Tensor
 ) -> None:

@@ -30,7 +30,7 @@ from vitcompress.stages.merge.scheduling import Found, Schedule, Scheduling
 
 _SCHEDULE = ResultKind(
     "schedule",
-    version=5,  # of search and methods
+    version=6,  # of search and methods
     save=lambda found, file: file.write_text(found.model_dump_json()),
     load=Found.model_validate_json,
 )
@@ -106,11 +106,36 @@ def _searched(
         }
         for name, kept in candidates.items()
     ]
+    tables = Table.of("candidates", rows), judging.losses_table(scheduling, losses)
     return Found(
         kept=candidates[chosen],
         facts={"schedule": chosen, "searched_images": searched.images},
-        tables=(Table.of("candidates", rows), judging.losses_table(scheduling, losses)),
+        tables=(*tables, *_worth(held_back, candidates[chosen])),
     )
+
+
+def _worth(judge: Judge, kept: Schedule) -> tuple[Table, ...]:
+    """What each step of a schedule saves, as a share of the dense model, and what it costs: against
+    the schedule without it, whose later steps keep the same shares."""
+    scheduling, logs = judge.scheduling, _logs(judge.scheduling, kept)
+    steps = [block for block, share in enumerate(logs) if share]
+    if not steps:
+        return ()
+    word, whole = scheduling.model.task.word, judging.mean_distance(judge.accept(kept))
+    rows: list[Row] = []
+    for block in steps:
+        without = _following(scheduling, [0.0 if i == block else v for i, v in enumerate(logs)])
+        saved = scheduling.cost(without) - scheduling.cost(kept)
+        rows.append(
+            {
+                "block": scheduling.model.anatomy.block_names[block],
+                "share_kept": math.exp(logs[block]),
+                f"saved_{scheduling.unit}_ratio": saved / scheduling.dense,
+                f"costs_{word}": whole - judging.mean_distance(judge.judged(without)),
+            }
+        )
+    columns = (f"saved_{scheduling.unit}_ratio", f"costs_{word}")
+    return (Table.of("steps", rows, charted=columns),)
 
 
 def _steps(scheduling: Scheduling, kept: Schedule) -> int:
@@ -156,13 +181,17 @@ def _logs(scheduling: Scheduling, kept: Schedule) -> list[float]:
     return [math.log(coming[i + 1] / coming[i]) for i in range(scheduling.blocks)]
 
 
+def _following(scheduling: Scheduling, logs: Sequence[float]) -> Schedule:
+    """The inverse of `_logs`."""
+    return scheduling.rounded([scheduling.tokens * math.exp(total) for total in accumulate(logs)])
+
+
 def _scaled(scheduling: Scheduling, logs: Sequence[float], fixed: int = 0) -> Schedule:
     """The schedule of `logs`, those from block `fixed` on scaled to the budget."""
 
     def at(strength: float) -> Schedule:
-        scaled = (v * strength if i >= fixed else v for i, v in enumerate(logs))
-        return scheduling.rounded(
-            [scheduling.tokens * math.exp(total) for total in accumulate(scaled)]
+        return _following(
+            scheduling, [v * strength if i >= fixed else v for i, v in enumerate(logs)]
         )
 
     return schedules.at_cost(at, scheduling.cost, scheduling.limit, 20.0)
