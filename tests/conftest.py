@@ -162,12 +162,15 @@ def images() -> ImageSet:
 
 
 @pytest.fixture
-def make_context(images: ImageSet, tmp_path: Path) -> Callable[..., Context]:
+def make_context(
+    images: ImageSet, make_vit: Callable[..., VitModel], tmp_path: Path
+) -> Callable[..., Context]:
     """A function that returns a context with a cache of its own; `cache` is its folder, and other
     keywords replace the fields of the context."""
 
     def make(cache: Path = tmp_path / "cache", resume: bool = True, **changes: Any) -> Context:
         fields: dict[str, Any] = {
+            "dense": make_vit(),
             "calibration": images,
             "preprocess": PREPROCESS,
             "seed": 0,

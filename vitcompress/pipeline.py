@@ -171,10 +171,11 @@ def run(recipe: Recipe, out: Path, options: Options) -> Report:
     return report
 
 
-def _context(recipe: Recipe, model: VitModel, data: RunImages, options: Options) -> Context:
+def _context(recipe: Recipe, dense: VitModel, data: RunImages, options: Options) -> Context:
     return Context(
+        dense=dense,
         calibration=data.calibration,
-        preprocess=model.preprocess,
+        preprocess=dense.preprocess,
         seed=options.seed,
         device=_device(options.device),
         cache=Cache(output.cache_folder(), options.resume),

@@ -28,6 +28,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "merge": {"method": "tome", "schedule": "constant", "budget": {"macs": 0.8}, "images": 8},
     "sparsify": {"layers": ["blocks.*"]},
     "quantize": {"rounding": "nearest", "residual": 0, "layers": ["*.fc1"]},
+    "recover": {},
 }
 
 REFUSED = {

@@ -32,6 +32,15 @@ class Given(NamedTuple):
     held: bool
 
 
+class Added(NamedTuple):
+    """Of one batch: what a branch of the changed model adds to its stream, what would bring that
+    stream to the dense one, both [n, tokens, channels], and whether the batch is held back."""
+
+    given: Tensor
+    wanted: Tensor
+    held: bool
+
+
 class _Streams:
     """Streams of tokens, by name, in batches; `held`: whether each batch is held back."""
 
@@ -86,6 +95,16 @@ class SitePair:
                 dense = self.streams.read(self.dense, batch)
                 targets = source(layer_input(source, partial(self.site.half, dense)))
             yield Given(inputs, targets, held)
+
+    def adding(self) -> Iterator[Added]:
+        """What the changed site adds to the stream, and should add, batch by batch."""
+        assert self.twin is not None
+        for batch, held in enumerate(self.streams.held):
+            x = self.streams.read("changed", batch)
+            after = self.twin.half(x)
+            x = x[:, : after.shape[1]]
+            wanted = turned(self.streams.read(self.after, batch), self.into)
+            yield Added(after - x, wanted[:, : after.shape[1]] - x, held)
 
 
 def side_by_side(

@@ -291,8 +291,4 @@ def _split(context: Context, config: PruneConfig) -> tuple[Context, Context]:
             f"stages.{config.name}: {len(images)} calibration images are too few to fit to some "
             "and judge on others; give at least 8"
         )
-    everything = range(len(images))
-    return (
-        replace(context, calibration=images.subset(everything[:-count])),
-        replace(context, calibration=images.subset(everything[-count:])),
-    )
+    return context.split(count)

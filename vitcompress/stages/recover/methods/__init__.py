@@ -1,0 +1,52 @@
+"""Methods: ways to bring a model back towards the dense one. One file a method, found by its name.
+
+A file has a `METHOD`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+from torch import nn
+
+from vitcompress import registry
+from vitcompress.details import Fact, Table
+from vitcompress.model.architecture import VitModel
+from vitcompress.stages.context import Context
+from vitcompress.stages.probe import Probe
+from vitcompress.stages.recover.config import RecoverConfig
+
+PACKAGE = __name__
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What a method made of a model: a module of the same description, and what is told of it."""
+
+    module: nn.Module
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+    tables: tuple[Table, ...] = ()
+
+
+def no_obstacle(model: VitModel) -> str | None:
+    """Of a method for every model."""
+    return None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to recover.
+
+    `recover`: (model, config, fit, judge) → what it made of the model, a copy on the device of the
+    run that may be changed in place. `fit`: with the calibration images to learn from, and the
+    dense model. `judge`: measures how far a module is from the dense model on the images that are
+    held back, by `cost_of`; it looks at the same copy, whose layers it can also replace one by one.
+    `obstacle`: why a model cannot be recovered so, in words that go on "NAME: "; None where it can.
+    """
+
+    recover: Callable[[VitModel, RecoverConfig, Context, Probe], Recovered]
+    obstacle: Callable[[VitModel], str | None] = no_obstacle
+
+
+def method_of(name: str) -> Method:
+    return cast(Method, registry.load_module(PACKAGE, name).METHOD)
