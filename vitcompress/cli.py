@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn, ParamSpec, TypeVar
 
 import typer
 
-from vitcompress import cli_looking
+from vitcompress import cli_looking, cli_search
 from vitcompress.cli_options import (
     AsJson,
     Calibration,
@@ -267,6 +267,7 @@ app.command()(reported(cli_looking.predict))
 app.command("eval")(reported(cli_looking.evaluate))
 app.command()(reported(cli_looking.bench))
 app.command()(reported(cli_looking.compare))
+app.command()(reported(cli_search.search))
 
 
 @app.command()

@@ -1,12 +1,12 @@
 """One run: load → baseline → stages → export → measure → gates → report."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,6 +75,16 @@ class Planned:
     details: Details
 
 
+class Carried(NamedTuple):
+    """What a stage left, and how many seconds it took."""
+
+    result: StageResult
+    seconds: float
+
+
+_NONE_CARRIED: Mapping[str, Carried] = {}
+
+
 def plan(recipe: Recipe) -> list[Planned]:
     """What each stage would leave. The first is the dense model.
 
@@ -127,7 +137,7 @@ def sensitivity(recipe: Recipe, options: Options) -> dict[str, Table]:
     torch.manual_seed(options.seed)
     model = load_dense(recipe)
     say_model(model)
-    context = _context(
+    context = context_of(
         recipe, model, open_run_images(recipe, model, options.limit, options.seed), options
     )
     tables: dict[str, Table] = {}
@@ -146,9 +156,12 @@ def sensitivity(recipe: Recipe, options: Options) -> dict[str, Table]:
 
 
 @torch.no_grad()
-def run(recipe: Recipe, out: Path, options: Options) -> Report:
+def run(
+    recipe: Recipe, out: Path, options: Options, carried: Mapping[str, Carried] = _NONE_CARRIED
+) -> Report:
     """Carry out `recipe` and write the folder `out`, which appears only when all is done.
 
+    `carried`: stages, by name, that were carried out already.
     Raises `InputError`, `RunError` and `ParityError`. A failed gate is no error: see
     `Report.passed`.
     """
@@ -160,18 +173,18 @@ def run(recipe: Recipe, out: Path, options: Options) -> Report:
         data = open_run_images(recipe, dense, options.limit, options.seed)
         for _ in _planned(recipe, dense, runtime):
             pass  # what is wrong with a late stage is told before the first takes its time
-        context = _context(recipe, dense, data, options)
+        context = context_of(recipe, dense, data, options)
         home = Path(scratch)
         task = judging(recipe, dense).task
         report = _Run(
-            recipe, options, dense, data, context, target, home, runtime, task
+            recipe, options, dense, data, context, target, home, runtime, task, carried
         ).carry_out()
         output.write_reports(target, report)
         output.write_manifest(target, recipe, options, data.fingerprints())
     return report
 
 
-def _context(recipe: Recipe, dense: VitModel, data: RunImages, options: Options) -> Context:
+def context_of(recipe: Recipe, dense: VitModel, data: RunImages, options: Options) -> Context:
     return Context(
         dense=dense,
         calibration=data.calibration,
@@ -198,6 +211,7 @@ class _Run:
     scratch: Path
     runtime: targets.Target
     task: Task  # that figures are of
+    carried: Mapping[str, Carried]
 
     def carry_out(self) -> Report:
         baseline_file = self.scratch / "baseline.onnx"
@@ -209,8 +223,12 @@ class _Run:
         model, stages, warnings = self.dense, list[StageReport](), list[str]()
         for config in self.recipe.stages:
             with _step(f"{config.name} ({config.type})") as started:
-                result = stage_of(config).run(model, config, self.context)
-                model, seconds = result.model, time.monotonic() - started
+                if (known := self.carried.get(config.name)) is not None:
+                    result, seconds = known
+                else:
+                    result = stage_of(config).run(model, config, self.context)
+                    seconds = time.monotonic() - started
+                model = result.model
                 studies = tuple(map(self._studied, result.studies))
                 warnings += result.warnings
                 warnings += [f"{config.name}: {s.note}; {told(s.figures)}" for s in studies]

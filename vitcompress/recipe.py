@@ -26,6 +26,7 @@ from vitcompress.errors import InputError
 from vitcompress.model.options import ModelOptions
 from vitcompress.recipe_errors import first_error
 from vitcompress.registry import OneOf
+from vitcompress.search.config import SearchSection
 from vitcompress.stages.registry import StageConfig
 from vitcompress.terms import Activation, Floats, Output
 from vitcompress.yamltext import Document, dump, override, parse_yaml, read_override, replaced
@@ -201,6 +202,7 @@ class Recipe(_Section):
     stages: tuple[StageConfig, ...]
     export: ExportSection = ExportSection()
     gates: Gates = Gates()
+    search: SearchSection = SearchSection()
 
     @field_validator("stages", mode="after")
     @classmethod
