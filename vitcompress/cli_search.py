@@ -85,20 +85,21 @@ def search(
     check_inputs(resolved)
     from vitcompress import pipeline
     from vitcompress.report import terminal
-    from vitcompress.search.search import BEST, Effort
+    from vitcompress.search.search import BEST, PAGE, Effort
     from vitcompress.search.search import search as searched
 
     target = out or Path("out") / f"{Path(model.rpartition(':')[2]).stem}-search"
     options = pipeline.Options(seed, device, threads, limit, resume)
     outcome = searched(resolved, target, options, Effort(seconds, trials), study)
+    say(terminal.table("search", outcome.report.candidates))
     if outcome.best is None:
         say("no candidate holds the limits; give more choices, or relax a limit", "bold red")
     else:
         say(terminal.summary(outcome.best))
-        say(f"written to {target / BEST}: open {target / BEST / 'report.html'}")
+        say(f"written to {target / BEST}: open {target / PAGE}")
     if as_json:
         best = None if outcome.best is None else json.loads(outcome.best.to_json())
-        print_json({"best": best, "candidates": outcome.rows})
+        print_json({"best": best, "candidates": list(outcome.report.candidates.rows)})
     if outcome.best is None or not outcome.best.passed:
         raise typer.Exit(1)
 

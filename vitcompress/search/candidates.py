@@ -4,9 +4,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +50,8 @@ class Candidate:
 class Workbench:
     """What candidates are built with and measured by.
 
-    `fit`: with the images that stages see. `held`: the others. `options`: of the runs.
+    `fit`: with the images that stages see. `held`: the others. `threads`: that latencies are taken
+    on. `scratch`: a folder for files that nobody keeps.
     """
 
     space: Space
@@ -61,13 +60,16 @@ class Workbench:
     fit: Context
     held: Context
     threads: int
+    scratch: Path
     kept: OrderedDict[str, tuple[StageConfig, Carried]] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
         pixels = self.held.calibration_batches("images to judge candidates on")
         self.pixels = [each.to(self.held.device) for each in pixels]
         self.answers = self._outputs(self.dense)
-        self.dense_macs = cost.macs(self.dense)
+        self.dense_macs, target = cost.macs(self.dense), self.space.recipe.export.target
+        export_onnx(self.dense, self.dense_file, {}, target)
+        self.session = targets.load_target(target).session(self.dense_file, self.threads)
 
     def built(self, combination: Combination) -> Candidate:
         """The candidate of a combination. Raises what its stages and its export raise."""
@@ -124,27 +126,27 @@ class Workbench:
     def _costs(self, model: VitModel) -> dict[Cost, float]:
         """Latencies are taken in turns with the dense model. Raises `ParityError` for a file that
         does not give what torch gives."""
-        recipe = self.space.recipe
-        target, floats = recipe.export.target, recipe.export.floats
-        runtime = targets.load_target(target)
-        with TemporaryDirectory(prefix="vitcompress-") as folder:
-            files = {"dense": Path(folder) / "dense.onnx", "candidate": Path(folder) / "c.onnx"}
-            export_onnx(self.dense, files["dense"], {}, target)
-            export_onnx(in_float16(model, floats), files["candidate"], {}, target, floats)
-            parity = self.pixels[0][:_COMPARED].cpu()
-            check_parity(files["candidate"], model, parity, self.threads, target, floats)
-            held = {name: runtime.session(file, self.threads) for name, file in files.items()}
-            one: np.ndarray = self.pixels[0][:1].cpu().numpy()
-            taken = time_in_turns(held, one, _SECONDS)
-            sizes = {name: output.onnx_bytes(file) for name, file in files.items()}
+        export, file = self.space.recipe.export, self.scratch / "candidate.onnx"
+        model = in_float16(model, export.floats)
+        export_onnx(model, file, {}, export.target, export.floats)
+        some = self.pixels[0][:_COMPARED].cpu()
+        check_parity(file, model, some, self.threads, export.target, export.floats)
+        held = targets.load_target(export.target).session(file, self.threads)
+        taken = time_in_turns(
+            {"dense": self.session, "it": held}, some[:1].numpy(), seconds=_SECONDS
+        )
         return {
-            "latency": taken["candidate"].p50 / taken["dense"].p50,
-            "bytes": sizes["candidate"] / sizes["dense"],
+            "latency": taken["it"].p50 / taken["dense"].p50,
+            "bytes": output.onnx_bytes(file) / output.onnx_bytes(self.dense_file),
             "macs": cost.macs(model) / self.dense_macs,
         }
 
+    @property
+    def dense_file(self) -> Path:
+        return self.scratch / "dense.onnx"
 
-def workbench(space: Space, options: pipeline.Options) -> Workbench:
+
+def workbench(space: Space, options: pipeline.Options, scratch: Path) -> Workbench:
     """With the model and the images that the recipe of `space` names, opened as a run opens them.
 
     Raises `InputError` as a run does, for gates that cannot be judged without labels, and for too
@@ -162,4 +164,4 @@ def workbench(space: Space, options: pipeline.Options) -> Workbench:
             f"data.calibration: {len(context.images)} images are too few to compress with some and "
             f"to judge on others; give at least {2 * _LEAST}"
         )
-    return Workbench(space, limits, dense, *context.split(held), options.threads)
+    return Workbench(space, limits, dense, *context.split(held), options.threads, scratch)

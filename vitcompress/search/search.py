@@ -11,24 +11,28 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from filelock import FileLock
 from optuna.trial import Trial
 
 from vitcompress import pipeline
 from vitcompress.console import console, say
+from vitcompress.details import Row, Table
 from vitcompress.errors import InputError, ParityError, RunError
 from vitcompress.recipe import Recipe, to_yaml
+from vitcompress.report import search as page
 from vitcompress.report.model import Report
+from vitcompress.report.search import SearchReport, Tried
 from vitcompress.search.candidates import Candidate, Workbench, workbench
 from vitcompress.search.goal import excess
 from vitcompress.search.predict import Measured, predicted
 from vitcompress.search.space import Combination, Space, space_of
 from vitcompress.search.trials import Trials
 
-BEST, STUDY, FOUND = "best", "study.journal", "search.json"
+BEST, STUDY, FOUND, PAGE = "best", "study.journal", "search.json", "search.html"
 _LOCK = "best.lock"
 _WORTH = 0.995  # of the best cost: a prediction that is no lower is not worth building
 
@@ -45,11 +49,11 @@ class Effort:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`best`: the report of the best output; None where no candidate held the limits. `rows`: of
+    """`best`: the report of the best output; None where no candidate held the limits. `report`: of
     all candidates that were measured, by any process."""
 
     best: Report | None
-    rows: list[dict[str, object]]
+    report: SearchReport
 
 
 def search(
@@ -63,16 +67,17 @@ def search(
     images = recipe.data.images + recipe.search.images
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"images": images})})
     space = space_of(recipe)
-    bench = workbench(space, options)
-    out.mkdir(parents=True, exist_ok=True)
-    identity = _identity(recipe, bench, options)
-    trials = Trials(storage or str(out / STUDY), space, identity, options.seed)
-    state = _State(recipe, out, options, effort, bench, trials, start)
-    state.carry_out()
-    rows = state.rows()
-    (out / FOUND).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    folder = out / BEST
-    return Outcome(Report.read(folder) if folder.is_dir() else None, rows)
+    with TemporaryDirectory(prefix="vitcompress-") as scratch:
+        bench = workbench(space, options, Path(scratch))
+        out.mkdir(parents=True, exist_ok=True)
+        identity = _identity(recipe, bench, options)
+        trials = Trials(storage or str(out / STUDY), space, identity, options.seed)
+        state = _State(recipe, out, options, effort, bench, trials, start)
+        state.carry_out()
+    report, folder = state.report(), out / BEST
+    (out / FOUND).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    (out / PAGE).write_text(page.render(report), encoding="utf-8")
+    return Outcome(None if report.best is None else Report.read(folder), report)
 
 
 def _identity(recipe: Recipe, bench: Workbench, options: pipeline.Options) -> str:
@@ -169,17 +174,46 @@ class _State:
             pipeline.run(recipe, self.out / BEST, self.options, latest.carried)
             self.trials.write(self.out, best.combination)
 
-    def rows(self) -> list[dict[str, object]]:
-        return [
-            {
-                **self.space.told(self.trials.combination(trial)),
-                **{name: trial.user_attrs["costs"][name] for name in ("latency", "bytes", "macs")},
-                self.bench.dense.task.word: trial.user_attrs["distance"],
-                **trial.user_attrs["losses"],
-                "within": trial.user_attrs["excess"] <= 1,
-            }
-            for trial in self.trials.done()
-        ]
+    def report(self) -> SearchReport:
+        trials, best = self.trials.done(), self._best()
+        order = [self.trials.combination(trial) for trial in trials]
+        tried = tuple(
+            Tried(
+                self.space.told(combination),
+                trial.user_attrs["costs"],
+                trial.user_attrs["distance"],
+                trial.user_attrs["losses"],
+                trial.user_attrs["excess"] <= 1,
+            )
+            for combination, trial in zip(order, trials, strict=True)
+        )
+        return SearchReport(
+            self.bench.dense.architecture.timm,
+            self.recipe.search.minimize,
+            self.bench.dense.task.word,
+            tried,
+            None if best is None else order.index(best.combination),
+            self._stages(best),
+        )
+
+    def _stages(self, best: Measured | None) -> Table:
+        """What each change of the best was measured to do alone, as far as it was."""
+        known, rows = {each.combination: each for each in self.trials.measured()}, list[Row]()
+        start, minimized = known.get(self.space.start), self.recipe.search.minimize
+        for single in self.space.singles() if best and start else ():
+            (place,) = (i for i, number in enumerate(single) if number)
+            alone = known.get(single)
+            if alone is None or best.combination[place] != single[place]:
+                continue
+            name = list(self.space.stages)[place]
+            losses = alone.losses.items()
+            lost = {f"lost_{gate.partition('.')[2]}": v - start.losses[gate] for gate, v in losses}
+            row: Row = {"stage": name, "choice": self.space.told(single)[name]}
+            row[f"{minimized}_ratio"] = alone.cost / start.cost
+            rows.append(
+                {**row, **{f"lost_{gate.partition('.')[2]}": v for gate, v in lost.items()}}
+            )
+        return Table.of("stages", rows)
 
 
 def next_best(
