@@ -32,7 +32,7 @@ def search(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint, or timm:NAME.")],
     recipe: Annotated[
         str, typer.Option(help="A recipe with choices to search, or the name of a packaged one.")
-    ] = "search",
+    ] = "vit-search",
     name: Name = None,
     calibration: Calibration = None,
     evaluation: Evaluation = None,
