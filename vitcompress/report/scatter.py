@@ -8,7 +8,7 @@ from markupsafe import Markup
 from vitcompress.report import format as fmt
 from vitcompress.report import svg
 
-_HEIGHT = 360
+_WIDTH, _HEIGHT = 560, 340  # narrow: it has to fit a phone
 _RADIUS = {"best": 7.0, "front": 5.0, "within": 4.0, "beyond": 3.0}
 
 
@@ -29,12 +29,12 @@ def scatter(points: Sequence[Point], across: str, up: str) -> Markup:
     bottom = _HEIGHT - svg.BOTTOM - 16
 
     def place(x: float, y: float) -> tuple[float, float]:
-        width, height = svg.WIDTH - svg.LEFT - svg.RIGHT - 20, bottom - svg.TOP
+        width, height = _WIDTH - svg.LEFT - svg.RIGHT - 20, bottom - svg.TOP
         return svg.LEFT + width * x / right, bottom - height * y / top
 
     parts = [
-        Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
-            svg.WIDTH, _HEIGHT, f"{up} against {across}, {len(points)} candidates"
+        Markup('<svg class="fit" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
+            _WIDTH, _HEIGHT, f"{up} against {across}, {len(points)} candidates"
         )
     ]
     for tick in rows:
@@ -48,7 +48,7 @@ def scatter(points: Sequence[Point], across: str, up: str) -> Markup:
     for tick in columns:
         x, y = place(tick, 0)
         parts.append(svg.text(x, y + 18, fmt.number(tick), "middle"))
-    parts.append(svg.text((svg.LEFT + svg.WIDTH) / 2, _HEIGHT - 6, across, "middle"))
+    parts.append(svg.text((svg.LEFT + _WIDTH) / 2, _HEIGHT - 6, across, "middle"))
     parts.append(svg.text(svg.LEFT, svg.TOP - 2, up, "start"))
     joined = sorted((p.x, p.y) for p in points if p.kind in ("best", "front"))
     line = " ".join("{:.1f},{:.1f}".format(*place(*each)) for each in joined)
