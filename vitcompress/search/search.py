@@ -200,7 +200,9 @@ class _State:
         """What each change of the best was measured to do alone, as far as it was."""
         known, rows = {each.combination: each for each in self.trials.measured()}, list[Row]()
         start, minimized = known.get(self.space.start), self.recipe.search.minimize
-        for single in self.space.singles() if best and start else ():
+        if best is None or start is None:
+            return Table.of("stages", ())
+        for single in self.space.singles():
             (place,) = (i for i, number in enumerate(single) if number)
             alone = known.get(single)
             if alone is None or best.combination[place] != single[place]:
