@@ -179,6 +179,7 @@ def _context(recipe: Recipe, dense: VitModel, data: RunImages, options: Options)
         cache=Cache(output.cache_folder(), options.resume),
         max_unreadable=recipe.data.max_unreadable,
         evaluation=data.evaluation,
+        recovery=data.recovery,
         target=recipe.export.target,
     )
 
