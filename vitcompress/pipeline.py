@@ -194,6 +194,7 @@ def context_of(recipe: Recipe, dense: VitModel, data: RunImages, options: Option
         cache=Cache(output.cache_folder(), options.resume),
         max_unreadable=recipe.data.max_unreadable,
         evaluation=data.evaluation,
+        recovery=data.recovery,
         target=recipe.export.target,
     )
 

@@ -28,7 +28,7 @@ class Context:
 
     `dense`: the model before all stages, on the CPU. `max_unreadable`: the share of images that may
     be unreadable before the run stops. `evaluation`: images to be shown; a stage measures nothing
-    on them. `target`: the runtime that latencies are of.
+    on them. `recovery`: more images to train on. `target`: the runtime that latencies are of.
     """
 
     dense: VitModel
@@ -39,6 +39,7 @@ class Context:
     cache: Cache
     max_unreadable: float = 0.01
     evaluation: ImageSet | None = None
+    recovery: ImageSet | None = None
     target: str = targets.DEFAULT
 
     @property

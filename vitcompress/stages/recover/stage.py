@@ -55,9 +55,10 @@ def recover(model: VitModel, config: RecoverConfig, context: Context) -> StageRe
 
 def plan(model: VitModel, config: RecoverConfig) -> StageResult:
     """The model itself, since nothing of its shape changes; skipped where the method cannot be
-    applied."""
-    facts: dict[str, Fact] = {"method": config.method}
-    if (why := method_of(config.method).obstacle(model)) is None:
+    applied. Raises `InputError` where its options are at odds."""
+    method, facts = method_of(config.method), dict[str, Fact](method=config.method)
+    method.check(config)
+    if (why := method.obstacle(model)) is None:
         return StageResult(model, facts)
     why = f"{model.architecture.timm}: {why}; it stays as it is"
     told = f"stages.{config.name}: skipped: {why}"

@@ -33,9 +33,15 @@ def no_obstacle(model: VitModel) -> str | None:
     return None
 
 
+def no_check(config: RecoverConfig) -> None:
+    """Of a method that any config will do for."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to recover.
+
+    `check`: raises `InputError` for a config that no model can be recovered by.
 
     `recover`: (model, config, fit, judge) → what it made of the model, a copy on the device of the
     run that may be changed in place. `fit`: with the calibration images to learn from, and the
@@ -46,6 +52,7 @@ class Method:
 
     recover: Callable[[VitModel, RecoverConfig, Context, Probe], Recovered]
     obstacle: Callable[[VitModel], str | None] = no_obstacle
+    check: Callable[[RecoverConfig], None] = no_check
 
 
 def method_of(name: str) -> Method:
