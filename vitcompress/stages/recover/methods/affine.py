@@ -8,58 +8,91 @@ drawn towards no change, as strongly as serves the images held back best; a site
 answers no nearer to those of the dense model stays as it was.
 """
 
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
 from vitcompress.console import track
 from vitcompress.details import Row, Table
 from vitcompress.methods.channels import ChannelMoments, fitted
-from vitcompress.model.anatomy import Site
+from vitcompress.model.anatomy import Anatomy, Site
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
 from vitcompress.model.outlet import Outlet, adjusted, outlet, outlet_name, shifts
 from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
+from vitcompress.stages.importance import Importance, importances
+from vitcompress.stages.observe import readout_loss, unlabelled
 from vitcompress.stages.probe import Change, Probe, first_changed
 from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.recover.methods import Method, Recovered
 from vitcompress.stages.sequence import SitePair, side_by_side
+from vitcompress.tasks import Task
 
-_DAMPINGS = (0.0, 0.1, 0.3, 1.0)
+_DAMPINGS = (0.1, 1.0)
+_GRADIENT_IMAGES = 128
 
 
 def recover(model: VitModel, config: RecoverConfig, fit: Context, judge: Probe) -> Recovered:
     """The model with other weights and biases in the last layers of its sites."""
-    dense = anatomy_of(placed(fit.dense.module, fit.device))
-    pixels = fit.calibration_batches("reading images")
-    batches = ((batch.to(fit.device), False) for batch in pixels)
-    least, word, rows, changed = judge.cost({}), model.task.word, list[Row](), 0
+    dense, module = anatomy_of(placed(fit.dense.module, fit.device)), model.module
+    importance = _importance(dense, model.task, fit)
+    batches = ((pixels, False) for pixels in _pixels(fit, "reading images"))
+    least, rows, changed = _off(judge, {}), list[Row](), 0
     places = side_by_side(dense, judge.anatomy, batches)
     for place in track(places, "fitting channels", len(dense.sites)):
         if place.twin is None or outlet(place.twin) is None:
             continue
         name = outlet_name(place.twin)
-        tried = [(judge.cost({name: layer}), layer) for layer in _candidates(place, place.twin)]
-        cost, layer = min(tried, key=lambda each: each[0])
-        rows.append({"site": place.site.name, f"{word}_before": least, f"{word}_fitted": cost})
-        if cost < least:
-            least, changed = cost, changed + 1
-            judge.anatomy.module.set_submodule(name, layer)
+        layers = _candidates(place, place.twin, importance[place.site.name])
+        tried = [_off(judge, {name: layer}) for layer in layers]
+        best = min(tried)
+        rows.append({"site": place.site.name, "before": least, "fitted": best})
+        if best < least:
+            least, changed = best, changed + 1
+            module.set_submodule(name, layers[tried.index(best)])
             judge.accept(Change(judge.anatomy, first_changed(judge.anatomy, [name])))
-    return Recovered(judge.anatomy.module, {"sites_changed": changed}, (Table.of("sites", rows),))
+    return Recovered(module, {"sites_changed": changed}, (Table.of("sites", rows),))
 
 
-def _candidates(place: SitePair, site: Site) -> list[Outlet]:
+def _off(judge: Probe, layers: Mapping[str, Outlet]) -> float:
+    """How far the answers are from those of the dense model with `layers` in their places, as a
+    mean root: of distances themselves a few images would decide."""
+    with judge.replaced(layers) as change:
+        distances = judge.distances(change)
+    assert distances is not None
+    return float(distances.double().sqrt().mean())
+
+
+def _importance(dense: Anatomy, task: Task, fit: Context) -> dict[str, Importance]:
+    """By site, what errors of what it adds to the stream are worth."""
+    names = {site.name: site.scale_name for site in dense.sites}
+    samples = unlabelled(_pixels(fit, "weighing branches", _GRADIENT_IMAGES))
+    loss = readout_loss(task, torch.Generator().manual_seed(fit.seed))
+    found = importances(dense.module, names.values(), samples, loss, dense.prefix_tokens)
+    return {site: found[name] for site, name in names.items()}
+
+
+def _pixels(context: Context, title: str, images: int | None = None) -> Iterator[Tensor]:
+    return (pixels.to(context.device) for pixels in context.calibration_batches(title, images))
+
+
+def _candidates(place: SitePair, site: Site, importance: Importance) -> list[Outlet]:
     """What may come into the place of the outlet of `site`, drawn to it more or less."""
     total: ChannelMoments | None = None
     for given, wanted, _ in place.adding():
-        found = ChannelMoments.of(given, wanted, given.new_ones(given.shape[1]))
+        weights = importance.token_weights(given.shape[1]).to(given.device)
+        found = ChannelMoments.of(given, wanted, weights)
         total = found if total is None else total.plus(found)
     assert total is not None
-    fits = (fitted(total, damping, shifts(site)) for damping in _DAMPINGS)
+    fits = (fitted(total, importance.metric, damping, shifts(site)) for damping in _DAMPINGS)
     return [adjusted(site, *(each.float() for each in fit)) for fit in fits]
 
 
 def _obstacle(model: VitModel) -> str | None:
-    if model.architecture.merging is not None:
-        return "its tokens merge"
+    if model.architecture.embedding is not None:
+        return "its stream of tokens is narrower than that of the dense model"
     if not any(outlet(site) is not None for site in model.anatomy.sites):
         return "its blocks are not of a kind that is known"
     return None
