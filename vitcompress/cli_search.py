@@ -83,13 +83,13 @@ def search(
     given = given_values(model, name, calibration, evaluation, classes)
     resolved = load_recipe(find_recipe(recipe), [*(settings or ()), *told], given)
     check_inputs(resolved)
-    from vitcompress import pipeline
+    from vitcompress.chain import Options
     from vitcompress.report import terminal
     from vitcompress.search.search import BEST, PAGE, Effort
     from vitcompress.search.search import search as searched
 
     target = out or Path("out") / f"{Path(model.rpartition(':')[2]).stem}-search"
-    options = pipeline.Options(seed, device, threads, limit, resume)
+    options = Options(seed, device, threads, limit, resume)
     outcome = searched(resolved, target, options, Effort(seconds, trials), study)
     say(terminal.table("search", outcome.report.candidates))
     if outcome.best is None:

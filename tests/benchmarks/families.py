@@ -22,11 +22,12 @@ import torch
 from safetensors.torch import save_file
 
 from vitcompress import support
+from vitcompress.chain import Options
 from vitcompress.console import console
 from vitcompress.dense import load_dense
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel
-from vitcompress.pipeline import Options, run
+from vitcompress.pipeline import run
 from vitcompress.recipe import Recipe
 from vitcompress.stages.registry import stage_of
 from vitcompress.stages.stage import StageResult

@@ -12,7 +12,7 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
 from helpers.cli import EXAMPLE, Call
-from vitcompress import pipeline
+from vitcompress import chain, pipeline
 from vitcompress.errors import InputError, ParityError
 from vitcompress.export.floats import check_weights, in_float16
 from vitcompress.export.folder import load_folder, save_folder
@@ -115,7 +115,8 @@ def test_it_is_told_before_the_work(
             next(p for p in model.module.parameters() if p.ndim > 1).view(-1)[0] = 1e6
         return model
 
-    monkeypatch.setattr(pipeline, "load_dense", beyond)
+    for part in (chain, pipeline):
+        monkeypatch.setattr(part, "load_dense", beyond)
     monkeypatch.setattr(pipeline, "export_onnx", lambda *_: pytest.fail("a file was written"))
     evaluation = ["--evaluation", "example:glyphs/evaluation"]
     given = ["example:glyphs", *evaluation] if command == "export" else [recipe]

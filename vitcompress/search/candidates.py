@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vitcompress import output, pipeline, targets
+from vitcompress import output, targets
+from vitcompress.chain import Carried, Options, context_of
 from vitcompress.console import console
 from vitcompress.dense import load_dense, say_model
 from vitcompress.errors import InputError
@@ -19,7 +20,6 @@ from vitcompress.measure import cost
 from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.structure import placed
-from vitcompress.pipeline import Carried
 from vitcompress.run_images import open_run_images
 from vitcompress.search.config import Cost
 from vitcompress.search.goal import Limit, limits_of
@@ -146,7 +146,7 @@ class Workbench:
         return self.scratch / "dense.onnx"
 
 
-def workbench(space: Space, options: pipeline.Options, scratch: Path) -> Workbench:
+def workbench(space: Space, options: Options, scratch: Path) -> Workbench:
     """With the model and the images that the recipe of `space` names, opened as a run opens them.
 
     Raises `InputError` as a run does, for gates that cannot be judged without labels, and for too
@@ -157,7 +157,7 @@ def workbench(space: Space, options: pipeline.Options, scratch: Path) -> Workben
     say_model(dense)
     limits = limits_of(recipe.gates, dense.task)
     images = open_run_images(recipe, dense, options.limit, options.seed)
-    context = pipeline.context_of(recipe, dense, images, options)
+    context = context_of(recipe, dense, images, options)
     held = min(recipe.search.images, len(context.images) // 2)
     if held < _LEAST:
         raise InputError(

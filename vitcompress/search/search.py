@@ -19,6 +19,7 @@ from filelock import FileLock
 from optuna.trial import Trial
 
 from vitcompress import pipeline
+from vitcompress.chain import Options
 from vitcompress.console import console, say
 from vitcompress.details import Row, Table
 from vitcompress.errors import InputError, ParityError, RunError
@@ -57,7 +58,7 @@ class Outcome:
 
 
 def search(
-    recipe: Recipe, out: Path, options: pipeline.Options, effort: Effort, storage: str | None = None
+    recipe: Recipe, out: Path, options: Options, effort: Effort, storage: str | None = None
 ) -> Outcome:
     """Search in the folder `out`; a search that was killed goes on there.
 
@@ -80,7 +81,7 @@ def search(
     return Outcome(None if report.best is None else Report.read(folder), report)
 
 
-def _identity(recipe: Recipe, bench: Workbench, options: pipeline.Options) -> str:
+def _identity(recipe: Recipe, bench: Workbench, options: Options) -> str:
     told = recipe.model_copy(update={"data": type(recipe.data)()})
     parts = [to_yaml(told), bench.dense.fingerprint(), bench.fit.calibration_fingerprint]
     parts += [bench.held.calibration_fingerprint, str(options.seed)]
@@ -91,7 +92,7 @@ def _identity(recipe: Recipe, bench: Workbench, options: pipeline.Options) -> st
 class _State:
     recipe: Recipe
     out: Path
-    options: pipeline.Options
+    options: Options
     effort: Effort
     bench: Workbench
     trials: Trials
