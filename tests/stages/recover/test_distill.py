@@ -13,7 +13,6 @@ from torch import Tensor
 from helpers.models import BLOCKS, quantized_layers
 from vitcompress.data.images import ImageSet
 from vitcompress.errors import InputError
-from vitcompress.methods import quantizer
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.context import Context
@@ -106,23 +105,17 @@ def test_zeros_stay(pattern: str, storage: str, vit: VitModel, context: Context)
         assert torch.equal(now == 0, before == 0)
 
 
-def test_codes_scales_and_biases_are_trained_on_the_lattice(
+def test_scales_and_biases_of_codes_are_trained_and_ranges_stay(
     vit: VitModel, context: Context
 ) -> None:
     given = weakened(after(vit, context, QUANTIZE))
-    for which, moves in (("all", True), ("affine", False)):
-        trained = recover(given, config(rate=1e-3, parameters=which), context).model
-        pairs = {
-            n: (m, quantized_layers(given.module)[n])
-            for n, m in quantized_layers(trained.module).items()
-        }
-        assert all(torch.equal(m.codes, before.codes) for m, before in pairs.values()) is not moves
-        for layer, before in pairs.values():
-            assert not torch.equal(layer.scale, before.scale)
-            assert not torch.equal(layer.bias, before.bias)
-            assert torch.equal(layer.activation_scale, before.activation_scale)
-            codes = quantizer.unpack_weight(layer.codes, layer.bits, layer.in_features)
-            assert codes.abs().max() <= 8
+    trained = recover(given, config(steps=5, parameters="affine"), context).model
+    before = quantized_layers(given.module)
+    for name, layer in quantized_layers(trained.module).items():
+        assert torch.equal(layer.codes, before[name].codes)
+        assert not torch.equal(layer.scale, before[name].scale)
+        assert not torch.equal(layer.bias, before[name].bias)
+        assert layer.activation_scale == before[name].activation_scale
 
 
 def test_norms_biases_and_scales_can_be_all_that_is_trained(
