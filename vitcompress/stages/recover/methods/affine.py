@@ -79,15 +79,27 @@ def _pixels(context: Context, title: str, images: int | None = None) -> Iterator
 
 
 def _candidates(place: SitePair, site: Site, importance: Importance) -> list[Outlet]:
-    """What may come into the place of the outlet of `site`, drawn to it more or less."""
-    total: ChannelMoments | None = None
+    """What may come into the place of the outlet of `site`: fitted to the tokens of each of the
+    `_weightings`, drawn to what it is more or less."""
+    totals: list[ChannelMoments] = []
     for given, wanted, _ in place.adding():
-        weights = importance.token_weights(given.shape[1]).to(given.device)
-        found = ChannelMoments.of(given, wanted, weights)
-        total = found if total is None else total.plus(found)
-    assert total is not None
-    fits = (fitted(total, importance.metric, damping, shifts(site)) for damping in _DAMPINGS)
-    return [adjusted(site, *(each.float() for each in fit)) for fit in fits]
+        weightings = _weightings(importance, given.shape[1])
+        found = [ChannelMoments.of(given, wanted, each.to(given)) for each in weightings]
+        totals = [a.plus(b) for a, b in zip(totals, found, strict=True)] if totals else found
+    fits = (
+        fitted(moments, importance.metric, damping, shifts(site))
+        for moments in totals
+        for damping in _DAMPINGS
+    )
+    return [adjusted(site, *fit) for fit in fits]
+
+
+def _weightings(importance: Importance, tokens: int) -> list[Tensor]:
+    """How much each of so many tokens may count: as its importance says, or those alone that are no
+    patches; merged tokens have no counterpart in the dense model, and these have."""
+    prefix = importance.prefix_tokens
+    alone = (torch.arange(tokens) < prefix).float()
+    return [importance.token_weights(tokens), *([alone] if 0 < prefix < tokens else [])]
 
 
 def _obstacle(model: VitModel) -> str | None:
