@@ -78,7 +78,8 @@ def message(text: str | bytes, *overrides: str) -> str:
         ("- {type: quantise}", "6: stages.quantise.type: unknown type; did you mean quantize?"),
         (
             "- {name: q}",
-            "6: stages.q.type: is missing; use one of tail, prune, merge, sparsify, quantize",
+            "6: stages.q.type: is missing; use one of tail, prune, merge, sparsify, quantize, "
+            "recover",
         ),
         ("- merge", "6: stages.3: must be keys with values, not 'merge'"),
         (

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitcompress.console import track
 from vitcompress.details import Row, Table
-from vitcompress.methods.channels import ChannelMoments, fitted
+from vitcompress.methods.channels import Affine, ChannelMoments, fitted
 from vitcompress.model.anatomy import Anatomy, Site
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
@@ -32,6 +32,7 @@ from vitcompress.stages.sequence import SitePair, side_by_side
 from vitcompress.tasks import Task
 
 _DAMPINGS = (0.1, 1.0)
+_GAINS = (0.97, 1.03)  # of a whole branch; pruning and rounding weaken some, and strengthen others
 _CHOOSING = 3  # one of so many images does not take part in the fits, but chooses among them
 _GRADIENT_IMAGES = 128
 
@@ -91,17 +92,19 @@ def _pixels(context: Context, title: str, images: int | None = None) -> Iterator
 
 def _candidates(place: SitePair, site: Site, importance: Importance) -> list[Outlet]:
     """What may come into the place of the outlet of `site`: fitted to the tokens of each of the
-    `_weightings`, drawn to what it is more or less."""
+    `_weightings`, drawn to what it is more or less; and all channels scaled alike."""
     totals: list[ChannelMoments] = []
     for given, wanted, _ in place.adding():
         weightings = _weightings(importance, given.shape[1])
         found = [ChannelMoments.of(given, wanted, each.to(given)) for each in weightings]
         totals = [a.plus(b) for a, b in zip(totals, found, strict=True)] if totals else found
-    fits = (
+    fits = [
         fitted(moments, importance.metric, damping, shifts(site))
         for moments in totals
         for damping in _DAMPINGS
-    )
+    ]
+    still = torch.zeros_like(fits[0].shift)
+    fits += [Affine(torch.full_like(still, gain), still) for gain in _GAINS]
     return [adjusted(site, *fit) for fit in fits]
 
 
