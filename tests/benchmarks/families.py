@@ -92,6 +92,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "layers": ["stem", "blocks", "head"],
         "bits": {"average": 5, "widths": [4, 5, 6, 8]},
     },
+    "recover `affine`": {"type": "recover", "method": "affine"},
 }
 
 Outcome = Callable[[Recipe, VitModel], StageResult]

@@ -111,6 +111,8 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "quantize by kl": (NORMED, {**MIXED, "score": "kl", "layers": ["*.fc2"]}),
     "quantize rotary": (ROTARY, QUANTIZE),
     "simulate": (PLAIN, {**QUANTIZE, "simulate": SIMULATE}),
+    # Another model than the dense one, which contexts have.
+    "recover by affine": ({"init_values": 0.5}, {"type": "recover", "method": "affine"}),
 }
 
 

@@ -36,7 +36,9 @@ def adjusted(site: Site, scale: Tensor, shift: Tensor) -> Outlet:
     [channels] each; a shift that is not zero needs a bias."""
     layer = copy.deepcopy(outlet(site))
     assert layer is not None
-    gamma = getattr(site.scale, "gamma", torch.ones(())).to(shift)
+    like = next(t for t in layer.state_dict().values() if t.is_floating_point())
+    scale, shift = scale.to(like), shift.to(like)
+    gamma = getattr(site.scale, "gamma", torch.ones(())).to(like)
     least = _LEAST * gamma.square().mean().sqrt()
     inner = shift * gamma / (gamma.square() + least.square())  # through the LayerScale
     if layer.bias is not None:

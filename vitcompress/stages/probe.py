@@ -70,9 +70,13 @@ class Probe:
 
     def cost_of(self, module: nn.Module) -> float:
         """The mean distance with `module` in the place of the whole model."""
+        return mean(self.distances_of(module))
+
+    def distances_of(self, module: nn.Module) -> Tensor:
+        """The distance of each image with `module` in the place of the whole model."""
         outputs = (module(self._pixels(batch)) for batch in range(len(self.dense)))
         pairs = zip(outputs, self.dense, strict=True)
-        return mean(torch.cat([self.distance(*pair) for pair in pairs]))
+        return torch.cat([self.distance(*pair) for pair in pairs])
 
     def distances(self, change: Change, rival: Tensor | None = None) -> Tensor | None:
         """The distance of each image.
@@ -141,6 +145,11 @@ def probe_of(anatomy: Anatomy, task: Task, context: Context) -> Probe:
 
 def mean(distances: Tensor) -> float:
     return float(distances.double().mean())
+
+
+def mean_root(distances: Tensor) -> float:
+    """The mean of the square roots: of distances themselves a few images would decide."""
+    return float(distances.double().sqrt().mean())
 
 
 def first_changed(anatomy: Anatomy, names: Iterable[str]) -> int | None:

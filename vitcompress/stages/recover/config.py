@@ -55,7 +55,7 @@ class RecoverConfig(BaseModel):
     crops: Annotated[tuple[_Share, _Share], OnlyOf("distill")] = (0.5, 1.0)
     optimizer: Annotated[str, OnlyOf("distill")] = "adamw"
     rate: Annotated[float, Field(gt=0), OnlyOf("distill")] = 1e-4
-    features: Annotated[float, Field(ge=0), OnlyOf("distill")] = 1.0
+    features: Annotated[float, Field(ge=0), OnlyOf("distill")] = 2.0
     parameters: Annotated[Parameters, OnlyOf("distill")] = "all"
 
     @field_validator("crops", mode="after")

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from vitcompress.methods.readers import normalised
-from vitcompress.model.anatomy import Anatomy, State
+from vitcompress.methods.tokens import means
+from vitcompress.model.anatomy import Anatomy, State, unmoved
 
 _EVERY = 3
 
@@ -49,27 +50,21 @@ class Objective:
     def _run(self, anatomy: Anatomy, pixels: Tensor) -> tuple[Tensor, dict[int, State]]:
         """The output, and the states to compare."""
         state, states = anatomy.start(pixels), dict[int, State]()
+        if anatomy.merged is not None:
+            state = state._replace(places=unmoved(state.x))
         for number in range(len(anatomy.steps)):
             state = anatomy.advance(number, state)
             if number in self.compared:
                 states[number] = state
+        if anatomy.reads_prefix:  # which tokens that were not computed are not part of
+            state = state._replace(places=None)
         return anatomy.finish(state), states
 
     def _error(self, found: State, wanted: State) -> Tensor:
-        ours, theirs = _comparable(found, wanted, self.dense.prefix_tokens)
-        return (normalised(ours.float()) - normalised(theirs.float())).square().mean()
-
-
-def _comparable(found: State, wanted: State, prefix: int) -> tuple[Tensor, Tensor]:
-    """Tokens that stand for the same of the image in the student and in the dense model.
-
-    Where tokens merge, that is the prefix and the mean of all patches; where only the first tokens
-    are computed, those.
-    """
-    x, y = found.x, wanted.x
-    if found.sizes is None or x.shape[1] <= prefix:
-        return x, y[:, : x.shape[1]]
-    share = found.sizes / found.sizes.sum(1, keepdim=True)
-    ours = (x[:, prefix:] * share[..., None]).sum(1, keepdim=True)
-    theirs = y[:, prefix:].mean(1, keepdim=True)
-    return torch.cat([x[:, :prefix], ours], 1), torch.cat([y[:, :prefix], theirs], 1)
+        """The error of the tokens that there are; one that others have joined should be the mean of
+        what these are in the dense model."""
+        ours, theirs = found.x.float(), wanted.x.float()
+        if found.places is not None:
+            theirs = means(theirs, found.places)
+        theirs = theirs[:, : ours.shape[1]]
+        return (normalised(ours) - normalised(theirs)).square().mean()

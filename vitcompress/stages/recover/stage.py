@@ -7,6 +7,8 @@ method has not seen; else the model stays as it was. No labels are needed.
 import copy
 from dataclasses import replace
 
+from torch import Tensor
+
 from vitcompress.details import Fact
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel
@@ -14,7 +16,7 @@ from vitcompress.model.families import anatomy_of
 from vitcompress.model.storage import as_stored
 from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
-from vitcompress.stages.probe import Probe
+from vitcompress.stages.probe import Probe, mean
 from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.recover.methods import method_of
 from vitcompress.stages.stage import Stage, StageResult
@@ -32,23 +34,29 @@ def recover(model: VitModel, config: RecoverConfig, context: Context) -> StageRe
         return planned
     fit, held = _split(config, context)
     judge = _judge(model, held)
-    before = judge.cost_of(judge.anatomy.module)
+    before = judge.distances_of(judge.anatomy.module)
     facts: dict[str, Fact] = {
         **planned.facts,
         "images": len(fit.images),
         "held_back_images": len(held.images),
-        f"held_back_{model.task.word}_before": before,
+        f"held_back_{model.task.word}_before": mean(before),
     }
-    if before <= _SAME:
+    if mean(before) <= _SAME:
         return _unchanged(model, config, facts, "the model answers as the dense one does already")
     placed_model = replace(model, module=judge.anatomy.module)
     found = method_of(config.method).recover(placed_model, config, fit, judge)
     recovered = as_stored(replace(model, module=copy.deepcopy(found.module).cpu()))
-    after = judge.cost_of(placed(recovered.module, context.device))
-    facts |= {f"held_back_{model.task.word}_after": after, **found.facts}
-    if not after < before:  # NaN is no gain
-        why = f"it was {after:.4g} from the dense model on images held back, after {before:.4g}"
-        result = _unchanged(model, config, facts, f"nothing is gained: {why}")
+    after = judge.distances_of(placed(recovered.module, context.device))
+    if after.isfinite().all():
+        facts[f"held_back_{model.task.word}_after"] = mean(after)
+    facts |= found.facts
+    if not _nearer(after, before):
+        why = (
+            f"{mean(after):.4g} from the dense model on images held back, after {mean(before):.4g}"
+        )
+        result = _unchanged(
+            model, config, facts, f"nothing is gained that is more than chance: {why}"
+        )
         return replace(result, tables=found.tables)
     return StageResult(recovered, facts, found.tables)
 
@@ -63,6 +71,13 @@ def plan(model: VitModel, config: RecoverConfig) -> StageResult:
     why = f"{model.architecture.timm}: {why}; it stays as it is"
     told = f"stages.{config.name}: skipped: {why}"
     return StageResult(model, {**facts, "skipped": why}, warnings=(told,))
+
+
+def _nearer(after: Tensor, before: Tensor) -> bool:
+    """Whether distances of images have fallen, in the mean and, as roots, by more than the standard
+    error of that; NaN is no gain."""
+    gain = before.double().sqrt() - after.double().sqrt()
+    return bool(gain.mean() > gain.std() / len(gain) ** 0.5) and mean(after) < mean(before)
 
 
 def _unchanged(

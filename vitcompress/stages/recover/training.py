@@ -21,7 +21,7 @@ from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.recover.trainable import Trainable
 
 _LOOKS = 10  # at the images held back, over all steps
-_PATIENCE = 3  # looks at nothing better, after which the training ends
+_PATIENCE = 5  # looks at nothing better, after which the training ends
 _WARM_UP = 0.1  # of all steps
 _LARGEST_GRADIENT = 1.0  # its norm
 _SAVED_EVERY = 40.0  # seconds
@@ -119,6 +119,10 @@ def check_optimizer(config: RecoverConfig) -> None:
         )
 
 
+def _distance(look: Look) -> float:
+    return math.inf if math.isnan(look.distance) else look.distance
+
+
 def _fits(name: str) -> bool:
     return not get_optimizer_info(name).second_order
 
@@ -145,15 +149,15 @@ class _Run:
         self.losses.append(float(found.detach()))
 
     def look(self, distance: float) -> None:
-        """Keep the student where it is nearer than ever; over: it is not any more, or broken."""
-        least = min((look.distance for look in self.looks), default=math.inf)
+        """Keep the student where it is nearer than ever; over where it has long not been, or is
+        broken."""
         self.looks.append(Look(self.step, sum(self.losses) / len(self.losses), distance))
         self.losses = []
-        if distance < least:
+        nearest = min(self.looks, key=_distance)  # the first of equal ones
+        if nearest is self.looks[-1]:
             self.best = self.student.copied()
-        latest = [look.distance for look in self.looks[-_PATIENCE:]]
-        none_better = all(not found < least for found in latest)
-        self.over = not math.isfinite(distance) or (len(latest) == _PATIENCE and none_better)
+        since = len(self.looks) - 1 - self.looks.index(nearest)
+        self.over = since == _PATIENCE or not math.isfinite(distance)
 
     def state(self, finished: bool = False) -> dict[str, Any]:
         """All that `restore` needs, of what tensors, numbers and their collections are."""

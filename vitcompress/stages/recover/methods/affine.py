@@ -4,18 +4,19 @@ Site after site, in the model as it is by then: what the attention or the MLP ad
 tokens is fitted to what would bring the stream back to that of the dense model (QwT-v2,
 2505.20932). Scale and shift go into the weights, or the scales of the codes, and the bias of the
 last layer. Errors made before a site are only partly a function of what it gives, so the fit is
-drawn towards no change, as strongly as serves the images held back best; a site that brings the
-answers no nearer to those of the dense model stays as it was.
+drawn towards no change; how strongly, and which tokens count, is chosen by the answers on images
+that took no part in it, and a site that brings these no nearer to the dense ones stays as it was.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from vitcompress.console import track
 from vitcompress.details import Row, Table
-from vitcompress.methods.channels import ChannelMoments, fitted
+from vitcompress.methods.channels import Affine, ChannelMoments, fitted
 from vitcompress.model.anatomy import Anatomy, Site
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
@@ -24,45 +25,56 @@ from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
 from vitcompress.stages.importance import Importance, importances
 from vitcompress.stages.observe import readout_loss, unlabelled
-from vitcompress.stages.probe import Change, Probe, first_changed
+from vitcompress.stages.probe import Change, Probe, first_changed, mean_root
 from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.recover.methods import Method, Recovered
 from vitcompress.stages.sequence import SitePair, side_by_side
 from vitcompress.tasks import Task
 
 _DAMPINGS = (0.1, 1.0)
+_GAINS = (0.97, 1.03)  # of a whole branch; pruning and rounding weaken some, and strengthen others
+_CHOOSING = 3  # one of so many images does not take part in the fits, but chooses among them
 _GRADIENT_IMAGES = 128
 
 
 def recover(model: VitModel, config: RecoverConfig, fit: Context, judge: Probe) -> Recovered:
-    """The model with other weights and biases in the last layers of its sites."""
-    dense, module = anatomy_of(placed(fit.dense.module, fit.device)), model.module
+    """The model with other weights and biases in the last layers of its sites.
+
+    `judge` is not asked: it is to see what comes of all choices that are made here.
+    """
+    dense, anatomy = anatomy_of(placed(fit.dense.module, fit.device)), model.anatomy
+    fit, choosing = fit.split(max(1, len(fit.images) // _CHOOSING))
+    pixels = _pixels(choosing, "reading images")
+    chooser = Probe(anatomy, pixels, model.task.distance, dense.module)
     importance = _importance(dense, model.task, fit)
     batches = ((pixels, False) for pixels in _pixels(fit, "reading images"))
-    least, rows, changed = _off(judge, {}), list[Row](), 0
-    places = side_by_side(dense, judge.anatomy, batches)
+    least, rows, changed = cast(Tensor, _distances(chooser, {})), list[Row](), 0
+    columns = tuple(f"root_{model.task.word}_{when}" for when in ("before", "fitted"))
+    places = side_by_side(dense, anatomy, batches)
     for place in track(places, "fitting channels", len(dense.sites)):
         if place.twin is None or outlet(place.twin) is None:
             continue
-        name = outlet_name(place.twin)
-        layers = _candidates(place, place.twin, importance[place.site.name])
-        tried = [_off(judge, {name: layer}) for layer in layers]
-        best = min(tried)
-        rows.append({"site": place.site.name, "before": least, "fitted": best})
-        if best < least:
+        name, best = outlet_name(place.twin), least
+        for layer in _candidates(place, place.twin, importance[place.site.name]):
+            found = _distances(chooser, {name: layer}, least)
+            if found is not None and mean_root(found) < mean_root(best):  # NaN is no gain
+                best = found
+                chosen = layer
+        roots = (mean_root(least), mean_root(best))
+        rows.append({"site": place.site.name, **dict(zip(columns, roots, strict=True))})
+        if best is not least:
             least, changed = best, changed + 1
-            module.set_submodule(name, layers[tried.index(best)])
-            judge.accept(Change(judge.anatomy, first_changed(judge.anatomy, [name])))
-    return Recovered(module, {"sites_changed": changed}, (Table.of("sites", rows),))
+            model.module.set_submodule(name, chosen)
+            chooser.accept(Change(anatomy, first_changed(anatomy, [name])))
+    return Recovered(model.module, {"sites_changed": changed}, (Table.of("sites", rows),))
 
 
-def _off(judge: Probe, layers: Mapping[str, Outlet]) -> float:
-    """How far the answers are from those of the dense model with `layers` in their places, as a
-    mean root: of distances themselves a few images would decide."""
-    with judge.replaced(layers) as change:
-        distances = judge.distances(change)
-    assert distances is not None
-    return float(distances.double().sqrt().mean())
+def _distances(
+    probe: Probe, layers: Mapping[str, Outlet], rival: Tensor | None = None
+) -> Tensor | None:
+    """As `Probe.distances`, with `layers` in their places."""
+    with probe.replaced(layers) as change:
+        return probe.distances(change, rival)
 
 
 def _importance(dense: Anatomy, task: Task, fit: Context) -> dict[str, Importance]:
@@ -79,15 +91,29 @@ def _pixels(context: Context, title: str, images: int | None = None) -> Iterator
 
 
 def _candidates(place: SitePair, site: Site, importance: Importance) -> list[Outlet]:
-    """What may come into the place of the outlet of `site`, drawn to it more or less."""
-    total: ChannelMoments | None = None
+    """What may come into the place of the outlet of `site`: fitted to the tokens of each of the
+    `_weightings`, drawn to what it is more or less; and all channels scaled alike."""
+    totals: list[ChannelMoments] = []
     for given, wanted, _ in place.adding():
-        weights = importance.token_weights(given.shape[1]).to(given.device)
-        found = ChannelMoments.of(given, wanted, weights)
-        total = found if total is None else total.plus(found)
-    assert total is not None
-    fits = (fitted(total, importance.metric, damping, shifts(site)) for damping in _DAMPINGS)
-    return [adjusted(site, *(each.float() for each in fit)) for fit in fits]
+        weightings = _weightings(importance, given.shape[1])
+        found = [ChannelMoments.of(given, wanted, each.to(given)) for each in weightings]
+        totals = [a.plus(b) for a, b in zip(totals, found, strict=True)] if totals else found
+    fits = [
+        fitted(moments, importance.metric, damping, shifts(site))
+        for moments in totals
+        for damping in _DAMPINGS
+    ]
+    still = torch.zeros_like(fits[0].shift)
+    fits += [Affine(torch.full_like(still, gain), still) for gain in _GAINS]
+    return [adjusted(site, *fit) for fit in fits]
+
+
+def _weightings(importance: Importance, tokens: int) -> list[Tensor]:
+    """How much each of so many tokens may count: as its importance says, or those alone that are no
+    patches; merged tokens have no counterpart in the dense model, and these have."""
+    prefix = importance.prefix_tokens
+    alone = (torch.arange(tokens) < prefix).float()
+    return [importance.token_weights(tokens), *([alone] if 0 < prefix < tokens else [])]
 
 
 def _obstacle(model: VitModel) -> str | None:
