@@ -1,4 +1,4 @@
-"""The loop of a training: steps, looks at images held back, and a state to go on from."""
+"""The loop of a training: steps, looks at how far it is, and a state to go on from."""
 
 import difflib
 import io
@@ -20,7 +20,7 @@ from vitcompress.stages.context import Context
 from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.recover.trainable import Trainable
 
-_LOOKS = 10  # at the images held back, over all steps
+_LOOKS = 10  # over all steps
 _PATIENCE = 5  # looks at nothing better, after which the training ends
 _WARM_UP = 0.1  # of all steps
 _LARGEST_GRADIENT = 1.0  # its norm
@@ -31,7 +31,7 @@ _UNFIT = ["bnb*", "fused*", "kron*"]  # of other packages; with a state that onl
 @dataclass(frozen=True)
 class Look:
     """After so many steps: the mean `loss` since the look before, and the mean `distance` from the
-    dense model on the images held back."""
+    dense model on the images that are watched."""
 
     step: int
     loss: float
@@ -67,8 +67,8 @@ def train(
 ) -> list[Look]:
     """Train `student`, which is left as it was at the best of all looks (in place).
 
-    `loss`: of the number of a step. `distance`: of the student as it is, on the images held back.
-    What was saved of the same training goes on, to the same end.
+    `loss`: of the number of a step. `distance`: of the student as it is, on images to be
+    watched. What was saved of the same training goes on, to the same end.
     """
     run = _Run(student, optimizer_of(student, config), student.copied())
     if (state := saved.load()) is not None:

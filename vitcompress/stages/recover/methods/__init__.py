@@ -41,13 +41,12 @@ def no_check(config: RecoverConfig) -> None:
 class Method:
     """A way to recover.
 
-    `check`: raises `InputError` for a config that no model can be recovered by.
-
     `recover`: (model, config, fit, judge) → what it made of the model, a copy on the device of the
     run that may be changed in place. `fit`: with the calibration images to learn from, and the
     dense model. `judge`: measures how far a module is from the dense model on the images that are
     held back, by `cost_of`; it looks at the same copy, whose layers it can also replace one by one.
     `obstacle`: why a model cannot be recovered so, in words that go on "NAME: "; None where it can.
+    `check`: raises `InputError` for a config that no model can be recovered by.
     """
 
     recover: Callable[[VitModel, RecoverConfig, Context, Probe], Recovered]

@@ -27,13 +27,17 @@ from vitcompress.stages.recover.trainable import finish, trainable
 from vitcompress.stages.recover.training import Look, SavedTraining, check_optimizer, train
 from vitcompress.stages.recover.views import Originals, Views
 
+_WATCHED = 0.125  # of the images to fit to: to tell how far the training is
+
 
 def recover(model: VitModel, config: RecoverConfig, fit: Context, judge: Probe) -> Recovered:
     """The model as it was at its best while it was trained.
 
+    What is best is told on some of the images to fit to, so that `judge` has seen none of it.
     Raises `InputError` where too many images cannot be read.
     """
-    saved = SavedTraining(fit.cache, _identity(model, config, fit, judge))
+    saved = SavedTraining(fit.cache, _identity(model, config, fit))
+    fit, watched = fit.split(max(1, round(_WATCHED * len(fit.images))))
     sites = sites_that_matter(model, fit) if config.parameters == "sites" else []
     student = trainable(model.module, config.parameters, sites)
     dense = anatomy_of(placed(fit.dense.module, fit.device))
@@ -48,10 +52,14 @@ def recover(model: VitModel, config: RecoverConfig, fit: Context, judge: Probe) 
     sets = [fit.images] if fit.recovery is None else [fit.images, fit.recovery]
     views = Views(Originals(sets, fit), fit.preprocess, config.crops, fit.seed)
 
+    pixels = watched.calibration_batches("answers of the dense model")
+    batches = (batch.to(fit.device) for batch in pixels)
+    probe = Probe(objective.student, batches, model.task.distance, reference=dense.module)
+
     def loss(step: int) -> Tensor:
         return objective.loss(views.batch(step, config.batch).to(fit.device))
 
-    looks = train(student, config, loss, partial(judge.cost_of, model.module), saved, fit)
+    looks = train(student, config, loss, partial(probe.cost_of, model.module), saved, fit)
     facts: dict[str, Fact] = {
         "views_of": len(views.originals),
         "trained_parameters": sum(value.numel() for value in student.parameters.values()),
@@ -63,10 +71,10 @@ def recover(model: VitModel, config: RecoverConfig, fit: Context, judge: Probe) 
     return Recovered(finish(model.module), facts, (_told(looks, model.task.word),))
 
 
-def _identity(model: VitModel, config: RecoverConfig, fit: Context, judge: Probe) -> list[object]:
+def _identity(model: VitModel, config: RecoverConfig, fit: Context) -> list[object]:
     """All that the outcome depends on."""
     more = None if fit.recovery is None else fit.recovery.fingerprint()
-    images = [fit.calibration_fingerprint, more, sum(len(part) for part in judge.dense)]
+    images = [fit.calibration_fingerprint, more]
     of_models = [model.fingerprint(), fit.dense.fingerprint()]
     return [*of_models, config.model_dump(mode="json"), images, fit.seed, fit.device.type]
 
@@ -89,7 +97,7 @@ def _told(looks: list[Look], word: str) -> Table:
     """A row for each look; what is not finite is left out."""
 
     def row(look: Look) -> Row:
-        found = {"loss": look.loss, f"held_back_{word}": look.distance}
+        found = {"loss": look.loss, word: look.distance}
         return {"step": look.step, **{k: v for k, v in found.items() if math.isfinite(v)}}
 
     return Table.of("training", map(row, looks))
