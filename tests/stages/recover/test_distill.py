@@ -152,12 +152,12 @@ def test_every_family_and_task_can_be_trained(
 ) -> None:
     name, options = FAMILIES[family]
     dense, given = make_vit(name, **options), weakened(make_vit(name, **options))
-    result = recover(given, config(rate=5e-5), make_context(dense=dense))
-    assert_nearer(result, given.task.word)
+    result = recover(given, config(), make_context(dense=dense))
+    losses = [row["loss"] for row in result.table("training").rows]
+    assert min(losses[1:]) < losses[0]  # type: ignore[type-var, operator]
 
 
-def test_features_alone_tell_what_to_learn(make_vit: MakeVit, context: Context) -> None:
-    """Of a last layer whose output nothing is read off."""
+def test_outputs_alone_can_tell_what_to_learn(make_vit: MakeVit, context: Context) -> None:
     result = recover(weakened(make_vit()), config(features=0), context)
     assert_nearer(result)
     assert result.facts["features_compared"] == 0
