@@ -21,7 +21,7 @@ def test_a_run_trains_on_more_images_and_tells_of_it(
     out = tmp_path / "out"
     report = call("run", recipe, "--out", out, "--limit", 48, "--json").json
     details = report["stages"][1]["details"]
-    assert details["facts"]["views_of"] == 32 + 48
+    assert details["facts"]["views_of"] == 36 + 48
     (training,) = details["tables"]
     steps = [row["step"] for row in training["rows"]]
     assert steps == list(range(1, len(steps) + 1))

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from vitcompress.report.model import Details, StudyReport
 from vitcompress.run_images import RunImages, open_run_images
 from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
+from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.registry import stage_of
 from vitcompress.stages.stage import StageResult
 
@@ -128,7 +129,9 @@ def sensitivity(recipe: Recipe, options: Options) -> dict[str, Table]:
 
 
 def context_of(recipe: Recipe, dense: VitModel, data: RunImages, options: Options) -> Context:
-    return Context(
+    """What the stages of `recipe` are run with: where any of them recovers, without the images that
+    it holds back."""
+    context = Context(
         dense=dense,
         calibration=data.calibration,
         preprocess=dense.preprocess,
@@ -140,6 +143,11 @@ def context_of(recipe: Recipe, dense: VitModel, data: RunImages, options: Option
         recovery=data.recovery,
         target=recipe.export.target,
     )
+    shares = [config.held_back for config in recipe.stages if isinstance(config, RecoverConfig)]
+    if not shares:
+        return context
+    rest, reserve = context.split(int(max(shares) * len(context.images)))
+    return replace(rest, reserve=reserve.images)
 
 
 def _device(name: str) -> torch.device:

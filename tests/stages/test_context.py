@@ -52,3 +52,15 @@ def test_latencies_are_of_the_runtime_of_the_recipe(
             table.grids["a"] = [1.0]
     with replace(context, target=targets.DEFAULT).latencies() as table:
         assert not table.grids
+
+
+def test_images_are_held_back_from_all_stages_where_one_recovers(
+    vit: VitModel, make_context: Callable[..., Context]
+) -> None:
+    images, stages = make_context().images, [{"type": "tail"}]
+    for recovering, left in (([], 20), ([{"type": "recover", "held_back": 0.3}], 14)):
+        recipe = Recipe.model_validate({"stages": [*stages, *recovering]})
+        context = chain.context_of(recipe, vit, RunImages(images, images), chain.Options())
+        assert context.images.names == images.names[:left]
+        reserve = [] if context.reserve is None else context.reserve.names
+        assert reserve == images.names[left:]

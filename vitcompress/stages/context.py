@@ -28,7 +28,9 @@ class Context:
 
     `dense`: the model before all stages, on the CPU. `max_unreadable`: the share of images that may
     be unreadable before the run stops. `evaluation`: images to be shown; a stage measures nothing
-    on them. `recovery`: more images to train on. `target`: the runtime that latencies are of.
+    on them. `recovery`: more images to train on. `reserve`: images like those of `calibration`, of
+    which no stage learns; None where none were held back for a stage to come. `target`: the runtime
+    that latencies are of.
     """
 
     dense: VitModel
@@ -40,6 +42,7 @@ class Context:
     max_unreadable: float = 0.01
     evaluation: ImageSet | None = None
     recovery: ImageSet | None = None
+    reserve: ImageSet | None = None
     target: str = targets.DEFAULT
 
     @property

@@ -12,7 +12,6 @@ from vitcompress.data.images import ImageSet
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel
 from vitcompress.stages.context import Context
-from vitcompress.stages.probe import Probe
 from vitcompress.stages.recover import stage
 from vitcompress.stages.recover.config import OnlyOf, RecoverConfig
 from vitcompress.stages.recover.methods import Method, Recovered, method_of
@@ -40,8 +39,10 @@ def by(
 ) -> None:
     """Let every method do `change` to the model, and note what it was given."""
 
-    def recovering(model: VitModel, config: RecoverConfig, fit: Context, judge: Probe) -> Recovered:
-        seen.append((fit.images.names, len(torch.cat(judge.dense))))
+    def recovering(
+        model: VitModel, config: RecoverConfig, fit: Context, watched: Context
+    ) -> Recovered:
+        seen.append((fit.images.names, watched.images.names))
         change(model)
         return Recovered(model.module, {"tried": True})
 
@@ -65,13 +66,24 @@ def test_what_comes_nearer_on_images_held_back_is_kept(
 ) -> None:
     before, seen = damaged.fingerprint(), list[Any]()
     by(undone, monkeypatch, seen)
-    result = recover(damaged, RecoverConfig(held_back=0.2, images=10), context)
+    result = recover(damaged, RecoverConfig(held_back=0.25, images=16), context)
     assert damaged.fingerprint() == before  # what was given is left alone
     facts = result.facts
     assert facts["held_back_kl_after"] < 1e-6 < facts["held_back_kl_before"]  # type: ignore[operator]
-    assert (facts["images"], facts["held_back_images"], facts["tried"]) == (8, 2, True)
+    assert (facts["images"], facts["held_back_images"], facts["tried"]) == (12, 2, True)
     assert result.warnings == ()
-    assert seen == [(images.names[:8], 2)]
+    assert seen == [(images.names[:12], images.names[12:14])]
+
+
+def test_what_no_stage_has_learned_from_is_watched_and_judged_by(
+    damaged: VitModel, make_context: MakeContext, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[Any]()
+    by(undone, monkeypatch, seen)
+    rest, reserve = images.subset(range(12)), images.subset(range(12, 20))
+    result = recover(damaged, RecoverConfig(), make_context(calibration=rest, reserve=reserve))
+    assert seen == [(images.names[:12], images.names[12:16])]
+    assert result.facts["held_back_images"] == 4
 
 
 @pytest.mark.parametrize("change", [worse, broken])
@@ -82,7 +94,7 @@ def test_nothing_worse_is_given_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     by(change, monkeypatch, [])
-    result = recover(damaged, RecoverConfig(), context)
+    result = recover(damaged, RecoverConfig(method="affine"), context)
     assert result.model is damaged
     assert result.facts["left_as_it_was"]
     (warning,) = result.warnings
@@ -94,7 +106,7 @@ def test_there_may_be_nothing_to_recover(
 ) -> None:
     seen = list[Any]()
     by(worse, monkeypatch, seen)
-    result = recover(vit, RecoverConfig(), context)
+    result = recover(vit, RecoverConfig(method="affine"), context)
     assert result.model is vit
     assert seen == []
     assert "answers as the dense one does already" in result.warnings[0]
@@ -106,7 +118,9 @@ def test_what_is_stored_in_few_bits_is_kept_as_it_is_stored(
     by(undone, monkeypatch, [])
     name = "blocks.0.mlp.fc2.weight"
     architecture = damaged.architecture.model_copy(update={"half": (name,)})
-    result = recover(replace(damaged, architecture=architecture), RecoverConfig(), context)
+    result = recover(
+        replace(damaged, architecture=architecture), RecoverConfig(method="affine"), context
+    )
     weight = result.model.module.get_parameter(name)
     assert torch.equal(weight, weight.half().float())
 
@@ -117,12 +131,12 @@ def test_too_few_images_are_refused(
 ) -> None:
     context = make_context(calibration=images.subset(range(count)))
     with pytest.raises(InputError, match=r"stages\.recover: \d calibration images are too few"):
-        recover(damaged, RecoverConfig(), context)
+        recover(damaged, RecoverConfig(method="affine"), context)
 
 
 def test_options_of_another_method_are_refused() -> None:
     assert Options(steps=5).steps == 5  # as it is written down where nothing is said
-    with pytest.raises(ValidationError, match="is for method: training, and the method is affine"):
+    with pytest.raises(ValidationError, match="is for method: training, and the method is distill"):
         Options(steps=6)
 
 
@@ -132,6 +146,9 @@ def test_what_cannot_be_recovered_is_skipped(
     method = method_of("affine")
     obstacle = Method(method.recover, lambda _: "too odd")
     monkeypatch.setattr(stage, "method_of", lambda _: obstacle)
-    for result in (plan(vit, RecoverConfig()), recover(vit, RecoverConfig(), context)):
+    for result in (
+        plan(vit, RecoverConfig(method="affine")),
+        recover(vit, RecoverConfig(method="affine"), context),
+    ):
         assert result.model is vit
         assert result.facts["skipped"] == "vit_tiny_patch16_224: too odd; it stays as it is"

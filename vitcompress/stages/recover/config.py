@@ -33,8 +33,9 @@ class RecoverConfig(BaseModel):
     bring the stream of tokens nearest to that of the dense model, in closed form and at no cost at
     run time; `distill` trains the model to answer as the dense one does, on random crops and flips
     of the images and of those of `data.recovery`. `images`: how many calibration images at most
-    (None: all). `held_back`: the share of them that is held back; what does not come nearer to the
-    dense model there is not kept.
+    (None: all). `held_back`: the share of them that is held back, from
+    all stages of the chain, to choose and to judge by; what does not come nearer to the dense model
+    there is not kept.
 
     Of `distill`: `steps`, each of `batch` crops, of sides between the shares `crops` of the image.
     `optimizer`: timm's name of one; `rate`: its learning rate, which rises from zero and falls to
@@ -47,7 +48,7 @@ class RecoverConfig(BaseModel):
 
     type: Literal["recover"] = "recover"
     name: str = "recover"
-    method: MethodName = "affine"
+    method: MethodName = "distill"
     images: Annotated[int, Field(gt=0)] | None = None
     held_back: Annotated[float, Field(gt=0, lt=1)] = 0.25
     steps: Annotated[int, Field(gt=0), OnlyOf("distill")] = 300

@@ -1,7 +1,8 @@
 """Recover: the model answers more like the dense one again, at the same cost.
 
-What a method makes of the model is kept where it is nearer to the dense model on images that the
-method has not seen; else the model stays as it was. No labels are needed.
+What a method makes of the model is kept where it is nearer to the dense model on images that
+neither the method nor any stage before has seen, for images that a stage was fitted to flatter it;
+else the model stays as it was. No labels are needed.
 """
 
 import copy
@@ -12,7 +13,6 @@ from torch import Tensor
 from vitcompress.details import Fact
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.families import anatomy_of
 from vitcompress.model.storage import as_stored
 from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
@@ -21,6 +21,7 @@ from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.recover.methods import method_of
 from vitcompress.stages.stage import Stage, StageResult
 
+_ERRORS = 2.0  # that a gain has to be: one, and every sixth change for the worse passed for one
 _SAME = 1e-6  # a distance, in nats or the like, that rounding alone makes
 
 
@@ -32,19 +33,21 @@ def recover(model: VitModel, config: RecoverConfig, context: Context) -> StageRe
     planned = plan(model, config)
     if "skipped" in planned.facts:
         return planned
-    fit, held = _split(config, context)
-    judge = _judge(model, held)
-    before = judge.distances_of(judge.anatomy.module)
+    fit, watched, held = _split(config, context)
+    module = copy.deepcopy(model.module).to(context.device)
+    judge = _judge(replace(model, module=module), held)
+    before = judge.distances_of(module)
     facts: dict[str, Fact] = {
         **planned.facts,
         "images": len(fit.images),
+        "watched_images": len(watched.images),
         "held_back_images": len(held.images),
         f"held_back_{model.task.word}_before": mean(before),
     }
     if mean(before) <= _SAME:
         return _unchanged(model, config, facts, "the model answers as the dense one does already")
-    placed_model = replace(model, module=judge.anatomy.module)
-    found = method_of(config.method).recover(placed_model, config, fit, judge)
+    own = replace(model, module=module)
+    found = method_of(config.method).recover(own, config, fit, watched)
     recovered = as_stored(replace(model, module=copy.deepcopy(found.module).cpu()))
     after = judge.distances_of(placed(recovered.module, context.device))
     if after.isfinite().all():
@@ -74,10 +77,11 @@ def plan(model: VitModel, config: RecoverConfig) -> StageResult:
 
 
 def _nearer(after: Tensor, before: Tensor) -> bool:
-    """Whether distances of images have fallen, in the mean and, as roots, by more than the standard
-    error of that; NaN is no gain."""
+    """Whether distances of images have fallen, in the mean and, as roots, by more than `_ERRORS`
+    standard errors of that; NaN is no gain."""
     gain = before.double().sqrt() - after.double().sqrt()
-    return bool(gain.mean() > gain.std() / len(gain) ** 0.5) and mean(after) < mean(before)
+    chance = _ERRORS * gain.std() / len(gain) ** 0.5
+    return bool(gain.mean() > chance) and mean(after) < mean(before)
 
 
 def _unchanged(
@@ -87,26 +91,30 @@ def _unchanged(
     return StageResult(model, {**facts, "left_as_it_was": True}, warnings=(told,))
 
 
-def _split(config: RecoverConfig, context: Context) -> tuple[Context, Context]:
-    """The context with the images to fit to, and with those held back."""
-    images = context.images
-    count = min(len(images), config.images or len(images))
-    held = int(count * config.held_back)
-    if held < 2 or count - held < 2:
+def _split(config: RecoverConfig, context: Context) -> tuple[Context, Context, Context]:
+    """The context with the images to learn from, with those to choose by, and with those to judge
+    by. The latter two are from its reserve, which no stage before has learned from, where it has
+    one."""
+    count = min(len(context.images), config.images or len(context.images))
+    fit = replace(context, calibration=context.images.subset(range(count)))
+    if context.reserve is None:
+        fit, held = fit.split(int(count * config.held_back))
+    else:
+        held = replace(context, calibration=context.reserve)
+    if len(held.images) < 4 or len(fit.images) < 2:
         raise InputError(
-            f"stages.{config.name}: {count} calibration images are too few to fit to some and "
-            "judge on others; give at least 8"
+            f"stages.{config.name}: {count} calibration images are too few to learn from some and "
+            f"to judge by a share of {config.held_back:g} of them; give at least 16"
         )
-    return replace(context, calibration=images.subset(range(count))).split(held)
+    return fit, *held.split(len(held.images) // 2)
 
 
 def _judge(model: VitModel, held: Context) -> Probe:
-    """Distances of `model`, a copy on the device of `held`, from the dense model."""
-    device = held.device
-    dense = placed(held.dense.module, device)
-    pixels = (batch.to(device) for batch in held.calibration_batches("answers of the dense model"))
-    module = copy.deepcopy(model.module).to(device)
-    return Probe(anatomy_of(module), pixels, model.task.distance, reference=dense)
+    """Distances of `model` from the dense model; both on the device of `held`."""
+    dense = placed(held.dense.module, held.device)
+    pixels = held.calibration_batches("answers of the dense model")
+    batches = (batch.to(held.device) for batch in pixels)
+    return Probe(model.anatomy, batches, model.task.distance, reference=dense)
 
 
 STAGE = Stage(recover, plan)

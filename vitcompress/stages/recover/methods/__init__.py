@@ -13,7 +13,6 @@ from vitcompress import registry
 from vitcompress.details import Fact, Table
 from vitcompress.model.architecture import VitModel
 from vitcompress.stages.context import Context
-from vitcompress.stages.probe import Probe
 from vitcompress.stages.recover.config import RecoverConfig
 
 PACKAGE = __name__
@@ -41,15 +40,15 @@ def no_check(config: RecoverConfig) -> None:
 class Method:
     """A way to recover.
 
-    `recover`: (model, config, fit, judge) → what it made of the model, a copy on the device of the
-    run that may be changed in place. `fit`: with the calibration images to learn from, and the
-    dense model. `judge`: measures how far a module is from the dense model on the images that are
-    held back, by `cost_of`; it looks at the same copy, whose layers it can also replace one by one.
+    `recover`: (model, config, fit, watched) → what it made of the model, a copy on the device of
+    the run that may be changed in place. `fit`: with the calibration images to learn from, and the
+    dense model. `watched`: with others, that no stage has learned from, to choose and to stop by.
+    What comes of that is judged on further images.
     `obstacle`: why a model cannot be recovered so, in words that go on "NAME: "; None where it can.
     `check`: raises `InputError` for a config that no model can be recovered by.
     """
 
-    recover: Callable[[VitModel, RecoverConfig, Context, Probe], Recovered]
+    recover: Callable[[VitModel, RecoverConfig, Context, Context], Recovered]
     obstacle: Callable[[VitModel], str | None] = no_obstacle
     check: Callable[[RecoverConfig], None] = no_check
 

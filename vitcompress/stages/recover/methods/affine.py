@@ -33,18 +33,13 @@ from vitcompress.tasks import Task
 
 _DAMPINGS = (0.1, 1.0)
 _GAINS = (0.97, 1.03)  # of a whole branch; pruning and rounding weaken some, and strengthen others
-_CHOOSING = 3  # one of so many images does not take part in the fits, but chooses among them
 _GRADIENT_IMAGES = 128
 
 
-def recover(model: VitModel, config: RecoverConfig, fit: Context, judge: Probe) -> Recovered:
-    """The model with other weights and biases in the last layers of its sites.
-
-    `judge` is not asked: it is to see what comes of all choices that are made here.
-    """
+def recover(model: VitModel, config: RecoverConfig, fit: Context, watched: Context) -> Recovered:
+    """The model with other weights and biases in the last layers of its sites."""
     dense, anatomy = anatomy_of(placed(fit.dense.module, fit.device)), model.anatomy
-    fit, choosing = fit.split(max(1, len(fit.images) // _CHOOSING))
-    pixels = _pixels(choosing, "reading images")
+    pixels = _pixels(watched, "reading images")
     chooser = Probe(anatomy, pixels, model.task.distance, dense.module)
     importance = _importance(dense, model.task, fit)
     batches = ((pixels, False) for pixels in _pixels(fit, "reading images"))

@@ -27,17 +27,13 @@ from vitcompress.stages.recover.trainable import finish, trainable
 from vitcompress.stages.recover.training import Look, SavedTraining, check_optimizer, train
 from vitcompress.stages.recover.views import Originals, Views
 
-_WATCHED = 0.125  # of the images to fit to: to tell how far the training is
 
+def recover(model: VitModel, config: RecoverConfig, fit: Context, watched: Context) -> Recovered:
+    """The model as it was at its best, on the images that are `watched`, while it was trained.
 
-def recover(model: VitModel, config: RecoverConfig, fit: Context, judge: Probe) -> Recovered:
-    """The model as it was at its best while it was trained.
-
-    What is best is told on some of the images to fit to, so that `judge` has seen none of it.
     Raises `InputError` where too many images cannot be read.
     """
-    saved = SavedTraining(fit.cache, _identity(model, config, fit))
-    fit, watched = fit.split(max(1, round(_WATCHED * len(fit.images))))
+    saved = SavedTraining(fit.cache, _identity(model, config, fit, watched))
     sites = sites_that_matter(model, fit) if config.parameters == "sites" else []
     student = trainable(model.module, config.parameters, sites)
     dense = anatomy_of(placed(fit.dense.module, fit.device))
@@ -71,10 +67,12 @@ def recover(model: VitModel, config: RecoverConfig, fit: Context, judge: Probe) 
     return Recovered(finish(model.module), facts, (_told(looks, model.task.word),))
 
 
-def _identity(model: VitModel, config: RecoverConfig, fit: Context) -> list[object]:
+def _identity(
+    model: VitModel, config: RecoverConfig, fit: Context, watched: Context
+) -> list[object]:
     """All that the outcome depends on."""
     more = None if fit.recovery is None else fit.recovery.fingerprint()
-    images = [fit.calibration_fingerprint, more]
+    images = [fit.calibration_fingerprint, more, watched.calibration_fingerprint]
     of_models = [model.fingerprint(), fit.dense.fingerprint()]
     return [*of_models, config.model_dump(mode="json"), images, fit.seed, fit.device.type]
 
