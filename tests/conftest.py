@@ -1,19 +1,21 @@
 """A tiny ViT with weights that leave nothing at zero or one, and a few images in memory."""
 
+import gc
 import io
 import multiprocessing
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import timm
 import torch
 from onnxscript import TracedOnnxFunction
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from helpers import fresh
@@ -25,6 +27,7 @@ from vitcompress.data.preprocess import Preprocess
 from vitcompress.example import glyphs
 from vitcompress.export.folder import save_folder
 from vitcompress.export.onnx import export_onnx
+from vitcompress.export.passes.describe import METADATA_PREFIX
 from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model.architecture import Architecture, VitModel
 from vitcompress.model.families import adopt
@@ -44,6 +47,7 @@ OPTIONS: dict[str, Any] = {
     "num_heads": 2,
     "num_classes": 10,
 }
+SHALLOW = 2  # blocks that whole runs have of the embedded example
 IMAGES = 20  # more than one batch of a context
 PREPROCESS = Preprocess(
     input_size=(32, 32),
@@ -71,13 +75,15 @@ def _fill(module: torch.nn.Module) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def done_once() -> Iterator[None]:
-    """Work that is the same each time, a second or more: at every export, the signatures of
-    operators are parsed from their source, and at every run of the embedded example its images
-    are drawn."""
+    """Work that is the same each time, much of a second or more: at every export, the signatures
+    of operators are parsed from their source, and the collector walks all that was imported; at
+    every run of the embedded example its images are drawn."""
     parsed = TracedOnnxFunction.function_ir.fget
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TracedOnnxFunction, "function_ir", property(cache(parsed)))
         patch.setattr(glyphs, "draw", cache(glyphs.draw))
+        gc.collect()
+        gc.freeze()
         yield
 
 
@@ -88,24 +94,37 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def in_fresh_process(tmp_path: Path) -> Callable[[VitModel, torch.Tensor], torch.Tensor]:
-    """A function that saves a model and returns the logits of a new process that loads it.
+def fresh_logits(tmp_path: Path) -> Callable[[Path, torch.Tensor], torch.Tensor]:
+    """A function that returns the logits of a new process that loads the model in a folder.
 
     It forks from a process that has imported the package and done nothing since.
     """
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["vitcompress.export.folder"])
 
+    def run(home: Path, pixels: torch.Tensor) -> torch.Tensor:
+        read, written = tmp_path / "pixels.npy", tmp_path / "logits.npy"
+        np.save(read, pixels.numpy())
+        process = processes.Process(target=fresh.write_logits, args=(home, read, written))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        return torch.from_numpy(np.load(written))
+
+    return run
+
+
+@pytest.fixture
+def in_fresh_process(
+    fresh_logits: Callable[[Path, torch.Tensor], torch.Tensor], tmp_path: Path
+) -> Callable[[VitModel, torch.Tensor], torch.Tensor]:
+    """A function that saves a model and returns the logits of a new process that loads it."""
+
     def run(model: VitModel, pixels: torch.Tensor) -> torch.Tensor:
         home = tmp_path / "saved"
         home.mkdir()
         save_folder(model, home)
-        np.save(home / fresh.PIXELS, pixels.numpy())
-        process = processes.Process(target=fresh.write_logits, args=(home,))
-        process.start()
-        process.join()
-        assert process.exitcode == 0
-        return torch.from_numpy(np.load(home / fresh.LOGITS))
+        return fresh_logits(home, pixels)
 
     return run
 
@@ -162,12 +181,15 @@ def images() -> ImageSet:
 
 
 @pytest.fixture
-def make_context(images: ImageSet, tmp_path: Path) -> Callable[..., Context]:
+def make_context(
+    images: ImageSet, make_vit: Callable[..., VitModel], tmp_path: Path
+) -> Callable[..., Context]:
     """A function that returns a context with a cache of its own; `cache` is its folder, and other
     keywords replace the fields of the context."""
 
     def make(cache: Path = tmp_path / "cache", resume: bool = True, **changes: Any) -> Context:
         fields: dict[str, Any] = {
+            "dense": make_vit(),
             "calibration": images,
             "preprocess": PREPROCESS,
             "seed": 0,
@@ -186,7 +208,8 @@ def context(make_context: Callable[..., Context]) -> Context:
 
 @pytest.fixture(scope="session")
 def export_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, int]]:
-    """`export_onnx`, but equal models with equal facts are exported once: it takes seconds."""
+    """`export_onnx`, but equal models are exported once, which takes seconds; then their files are
+    told the facts."""
     home, exported = tmp_path_factory.mktemp("exported"), {}
 
     def export(
@@ -196,20 +219,48 @@ def export_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[
         target: str = targets.DEFAULT,
         floats: Floats = "float32",
     ) -> dict[str, int]:
-        key = (model.fingerprint(), model.preprocess, *sorted(facts.items()), target, floats)
+        key = (model.fingerprint(), model.preprocess, target, floats)
         if key not in exported:
             kept = home / f"{len(exported)}.onnx"
-            exported[key] = kept, export_onnx(model, kept, facts, target, floats)
+            exported[key] = kept, export_onnx(model, kept, {}, target, floats)
         kept, changed = exported[key]
-        shutil.copyfile(kept, path)
+        written = onnx.load(kept)
+        told = {each.key: each.value for each in written.metadata_props}
+        told |= {METADATA_PREFIX + name: fact for name, fact in facts.items()}
+        onnx.helper.set_model_props(written, told)
+        onnx.save(written, path)
         return dict(changed)
 
     return export
 
 
+@pytest.fixture(scope="session")
+def shallow_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of the embedded example without its blocks from `SHALLOW` on.
+
+    Its logits are four times as large, so that they vary from image to image as with all blocks.
+    """
+    held = load_file(glyphs.CHECKPOINT)
+    left = {
+        name: tensor
+        for name, tensor in held.items()
+        if not name.startswith("blocks.") or int(name.split(".")[1]) < SHALLOW
+    }
+    left |= {name: 4 * left[name] for name in ("head.weight", "head.bias")}
+    save_file(left, path := tmp_path_factory.mktemp("example") / glyphs.CHECKPOINT.name)
+    return path
+
+
 @pytest.fixture
-def quick_runs(monkeypatch: pytest.MonkeyPatch, export_once: Callable[..., dict[str, int]]) -> None:
-    """Whole runs take few timings, and do not export again what an earlier one has exported."""
+def quick_runs(
+    monkeypatch: pytest.MonkeyPatch,
+    export_once: Callable[..., dict[str, int]],
+    shallow_example: Path,
+) -> None:
+    """Whole runs of the embedded example have its first blocks only, take few timings, and do not
+    export again what an earlier one has exported."""
+    monkeypatch.setattr(glyphs, "CHECKPOINT", shallow_example)
+    monkeypatch.setitem(glyphs.TIMM_OPTIONS, "depth", SHALLOW)
     monkeypatch.setattr("vitcompress.pipeline.time_in_turns", partial(time_in_turns, seconds=0))
     monkeypatch.setattr("vitcompress.pipeline.export_onnx", export_once)
 

@@ -71,7 +71,7 @@ def save(
 
 @pytest.mark.parametrize(
     "channels",
-    [2, 13, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)],
+    [13, *(pytest.param(channels, marks=pytest.mark.slow) for channels in (1, 2, 4))],
 )
 def test_the_whole_chain(
     channels: int, save: Callable[[int], Given], call: Call, recipe: Path, tmp_path: Path

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch import nn
 from helpers.cli import Call
 from vitcompress.export.folder import load_folder
 from vitcompress.export.onnx import metadata
-from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model.architecture import VitModel
 
 NAMES = ("Zander", "Aal", "Hecht")
@@ -48,10 +46,8 @@ def images(home: Path, names: tuple[str, ...]) -> Path:
     return home
 
 
-def test_class_names_reach_all_that_is_written(
-    call: Call, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vitcompress.pipeline.time_in_turns", partial(time_in_turns, seconds=0))
+@pytest.mark.usefixtures("quick_runs")
+def test_class_names_reach_all_that_is_written(call: Call, folder: Path, tmp_path: Path) -> None:
     judged, out = images(tmp_path / "images", NAMES), tmp_path / "out"
     told = call("export", folder, "--evaluation", judged, "--out", out).told
     assert "classes are told by the names that the model has for them" in told

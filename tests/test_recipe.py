@@ -78,7 +78,8 @@ def message(text: str | bytes, *overrides: str) -> str:
         ("- {type: quantise}", "6: stages.quantise.type: unknown type; did you mean quantize?"),
         (
             "- {name: q}",
-            "6: stages.q.type: is missing; use one of tail, prune, merge, sparsify, quantize",
+            "6: stages.q.type: is missing; use one of tail, prune, merge, sparsify, "
+            "quantize, recover",
         ),
         ("- merge", "6: stages.3: must be keys with values, not 'merge'"),
         (
@@ -99,7 +100,11 @@ def message(text: str | bytes, *overrides: str) -> str:
             "6: stages.a b.name: must consist of letters, digits, - and _, not 'a b'",
         ),
         ("gate:", "6: gate: unknown key; did you mean gates?"),
-        ("x: 1", "6: x: unknown key; known are version, model, task, data, stages, export, gates"),
+        (
+            "x: 1",
+            "6: x: unknown key; known are version, model, task, data, stages, export, gates, "
+            "search",
+        ),
         ("gates: {max_drop: {tpo1: 1}}", "6: gates.max_drop.tpo1: unknown key; did you mean top1?"),
         (
             "gates: {max_drop: {agreement: 1}}",

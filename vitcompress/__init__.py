@@ -34,7 +34,7 @@ def compress(
     """Run `recipe` on `model` and write the folder `out`, as `vitcompress run` does.
 
     `settings` are overrides such as `"stages.quant.residual=0"`; `options` are the fields of
-    `pipeline.Options` (seed, device, threads, limit, resume). A failed gate is no error: look at
+    `chain.Options` (seed, device, threads, limit, resume). A failed gate is no error: look at
     `report.passed`.
 
     Raises:
@@ -53,7 +53,8 @@ def compress(
     values = {key: os.fspath(value) if value else None for key, value in given.items()}
     resolved = load_recipe(find_recipe(os.fspath(recipe)), settings, values)
     check_inputs(resolved)
-    from vitcompress.pipeline import Options, run
+    from vitcompress.chain import Options
+    from vitcompress.pipeline import run
 
     return run(resolved, Path(out), Options(**options))
 

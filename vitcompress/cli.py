@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn, ParamSpec, TypeVar
 
 import typer
 
-from vitcompress import cli_looking
+from vitcompress import cli_looking, cli_search
 from vitcompress.cli_options import (
     AsJson,
     Calibration,
@@ -106,10 +106,11 @@ def run(
     resolved = load_recipe(find_recipe(recipe), settings or (), given)
     check_inputs(resolved)
     from vitcompress import pipeline
+    from vitcompress.chain import Options
     from vitcompress.report import terminal
 
     target = out or Path("out") / f"{_stem(resolved.model.checkpoint)}-{Path(recipe).stem}"
-    options = pipeline.Options(seed, device, threads, limit, resume)
+    options = Options(seed, device, threads, limit, resume)
     report = pipeline.run(resolved, target, options)
     say(terminal.summary(report))
     say(f"written to {target}: open {target / 'report.html'}")
@@ -146,10 +147,11 @@ def export(
     recipe = recipe_without_stages(given, settings or ())
     check_inputs(recipe)
     from vitcompress import pipeline
+    from vitcompress.chain import Options
     from vitcompress.report import terminal
 
     target = out or Path("out") / f"{_stem(model)}-fp32"
-    report = pipeline.run(recipe, target, pipeline.Options(threads=threads, limit=limit))
+    report = pipeline.run(recipe, target, Options(threads=threads, limit=limit))
     say(terminal.summary(report))
     say(f"written to {target}")
     if as_json:
@@ -175,9 +177,9 @@ def plan(
     given = given_values(model, name)
     resolved = load_recipe(find_recipe(recipe), settings or (), given)
     check_inputs(resolved, images=False)
-    from vitcompress import pipeline
+    from vitcompress import chain
 
-    stages = pipeline.plan(resolved)
+    stages = chain.plan(resolved)
     if as_json:
         return print_json(
             [vars(planned) | {"details": planned.details.model_dump()} for planned in stages]
@@ -229,11 +231,11 @@ def sensitivity(
         given |= {f"stages.{stage}.score": score for stage in scored}
         resolved = load_recipe(file, settings or (), given)
     check_inputs(resolved)
-    from vitcompress import pipeline
+    from vitcompress import chain
     from vitcompress.report import html, terminal
 
-    options = pipeline.Options(seed=seed, device=device, limit=limit, resume=resume)
-    tables = pipeline.sensitivity(resolved, options)
+    options = chain.Options(seed=seed, device=device, limit=limit, resume=resume)
+    tables = chain.sensitivity(resolved, options)
     for stage, found in tables.items():
         console.print(terminal.table(stage, found), crop=False)
     rows = {stage: found.rows for stage, found in tables.items()}
@@ -267,6 +269,7 @@ app.command()(reported(cli_looking.predict))
 app.command("eval")(reported(cli_looking.evaluate))
 app.command()(reported(cli_looking.bench))
 app.command()(reported(cli_looking.compare))
+app.command()(reported(cli_search.search))
 
 
 @app.command()

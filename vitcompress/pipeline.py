@@ -1,8 +1,7 @@
 """One run: load → baseline → stages → export → measure → gates → report."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,14 +11,14 @@ import torch
 from torch import Tensor
 
 from vitcompress import gates, output, targets, trained_size
-from vitcompress.console import console, say
+from vitcompress.chain import Carried, Options, context_of, details_of, planned, step
+from vitcompress.console import console
 from vitcompress.data.images import ImageSet, batches
 from vitcompress.dense import load_dense, say_model
-from vitcompress.details import Table
-from vitcompress.errors import InputError, ParityError
+from vitcompress.errors import ParityError
 from vitcompress.evaluation import Judged, judge, torch_runner
 from vitcompress.export import folder
-from vitcompress.export.floats import check_weights, in_float16
+from vitcompress.export.floats import in_float16
 from vitcompress.export.onnx import export_onnx, facts_of
 from vitcompress.export.parity import check_parity
 from vitcompress.measure import cost
@@ -32,7 +31,6 @@ from vitcompress.recipe import Recipe
 from vitcompress.report.figures import told
 from vitcompress.report.model import (
     Artifact,
-    Details,
     Latency,
     Metrics,
     Report,
@@ -40,10 +38,9 @@ from vitcompress.report.model import (
     StudyReport,
 )
 from vitcompress.run_images import RunImages, judging, open_run_images
-from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
 from vitcompress.stages.registry import stage_of
-from vitcompress.stages.stage import StageResult, Study
+from vitcompress.stages.stage import Study
 from vitcompress.tasks import Task
 from vitcompress.terms import Floats
 
@@ -51,104 +48,13 @@ _PARITY_IMAGES = 8
 _ENOUGH = 50  # images to judge on; gates on fewer say little
 
 
-@dataclass(frozen=True)
-class Options:
-    """What concerns the running of a recipe and not its result, but for `seed` and `limit`.
-
-    `limit`: at most so many images of each set. `threads`: of onnxruntime when latencies are taken.
-    """
-
-    seed: int = 0
-    device: str = "cpu"
-    threads: int = 1
-    limit: int | None = None
-    resume: bool = False
-
-
-@dataclass(frozen=True)
-class Planned:
-    """What a stage would leave: multiply-accumulates, stored bytes, and what is known of it."""
-
-    stage: str
-    macs: int
-    bytes: int
-    details: Details
-
-
-def plan(recipe: Recipe) -> list[Planned]:
-    """What each stage would leave. The first is the dense model.
-
-    Nothing is written and no image is read.
-    """
-    runtime = targets.load_target(recipe.export.target)
-    model = load_dense(recipe)
-    dense = StageResult(model, {"timm": model.architecture.timm})
-    return [
-        Planned(name, cost.macs(left.model), folder.stored_bytes(left.model), _details(left))
-        for name, left in [("dense", dense), *_planned(recipe, model, runtime)]
-    ]
-
-
-def _planned(
-    recipe: Recipe, dense: VitModel, runtime: targets.Target
-) -> Iterator[tuple[str, StageResult]]:
-    """By stage, its name, and a model of the shape that it would leave with what is known of it.
-
-    Raises `InputError` for layers that `runtime` cannot have, and weights that float16 cannot.
-    """
-    model = dense
-    for config in recipe.stages:
-        result = stage_of(config).plan(model, config)
-        model = result.model
-        yield config.name, result
-    runtime.check_layers(model.architecture.quantized)
-    if (advice := runtime.advice(model.architecture.quantized)) is not None:
-        say(f"export.target: {advice}")
-    check_weights(dense, model, recipe.export.floats)
-
-
-def _details(result: StageResult, studies: tuple[StudyReport, ...] = ()) -> Details:
-    """What `result` tells, with what was measured of its studies."""
-    return Details(
-        facts=dict(result.facts),
-        tables=result.tables,
-        galleries=result.galleries,
-        studies=studies,
-    )
-
-
 @torch.no_grad()
-def sensitivity(recipe: Recipe, options: Options) -> dict[str, Table]:
-    """By stage name, what each part of the model as it reaches that stage would cost.
-
-    The chain is carried out as far as its last stage, which is only looked at; nothing is written.
-    Raises `InputError` where no stage has anything to tell.
-    """
-    torch.manual_seed(options.seed)
-    model = load_dense(recipe)
-    say_model(model)
-    context = _context(
-        recipe, model, open_run_images(recipe, model, options.limit, options.seed), options
-    )
-    tables: dict[str, Table] = {}
-    for config in recipe.stages:
-        stage = stage_of(config)
-        if stage.sensitivity is not None:
-            with _step(f"{config.name}: sensitivities"):
-                tables[config.name] = stage.sensitivity(model, config, context)
-        if config is recipe.stages[-1]:
-            break
-        with _step(f"{config.name} ({config.type})"):
-            model = stage.run(model, config, context).model
-    if not tables:
-        raise InputError("stages: none of these stages has sensitivities to show; add one that has")
-    return tables
-
-
-@torch.no_grad()
-def run(recipe: Recipe, out: Path, options: Options) -> Report:
+def run(
+    recipe: Recipe, out: Path, options: Options, carried: Mapping[str, Carried] | None = None
+) -> Report:
     """Carry out `recipe` and write the folder `out`, which appears only when all is done.
 
+    `carried`: stages, by name, that were carried out already.
     Raises `InputError`, `RunError` and `ParityError`. A failed gate is no error: see
     `Report.passed`.
     """
@@ -158,30 +64,17 @@ def run(recipe: Recipe, out: Path, options: Options) -> Report:
         dense = load_dense(recipe)
         say_model(dense)
         data = open_run_images(recipe, dense, options.limit, options.seed)
-        for _ in _planned(recipe, dense, runtime):
+        for _ in planned(recipe, dense, runtime):
             pass  # what is wrong with a late stage is told before the first takes its time
-        context = _context(recipe, dense, data, options)
+        context = context_of(recipe, dense, data, options)
         home = Path(scratch)
         task = judging(recipe, dense).task
         report = _Run(
-            recipe, options, dense, data, context, target, home, runtime, task
+            recipe, options, dense, data, context, target, home, runtime, task, carried or {}
         ).carry_out()
         output.write_reports(target, report)
         output.write_manifest(target, recipe, options, data.fingerprints())
     return report
-
-
-def _context(recipe: Recipe, model: VitModel, data: RunImages, options: Options) -> Context:
-    return Context(
-        calibration=data.calibration,
-        preprocess=model.preprocess,
-        seed=options.seed,
-        device=_device(options.device),
-        cache=Cache(output.cache_folder(), options.resume),
-        max_unreadable=recipe.data.max_unreadable,
-        evaluation=data.evaluation,
-        target=recipe.export.target,
-    )
 
 
 @dataclass
@@ -197,19 +90,24 @@ class _Run:
     scratch: Path
     runtime: targets.Target
     task: Task  # that figures are of
+    carried: Mapping[str, Carried]
 
     def carry_out(self) -> Report:
         baseline_file = self.scratch / "baseline.onnx"
-        with _step("baseline: fp32 export, checked and measured"):
+        with step("baseline: fp32 export, checked and measured"):
             self.parity_pixels = self._parity_pixels()
             self._export(self.dense, baseline_file, {})
             self.judged_dense = self._judge_onnx(baseline_file)
         resizing, told_of_it = self._resizing()
         model, stages, warnings = self.dense, list[StageReport](), list[str]()
         for config in self.recipe.stages:
-            with _step(f"{config.name} ({config.type})") as started:
-                result = stage_of(config).run(model, config, self.context)
-                model, seconds = result.model, time.monotonic() - started
+            with step(f"{config.name} ({config.type})") as started:
+                if (known := self.carried.get(config.name)) is not None:
+                    result, seconds = known
+                else:
+                    result = stage_of(config).run(model, config, self.context)
+                    seconds = time.monotonic() - started
+                model = result.model
                 studies = tuple(map(self._studied, result.studies))
                 warnings += result.warnings
                 warnings += [f"{config.name}: {s.note}; {told(s.figures)}" for s in studies]
@@ -221,10 +119,10 @@ class _Run:
                     type=config.type,
                     seconds=round(seconds, 2),
                     metrics=metrics,
-                    details=_details(result, studies),
+                    details=details_of(result, studies),
                 )
             )
-        with _step("export, parity and measurement"):
+        with step("export, parity and measurement"):
             artifacts, final, baseline = self._finish(model, baseline_file)
         if stages:
             stages[-1] = stages[-1].model_copy(update={"metrics": final})
@@ -252,7 +150,7 @@ class _Run:
         """
         if (size := self.dense.trained_size) is None:
             return {}, []
-        with _step(f"the model at {image_size.told(size)} pixels, as trained"):
+        with step(f"the model at {image_size.told(size)} pixels, as trained"):
             trained = load_dense(trained_size.recipe_of(self.recipe, size))
             images = trained_size.sample(self.data.evaluation)
             judged, resized = (self._judge_torch(each, images) for each in (trained, self.dense))
@@ -370,26 +268,6 @@ def _check_reload(home: Path, model: VitModel, pixels: Tensor) -> dict[str, Any]
     if not torch.equal(again, model.module(pixels)):
         raise ParityError(f"{folder.SAFETENSORS}: the model read again gives other logits")
     return {"passed": True, "images": len(pixels), "reloaded": "same logits"}
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {name}: not to be had here; use cpu") from error
-    # By default a GPU rounds the inputs of convolutions to 10 bits, which statistics would show.
-    torch.backends.cudnn.allow_tf32 = False
-    return device
-
-
-@contextmanager
-def _step(title: str) -> Iterator[float]:
-    """Say what is being done, and how long it took."""
-    console.print(title, style="bold")
-    start = time.monotonic()
-    yield start
-    console.print(f"  done in {time.monotonic() - start:.1f} s")
 
 
 def _model_facts(recipe: Recipe, dense: VitModel, model: VitModel) -> dict[str, Any]:

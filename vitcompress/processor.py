@@ -14,9 +14,17 @@ def name() -> str:
 @cache
 def instructions() -> str:
     """The vector instructions that decide how fast integers are."""
-    flags = next((line.split() for line in _lines() if line.startswith("flags")), [])
     wanted = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
-    return " ".join(flag for flag in wanted if flag in flags) or "unknown"
+    return " ".join(flag for flag in wanted if flag in _flags()) or "unknown"
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether there are instructions for products of bfloat16."""
+    return any(flag in _flags() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def _flags() -> list[str]:
+    return next((line.split() for line in _lines() if line.startswith("flags")), [])
 
 
 def _lines() -> list[str]:

@@ -26,6 +26,7 @@ from vitcompress.errors import InputError
 from vitcompress.model.options import ModelOptions
 from vitcompress.recipe_errors import first_error
 from vitcompress.registry import OneOf
+from vitcompress.search.config import SearchSection
 from vitcompress.stages.registry import StageConfig
 from vitcompress.terms import Activation, Floats, Output
 from vitcompress.yamltext import Document, dump, override, parse_yaml, read_override, replaced
@@ -95,13 +96,15 @@ class DataSection(_Section):
     """Images, and how they are prepared where the model does not tell.
 
     `calibration` and `evaluation`: a folder, a .tar, a .npz or `example:glyphs/SPLIT`. `images`:
-    how many to calibrate on. `classifier`: class embeddings [classes, width], .npy or .safetensors,
+    how many to calibrate on. `recovery`: as `calibration`, more images that the stage `recover`
+    trains on. `classifier`: class embeddings [classes, width], .npy or .safetensors,
     by which embeddings are given figures of a classification. `max_unreadable`: the share of images
     that may be unreadable.
     """
 
     calibration: _Text | None = None
     evaluation: _Text | None = None
+    recovery: _Text | None = None
     classes: _Text | None = None
     classifier: _Text | None = None
     images: _Count = 256
@@ -201,6 +204,7 @@ class Recipe(_Section):
     stages: tuple[StageConfig, ...]
     export: ExportSection = ExportSection()
     gates: Gates = Gates()
+    search: SearchSection = SearchSection()
 
     @field_validator("stages", mode="after")
     @classmethod
@@ -271,6 +275,7 @@ def check_inputs(recipe: Recipe, images: bool = True) -> None:
     if images:
         paths.check_path(recipe.data.calibration, paths.IMAGES)
         paths.check_path(recipe.data.evaluation, paths.IMAGES)
+        paths.check_path(recipe.data.recovery, paths.IMAGES)
         paths.check_path(recipe.data.classes, paths.CLASSES)
         paths.check_path(recipe.data.classifier, paths.CLASSIFIER)
 
@@ -349,7 +354,7 @@ def _left_empty(key: Any, value: object) -> bool:
     return value is None and key in Recipe.model_fields and key != "stages"
 
 
-_IMAGE_FILES = ("calibration", "evaluation", "classes", "classifier")
+_IMAGE_FILES = ("calibration", "evaluation", "recovery", "classes", "classifier")
 _PATHS = (("model", ("checkpoint",)), ("data", _IMAGE_FILES))
 
 

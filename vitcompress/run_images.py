@@ -14,25 +14,37 @@ from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel, output_shape
 from vitcompress.recipe import Recipe
 from vitcompress.stages.prune.config import PruneConfig
+from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.tasks import Task
 from vitcompress.tasks.embedding import zero_shot
 
 
 @dataclass(frozen=True)
 class RunImages:
-    """The images of a run: to calibrate on, and to judge on (labelled or not)."""
+    """The images of a run: to calibrate on, to judge on (labelled or not), and more to train on."""
 
     calibration: ImageSet | None
     evaluation: ImageSet
+    recovery: ImageSet | None = None
+
+    @property
+    def sets(self) -> dict[str, ImageSet]:
+        """Those that there are, by name."""
+        sets = {
+            "calibration": self.calibration,
+            "evaluation": self.evaluation,
+            "recovery": self.recovery,
+        }
+        return {name: images for name, images in sets.items() if images is not None}
 
     def fingerprints(self) -> dict[str, str]:
-        sets = {"calibration": self.calibration, "evaluation": self.evaluation}
-        return {name: images.fingerprint() for name, images in sets.items() if images is not None}
+        return {name: images.fingerprint() for name, images in self.sets.items()}
 
     def warnings(self) -> list[str]:
-        sets = [images for images in (self.calibration, self.evaluation) if images is not None]
         found = (
-            f"{i.source}: {name} skipped: {why}" for i in sets for name, why in i.skipped.items()
+            f"{i.source}: {name} skipped: {why}"
+            for i in self.sets.values()
+            for name, why in i.skipped.items()
         )
         return list(dict.fromkeys(found))  # both may be parts of one set
 
@@ -74,7 +86,7 @@ def open_run_images(recipe: Recipe, model: VitModel, limit: int | None, seed: in
     cannot use, and for images without the channels of the model.
     """
     data = recipe.data
-    images = min(data.images, limit or data.images)
+    wanted = min(data.images, limit or data.images)
     calibration = evaluation = None
     classes = Path(data.classes) if data.classes else None
     if data.evaluation is not None:
@@ -90,11 +102,11 @@ def open_run_images(recipe: Recipe, model: VitModel, limit: int | None, seed: in
             labelled=labelled,
             class_names=model.class_names,
         )
-        calibration = look(limit=images, seed=seed)
+        calibration = look(limit=wanted, seed=seed)
         check_labels(calibration, model.task, model.num_classes)
         if evaluation is None:
             everything = look()
-            calibration, evaluation = held_back(everything, images, calibration)
+            calibration, evaluation = held_back(everything, wanted, calibration)
     if calibration is not None:  # whole batches of one class would mislead the stages
         order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(seed))
         calibration = calibration.subset(order.tolist())
@@ -102,9 +114,22 @@ def open_run_images(recipe: Recipe, model: VitModel, limit: int | None, seed: in
         raise InputError("no calibration images: give --calibration DIR, or data.calibration")
     if evaluation is None:
         raise InputError("no images: give --evaluation DIR or --calibration DIR")
-    for found in filter(None, (calibration, evaluation)):
-        check_channels(found, model.preprocess)
-    return RunImages(calibration, evaluation)
+    found = RunImages(calibration, evaluation, _recovery_images(recipe, limit, seed))
+    for images in found.sets.values():
+        check_channels(images, model.preprocess)
+    return found
+
+
+def _recovery_images(recipe: Recipe, limit: int | None, seed: int) -> ImageSet | None:
+    """Images to train on besides. Raises `InputError` where no stage would."""
+    if (source := recipe.data.recovery) is None:
+        return None
+    if not any(isinstance(s, RecoverConfig) and s.method == "distill" for s in recipe.stages):
+        raise InputError(
+            "data.recovery: only a stage recover with method: distill trains on images; add one, "
+            "or leave it out"
+        )
+    return open_images(source, labelled=False, limit=limit, seed=seed)
 
 
 def evaluation_images(

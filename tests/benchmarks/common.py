@@ -37,6 +37,7 @@ def context_of(model: VitModel, calibration: str, images: int, cache: Path) -> C
     sample = open_images(calibration, labelled=False, limit=images, seed=0)
     order = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0))
     return Context(
+        dense=model,
         calibration=sample.subset(order.tolist()),
         preprocess=model.preprocess,
         seed=0,

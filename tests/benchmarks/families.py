@@ -22,11 +22,12 @@ import torch
 from safetensors.torch import save_file
 
 from vitcompress import support
+from vitcompress.chain import Options
 from vitcompress.console import console
 from vitcompress.dense import load_dense
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel
-from vitcompress.pipeline import Options, run
+from vitcompress.pipeline import run
 from vitcompress.recipe import Recipe
 from vitcompress.stages.registry import stage_of
 from vitcompress.stages.stage import StageResult
@@ -91,6 +92,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "layers": ["stem", "blocks", "head"],
         "bits": {"average": 5, "widths": [4, 5, 6, 8]},
     },
+    "recover `affine`": {"type": "recover", "method": "affine"},
 }
 
 Outcome = Callable[[Recipe, VitModel], StageResult]

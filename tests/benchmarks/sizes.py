@@ -42,6 +42,7 @@ MODELS = (
     "vit_base_patch14_dinov2@224",
 )
 LEFT_OUT = {
+    "vit-search": "the graphs of the others, put together",
     "quickstart": "vit-int8 of the embedded example",
     "vit-2of4": "zeros gain no speed",
     "vit-2of4-int4": "zeros gain no speed",

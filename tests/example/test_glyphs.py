@@ -1,5 +1,3 @@
-from importlib import resources
-
 import numpy as np
 import pytest
 import timm
@@ -8,6 +6,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from vitcompress.example.glyphs import (
+    CHECKPOINT,
     CLASSES,
     IMAGE_SIZE,
     TIMM_NAME,
@@ -17,7 +16,6 @@ from vitcompress.example.glyphs import (
 )
 from vitcompress.example.train import accuracy, tensor
 
-CHECKPOINT = resources.files("vitcompress.example") / "glyphs.safetensors"
 SPLITS = ("train", "calibration", "evaluation")
 
 

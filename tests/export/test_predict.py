@@ -56,12 +56,12 @@ def pictures(tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def run_folder(vit: VitModel, tmp_path: Path) -> Path:
+def run_folder(vit: VitModel, tmp_path: Path, export_once: Callable[..., object]) -> Path:
     """What a run leaves: the file of a model, and the script."""
     folder = tmp_path / "out"
     folder.mkdir()
     named = replace(vit, preprocess=HARD, class_names=NAMES)
-    export_onnx(named, folder / output.ONNX, facts_of(named, {}))
+    export_once(named, folder / output.ONNX, facts_of(named, {}))
     output.write_predict(folder)
     return folder
 

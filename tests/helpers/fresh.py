@@ -7,11 +7,9 @@ import torch
 
 import vitcompress
 
-PIXELS, LOGITS = "pixels.npy", "logits.npy"
 
-
-def write_logits(home: Path) -> None:
-    """Load the model in `home`, and write its logits of the pixels there."""
+def write_logits(home: Path, pixels: Path, logits: Path) -> None:
+    """Load the model in `home`, and write to `logits` what it makes of `pixels`, both .npy."""
     torch.set_num_threads(1)
-    pixels = torch.from_numpy(np.load(home / PIXELS))
-    np.save(home / LOGITS, vitcompress.load(home)(pixels).numpy())
+    found = vitcompress.load(home)(torch.from_numpy(np.load(pixels)))
+    np.save(logits, found.numpy())

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vitcompress import pipeline, registry, targets
+from vitcompress import chain, registry, targets
 from vitcompress.model.architecture import VitModel
 from vitcompress.recipe import Recipe
 from vitcompress.run_images import RunImages
@@ -40,11 +40,11 @@ def test_latencies_are_of_the_runtime_of_the_recipe(
     recipe = Recipe.model_validate({"stages": []})
     export = recipe.export.model_copy(update={"target": "other"})
     images = make_context().images
-    context = pipeline._context(
+    context = chain.context_of(
         recipe.model_copy(update={"export": export}),
         vit,
         RunImages(images, images),
-        pipeline.Options(resume=True),
+        chain.Options(resume=True),
     )
     for one, found in ((context, {}), (context, {"a": [1.0]})):
         with one.latencies() as table:
@@ -52,3 +52,15 @@ def test_latencies_are_of_the_runtime_of_the_recipe(
             table.grids["a"] = [1.0]
     with replace(context, target=targets.DEFAULT).latencies() as table:
         assert not table.grids
+
+
+def test_images_are_held_back_from_all_stages_where_one_recovers(
+    vit: VitModel, make_context: Callable[..., Context]
+) -> None:
+    images, stages = make_context().images, [{"type": "tail"}]
+    for recovering, left in (([], 20), ([{"type": "recover", "held_back": 0.3}], 14)):
+        recipe = Recipe.model_validate({"stages": [*stages, *recovering]})
+        context = chain.context_of(recipe, vit, RunImages(images, images), chain.Options())
+        assert context.images.names == images.names[:left]
+        reserve = [] if context.reserve is None else context.reserve.names
+        assert reserve == images.names[left:]

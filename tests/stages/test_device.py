@@ -76,9 +76,10 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return return_and_correct_aliasing(func, args, kwargs, found)
 
 
-PLAIN: dict[str, Any] = {}
+PLAIN: dict[str, Any] = {"depth": 1}
+DEEPER: dict[str, Any] = {"depth": 2}  # where blocks share a budget, or follow each other
 ROTARY = {"name": "vit_small_patch16_dinov3", "qk_norm": False}
-NORMED = {"qk_norm": True, "global_pool": "map", "class_token": False}
+NORMED = {"depth": 1, "qk_norm": True, "global_pool": "map", "class_token": False}
 
 ALL = ["embedding", "query_key", "heads", "value", "hidden"]
 PRUNE = {"type": "prune", "budget": {"macs": 0.7}}
@@ -88,29 +89,37 @@ MIXED = {**QUANTIZE, "bits": {"average": 6, "widths": [4, 8]}}
 SIMULATE = {"bits": 4, "softmax": "log2", "gelu": "twin_uniform"}
 
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "prune all by obs": (PLAIN, {**PRUNE, "structures": ALL}),
-    "prune by magnitude": (PLAIN, {**PRUNE, "saliency": "magnitude"}),
+    "prune all by obs": (DEEPER, {**PRUNE, "structures": ALL}),
+    "prune by magnitude": (DEEPER, {**PRUNE, "saliency": "magnitude"}),
     "prune by hessian": (PLAIN, {**PRUNE, "saliency": "hessian", "allocate": "uniform"}),
-    "prune normed queries": (NORMED, {**PRUNE, "structures": ALL[1:]}),
+    "prune normed queries": ({**NORMED, **DEEPER}, {**PRUNE, "structures": ALL[1:]}),
     "prune rotary": (ROTARY, {**PRUNE, "structures": ALL[1:], "multiple": 4}),
-    "merge by fisher": (PLAIN, MERGE),
-    "merge by tome": (NORMED, {**MERGE, "method": "tome"}),
+    "merge by fisher": (DEEPER, MERGE),
+    "merge by tome": ({**NORMED, **DEEPER}, {**MERGE, "method": "tome"}),
     "merge rotary": (ROTARY, MERGE),
     "sparsify by obs": (PLAIN, {"type": "sparsify", "layers": ["*.fc1"]}),
     "sparsify by wanda": (
         PLAIN,
         {"type": "sparsify", "pattern": "4x4", "density": 0.5, "criterion": "wanda"},
     ),
-    "quantize by descent": (PLAIN, {"type": "quantize", "residual": 0.5, "layers": ["blocks.1.*"]}),
+    "quantize by descent": (PLAIN, {"type": "quantize", "residual": 0.5}),
     "quantize by gptq": (PLAIN, {**QUANTIZE, "rounding": "gptq", "activations": "dynamic"}),
     "quantize in sequence": (
-        PLAIN,
-        {**QUANTIZE, "bits": 4, "rounding": "gptq", "sequential": True},
+        DEEPER,
+        {
+            **QUANTIZE,
+            "bits": 4,
+            "rounding": "gptq",
+            "sequential": True,
+            "layers": ["*.proj", "*.fc1"],
+        },
     ),
     "quantize by lrp": (PLAIN, MIXED),
     "quantize by kl": (NORMED, {**MIXED, "score": "kl", "layers": ["*.fc2"]}),
     "quantize rotary": (ROTARY, QUANTIZE),
     "simulate": (PLAIN, {**QUANTIZE, "simulate": SIMULATE}),
+    # Another model than the dense one, which contexts have.
+    "recover by affine": ({"init_values": 0.5}, {"type": "recover", "method": "affine"}),
 }
 
 

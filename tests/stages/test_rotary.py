@@ -42,7 +42,7 @@ def test_stages_follow_each_other(
     narrow = PruneConfig.model_validate({"budget": {"macs": 0.9}, "multiple": 4})
     model = fewer_tokens(prune(dense, narrow, context).model, context)
     model = sparsify(model, SparsifyConfig.model_validate({"pattern": "2:4"}), context).model
-    given = {"bits": {"average": 6}, "score": "lrp", "rest": "int8"}
+    given = {"bits": {"average": 6}, "score": "lrp", "rest": "int8", "rounding": "nearest"}
     result = quantize(model, QuantizeConfig.model_validate(given), context)
     model = result.model
     assert len(result.galleries[0].rows) > 0

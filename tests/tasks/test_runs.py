@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vitcompress import inspection
+from vitcompress.chain import Options, plan
 from vitcompress.errors import InputError, RunError
 from vitcompress.evaluation import Judged
 from vitcompress.export.folder import load_folder, save_folder
 from vitcompress.export.onnx import metadata
 from vitcompress.model.architecture import VitModel
-from vitcompress.pipeline import Options, plan, run
+from vitcompress.pipeline import run
 from vitcompress.recipe import Recipe, recipe_without_stages
 from vitcompress.report.model import Report
 from vitcompress.run_images import evaluation_images

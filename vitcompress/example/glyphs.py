@@ -6,6 +6,7 @@ images, and nothing has to be downloaded.
 
 import math
 from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +18,7 @@ IMAGE_SIZE: Final = 48
 MEAN: Final = (0.5, 0.5, 0.5)
 STD: Final = (0.5, 0.5, 0.5)
 
+CHECKPOINT: Final = Path(__file__).with_name("glyphs.safetensors")  # of the trained model
 TIMM_NAME: Final = "vit_tiny_patch16_224"
 TIMM_OPTIONS: Final[dict[str, Any]] = {
     "img_size": IMAGE_SIZE,

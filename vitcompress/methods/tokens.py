@@ -181,6 +181,13 @@ def _after(prefix: int, index: Tensor) -> Tensor:
     return F.pad(index, (prefix, 0)) + shift
 
 
+def means(x: Tensor, places: Tensor) -> Tensor:
+    """By place, the mean of the tokens `x` [B, N, C] whose `places` [B, N] it is; zeros where there
+    are none: [B, N, C]."""
+    there = F.one_hot(places, x.shape[1]).mT.to(x.dtype)  # [B, place, token]
+    return (there @ x) / there.sum(-1, keepdim=True).clamp_min(1)
+
+
 def attention_paid(
     query: Tensor, k: Tensor, heads: int, scale: float, bias: Tensor | None = None
 ) -> Tensor:

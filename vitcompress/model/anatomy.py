@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from vitcompress.errors import InputError
@@ -45,6 +46,11 @@ class State(NamedTuple):
     sizes: Tensor | None = None
     places: Tensor | None = None
     origins: Tensor | None = None
+
+
+def unmoved(x: Tensor) -> Tensor:
+    """The places of tokens `x` [B, N, C] of which none has merged: int64 [B, N]."""
+    return torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
 
 
 class Step(NamedTuple):
@@ -95,6 +101,10 @@ class Site:
     def scale(self) -> nn.Module:
         """What scales the branch: a LayerScale, or an identity."""
         return cast(nn.Module, self.block.ls1 if self.kind == "attention" else self.block.ls2)
+
+    @property
+    def scale_name(self) -> str:
+        return f"{self.name.rpartition('.')[0]}.ls{1 if self.kind == 'attention' else 2}"
 
     @property
     def first_name(self) -> str:
@@ -155,7 +165,8 @@ class Anatomy:
     whether the head reads nothing but the prefix tokens. `stem`, `head`: names of the parts that
     make tokens of pixels, and the output. `called`: the linear layers that can be replaced, as they
     are called as modules (None: all). `obstacles`: gives `refusals`; asked at most once, since
-    finding them takes a look at every block.
+    finding them takes a look at every block. `merged`: what `attended` gives where tokens merge
+    (None: they do not).
     """
 
     family: str
@@ -172,6 +183,15 @@ class Anatomy:
     head: tuple[str, ...] = ()
     called: frozenset[str] | None = None
     obstacles: Callable[[], Mapping[Alteration, str]] = dict
+    merged: Callable[[int, State], tuple[Tensor, State]] | None = None
+
+    def attended(self, number: int, state: State) -> tuple[Tensor, State]:
+        """Of the block that is step `number`, from the state before it: the tokens after its
+        attention, and the state that its MLP gets, in which some may have merged."""
+        if self.merged is not None:
+            return self.merged(number, state)
+        x = cast(Block, self.steps[number].module).mixed(state.x)
+        return x, State(x)
 
     @cached_property
     def refusals(self) -> Mapping[Alteration, str]:

@@ -165,7 +165,7 @@ def from_source(
     if source == "example:glyphs":
         from vitcompress.example import glyphs
 
-        source = str(Path(glyphs.__file__).with_name("glyphs.safetensors"))
+        source = str(glyphs.CHECKPOINT)
         name, options = glyphs.TIMM_NAME, {**glyphs.TIMM_OPTIONS, **options}
         preprocess = {"mean": glyphs.MEAN, "std": glyphs.STD, "crop_pct": 1.0, **preprocess}
     if source.startswith("timm:"):

@@ -1,6 +1,5 @@
 """Blocks that pass on fewer tokens: merging between attention and MLP."""
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated, cast
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from vitcompress.methods import tokens
 from vitcompress.methods.selection import rows
 from vitcompress.methods.tokens import Merge, View, method_of
-from vitcompress.model.anatomy import State
+from vitcompress.model.anatomy import State, unmoved
 from vitcompress.model.modules.block import Block
 from vitcompress.terms import MergeMethod
 
@@ -92,36 +91,43 @@ class MergingBlocks(nn.Sequential):
 
     def advance(self, number: int, state: State) -> State:
         """The state after block `number`, from that before it."""
+        between = self.attended(number, state)[1]
+        return between._replace(x=cast(Block, self[number]).fed(between.x))
+
+    def attended(self, number: int, state: State) -> tuple[Tensor, State]:
+        """What the attention of block `number` leaves of the state before it, and the state that
+        its MLP gets, in which tokens have merged.
+
+        Where tokens are is noted, for heads that read all and whoever starts with `places`.
+        """
         block, keep = cast(Block, self[number]), self.merging.kept[number]
         x, sizes, places, origins = state
         bias = None
         if sizes is not None and self.merging.proportional:
             bias = F.pad(sizes.log(), (self.prefix, 0))
         of_keys = None if bias is None else bias[:, None, None]
-        x, q, k = block.attended(x, of_keys, origins)
-        if keep < x.shape[1]:
-            if sizes is None:
-                sizes = x.new_ones(x.shape[0], x.shape[1] - self.prefix)
-            choice = self._choice(number, x, q, k, bias, sizes)
-            if self.restore:
-                now = tokens.places(choice, self.prefix)
-                places = now if places is None else rows(now, places)
-            if any(cast(Block, later).attn.rotation is not None for later in self):
-                left = tokens.origins(choice, self.prefix)
-                origins = left if origins is None else rows(origins, left)
-            x, sizes = tokens.combine(x, sizes, choice, self.prefix)
-        return State(block.fed(x), sizes, places, origins)
+        left, q, k = block.attended(x, of_keys, origins)
+        if keep >= left.shape[1]:
+            return left, state._replace(x=left)
+        if sizes is None:
+            sizes = left.new_ones(left.shape[0], left.shape[1] - self.prefix)
+        choice = self._choice(number, left, q, k, bias, sizes)
+        if self.restore or places is not None:
+            now = tokens.places(choice, self.prefix)
+            places = now if places is None else rows(now, places)
+        if any(cast(Block, later).attn.rotation is not None for later in self):
+            stay = tokens.origins(choice, self.prefix)
+            origins = stay if origins is None else rows(origins, stay)
+        x, sizes = tokens.combine(left, sizes, choice, self.prefix)
+        return left, State(x, sizes, places, origins)
 
     def trail(self, x: Tensor) -> list[Tensor]:
         """Where each of the tokens that come in is after each block: int64 [B, p + N] each."""
-        twin = copy.copy(self)
-        twin.restore = True
-        unmoved = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
         found: list[Tensor] = []
-        state = State(x)
+        state = State(x, places=unmoved(x))
         for number in range(len(self)):
-            state = twin.advance(number, state)
-            found.append(unmoved if state.places is None else state.places)
+            state = self.advance(number, state)
+            found.append(cast(Tensor, state.places))
         return found
 
     def restored(self, state: State) -> Tensor:

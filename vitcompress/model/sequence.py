@@ -115,6 +115,7 @@ def sequence_anatomy(module: nn.Module, family: str) -> Anatomy:
         head=tuple(name for name in ("head", "head_dist") if _makes(vit, name)),
         called=getattr(module, "called_linears", None),
         obstacles=lambda: _refusals(module, list(row), grid),
+        merged=None if merging is None else merging.attended,
     )
 
 

@@ -63,6 +63,11 @@ def sensitivity_page(title: str, tables: Mapping[str, Table]) -> str:
     return template.render(title=title, tables=tables)
 
 
+def search_page(**told: object) -> str:
+    """A page of what `vitcompress search` tried."""
+    return _environment().get_template("search.html.j2").render(**told)
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(

@@ -21,7 +21,7 @@ def colour(index: int) -> str:
 def bars(chart: Chart) -> Markup:
     """`chart` as grouped vertical bars from zero, with a tooltip on every bar."""
     values = [value for row in chart.values.values() for value in row if value is not None]
-    low, high, ticks = _axis(min(values, default=0), max(values, default=0))
+    low, high, ticks = axis(min(values, default=0), max(values, default=0))
 
     def y(value: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
@@ -37,13 +37,13 @@ def bars(chart: Chart) -> Markup:
                 LEFT, WIDTH - RIGHT, y(tick), y(tick)
             )
         )
-        parts.append(_text(LEFT - 8, y(tick) + 4, fmt.number(tick), "end"))
+        parts.append(text(LEFT - 8, y(tick) + 4, fmt.number(tick), "end"))
     slot = (WIDTH - LEFT - RIGHT) / len(chart.groups)
     every = math.ceil((max(map(len, chart.groups)) * 7 + 8) / slot)
     for index, group in enumerate(chart.groups):
         left = LEFT + index * slot
         if index % every == 0:
-            parts.append(_text(left + slot / 2, HEIGHT - 8, group, "middle"))
+            parts.append(text(left + slot / 2, HEIGHT - 8, group, "middle"))
         parts.extend(_group(chart, index, left, slot, y(0), (HEIGHT - TOP - BOTTOM) / (high - low)))
     return Markup("").join([*parts, Markup("</svg>")])
 
@@ -80,13 +80,13 @@ def _group(
     return drawn
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> Markup:
+def text(x: float, y: float, text: str, anchor: str) -> Markup:
     return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
         x, y, anchor, text
     )
 
 
-def _axis(least: float, most: float) -> tuple[float, float, list[float]]:
+def axis(least: float, most: float) -> tuple[float, float, list[float]]:
     """A range that holds zero and all values, ending on round ticks."""
     least, most = min(least, 0.0), max(most, 0.0)
     rough = max(most - least, 1e-30) / 4

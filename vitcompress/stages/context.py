@@ -1,8 +1,8 @@
-"""What a stage may use beside the model: images, randomness, progress and the cache."""
+"""What a stage may use beside the model: the dense one, images, randomness, progress, the cache."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from vitcompress.data.images import Batch, ImageSet, batches
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.measure.latencies import LatencyTable
+from vitcompress.model.architecture import VitModel
 from vitcompress.stages.cache import Cache, latencies
 
 BATCH = 16
@@ -23,13 +24,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Context:
-    """Images, seed, device, progress and cache of one run, whatever the model and its task.
+    """The dense model, images, seed, device, progress and cache of one run.
 
-    `max_unreadable`: the share of images that may be unreadable before the run stops.
-    `evaluation`: images to be shown; a stage measures nothing on them. `target`: the runtime that
-    latencies are of.
+    `dense`: the model before all stages, on the CPU. `max_unreadable`: the share of images that may
+    be unreadable before the run stops. `evaluation`: images to be shown; a stage measures nothing
+    on them. `recovery`: more images to train on. `reserve`: images like those of `calibration`, of
+    which no stage learns; None where none were held back for a stage to come. `target`: the runtime
+    that latencies are of.
     """
 
+    dense: VitModel
     calibration: ImageSet | None
     preprocess: Preprocess
     seed: int
@@ -37,6 +41,8 @@ class Context:
     cache: Cache
     max_unreadable: float = 0.01
     evaluation: ImageSet | None = None
+    recovery: ImageSet | None = None
+    reserve: ImageSet | None = None
     target: str = targets.DEFAULT
 
     @property
@@ -71,6 +77,13 @@ class Context:
         """A few images to draw, evaluation images where there are any."""
         drawn = self.evaluation or self.images
         return next(batches(drawn, self.preprocess, images, max_unreadable=self.max_unreadable))
+
+    def split(self, held: int) -> "tuple[Context, Context]":
+        """The same with all calibration images but the last `held`, and with these."""
+        images, rest = self.images, len(self.images) - held
+        parts = (images.subset(part) for part in (range(rest), range(rest, len(images))))
+        fit, back = (replace(self, calibration=part) for part in parts)
+        return fit, back
 
     def say(self, text: str) -> None:
         console.console.print(f"  {text}")

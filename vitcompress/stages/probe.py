@@ -36,20 +36,28 @@ class Change(NamedTuple):
 
 
 class Probe:
-    """Distances from what a model gives for `batches` of pixels, as it was at first.
+    """Distances from what a model gives for `batches` of pixels, as it was at first; or from what
+    the `reference` gives, where there is one.
 
-    `batches` must be where the model is. The states kept are those of the *incumbent*, the model
+    `batches` must be where the models are. The states kept are those of the *incumbent*, the model
     as it was at first, until a change is accepted. Memory holds the outputs of the dense model
     alone.
     """
 
-    def __init__(self, anatomy: Anatomy, batches: Iterable[Tensor], distance: Distance) -> None:
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        batches: Iterable[Tensor],
+        distance: Distance,
+        reference: nn.Module | None = None,
+    ) -> None:
         self.anatomy, self.distance = anatomy, distance
         self._states = StateFile()
         self.dense: list[Tensor] = []
         for pixels in batches:
             self._states.put(("pixels", len(self.dense)), State(pixels))
-            self.dense.append(self._output(Change(anatomy, None), len(self.dense), keep=True))
+            own = self._output(Change(anatomy, None), len(self.dense), keep=True)
+            self.dense.append(own if reference is None else reference(pixels))
 
     def cost(self, changed: Mapping[str, nn.Module]) -> float:
         """The mean distance with the modules `changed`, by name, in the places of the model's.
@@ -62,9 +70,13 @@ class Probe:
 
     def cost_of(self, module: nn.Module) -> float:
         """The mean distance with `module` in the place of the whole model."""
+        return mean(self.distances_of(module))
+
+    def distances_of(self, module: nn.Module) -> Tensor:
+        """The distance of each image with `module` in the place of the whole model."""
         outputs = (module(self._pixels(batch)) for batch in range(len(self.dense)))
         pairs = zip(outputs, self.dense, strict=True)
-        return mean(torch.cat([self.distance(*pair) for pair in pairs]))
+        return torch.cat([self.distance(*pair) for pair in pairs])
 
     def distances(self, change: Change, rival: Tensor | None = None) -> Tensor | None:
         """The distance of each image.
@@ -133,6 +145,11 @@ def probe_of(anatomy: Anatomy, task: Task, context: Context) -> Probe:
 
 def mean(distances: Tensor) -> float:
     return float(distances.double().mean())
+
+
+def mean_root(distances: Tensor) -> float:
+    """The mean of the square roots: of distances themselves a few images would decide."""
+    return float(distances.double().sqrt().mean())
 
 
 def first_changed(anatomy: Anatomy, names: Iterable[str]) -> int | None:

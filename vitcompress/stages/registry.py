@@ -8,13 +8,14 @@ from pydantic import Field
 from vitcompress.stages.merge.config import MergeConfig
 from vitcompress.stages.prune.config import PruneConfig
 from vitcompress.stages.quantize.config import QuantizeConfig
+from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.sparsify.config import SparsifyConfig
 from vitcompress.stages.tail.config import TailConfig
 
 if TYPE_CHECKING:
     from vitcompress.stages.stage import Stage
 
-_Config = TailConfig | PruneConfig | MergeConfig | SparsifyConfig | QuantizeConfig
+_Config = TailConfig | PruneConfig | MergeConfig | SparsifyConfig | QuantizeConfig | RecoverConfig
 StageConfig = Annotated[_Config, Field(discriminator="type")]
 """What a recipe says of a stage, told apart by `type`, which is also the name of its folder."""
 

@@ -8,19 +8,19 @@ site as it is by then.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from torch import Tensor
 
-from vitcompress.model.anatomy import Anatomy, Site, SiteKind, State
+from vitcompress.methods.tokens import means
+from vitcompress.model.anatomy import Anatomy, Site, SiteKind, State, unmoved
 from vitcompress.model.modules.block import Block
 from vitcompress.model.sequence import layer_input
 from vitcompress.stages.states import StateFile
 
-_HALVES: dict[SiteKind, Callable[[Block, Tensor], Tensor]] = {
-    "attention": lambda block, x: block.mixed(x),
-    "mlp": lambda block, x: block.fed(x),
-}
+_KINDS: tuple[SiteKind, ...] = ("attention", "mlp")
+
+_Half = Callable[[State], Tensor]
 
 
 class Given(NamedTuple):
@@ -32,36 +32,47 @@ class Given(NamedTuple):
     held: bool
 
 
+class Added(NamedTuple):
+    """Of one batch: what a branch of the changed model adds to its stream, what would bring that
+    stream to the dense one, both [n, tokens, channels], and whether the batch is held back."""
+
+    given: Tensor
+    wanted: Tensor
+    held: bool
+
+
 class _Streams:
-    """Streams of tokens, by name, in batches; `held`: whether each batch is held back."""
+    """States of models, by name, in batches; `held`: whether each batch is held back."""
 
     def __init__(self) -> None:
-        self.states, self.held = StateFile(), list[bool]()
+        self._states, self.held = StateFile(), list[bool]()
 
-    def add(self, held: bool, **streams: Tensor) -> None:
-        for name, x in streams.items():
-            self.states.put((name, len(self.held)), State(x))
+    def add(self, held: bool, **states: State) -> None:
+        for name, state in states.items():
+            self._states.put((name, len(self.held)), state)
         self.held.append(held)
 
-    def read(self, name: str, batch: int) -> Tensor:
-        return self.states.get((name, batch)).x
+    def read(self, name: str, batch: int) -> State:
+        return self._states.get((name, batch))
 
-    def advance(self, name: str, into: str, step: Callable[[Tensor], Tensor]) -> None:
+    def advance(self, name: str, into: str, step: Callable[[State], State]) -> None:
         """Pass the stream `name` through `step`, into the stream of another name or the same."""
         for batch in range(len(self.held)):
-            self.states.put((into, batch), State(step(self.read(name, batch))))
+            self._states.put((into, batch), step(self.read(name, batch)))
 
 
 @dataclass(frozen=True)
 class SitePair:
     """A site of the dense model, and the same of the changed one (None: pruned away).
 
-    `streams` hold the `dense` stream before the site, that `after` it, and the `changed` one before
-    it; `into`: see `side_by_side`.
+    `halves`: what each of the two computes of the state before the site, the tokens after it, in
+    which none has merged yet. `streams` hold the `dense` stream before the site, that `after` it,
+    and the `changed` one before it; `into`: see `side_by_side`.
     """
 
     site: Site
     twin: Site | None
+    halves: tuple[_Half, _Half]
     streams: _Streams
     dense: str
     after: str
@@ -72,20 +83,35 @@ class SitePair:
 
         It should give what it gives in the dense model; with `back`, which is for the last layer
         of a branch that nothing scales, what brings the stream back to the dense one, errors of
-        all that came before included.
+        all that came before included. Tokens must not merge.
         """
         assert self.twin is not None
         layer, source = getattr(self.twin, part), getattr(self.site, part)
+        of_dense, of_changed = self.halves
         for batch, held in enumerate(self.streams.held):
-            x = self.streams.read("changed", batch)
-            inputs = layer_input(layer, partial(self.twin.half, x))
+            state = self.streams.read("changed", batch)
+            inputs = layer_input(layer, partial(of_changed, state))
             if back:
-                after = turned(self.streams.read(self.after, batch), self.into)
-                targets = after - x[:, : after.shape[1]]
+                after = turned(self.streams.read(self.after, batch).x, self.into)
+                targets = after - state.x[:, : after.shape[1]]
             else:
                 dense = self.streams.read(self.dense, batch)
-                targets = source(layer_input(source, partial(self.site.half, dense)))
+                targets = source(layer_input(source, partial(of_dense, dense)))
             yield Given(inputs, targets, held)
+
+    def adding(self) -> Iterator[Added]:
+        """What the changed site adds to the stream, and should add, batch by batch.
+
+        A token that others have joined should be the mean of what these are in the dense model.
+        """
+        for batch, held in enumerate(self.streams.held):
+            state = self.streams.read("changed", batch)
+            after = self.halves[1](state)
+            wanted = turned(self.streams.read(self.after, batch).x, self.into)
+            if state.places is not None:
+                wanted = means(wanted, state.places)
+            before, wanted = (x[:, : after.shape[1]] for x in (state.x, wanted))
+            yield Added(after - before, wanted - before, held)
 
 
 def side_by_side(
@@ -94,32 +120,36 @@ def side_by_side(
     batches: Iterable[tuple[Tensor, bool]],
     into: Tensor | None = None,
 ) -> Iterator[SitePair]:
-    """All sites of `dense`, in the order of computation; `changed` may be narrower, or lack some.
+    """All sites of `dense`, in the order of computation; `changed` may be narrower, or lack some,
+    and its tokens may merge.
 
     `batches`: pixels, and whether they are held back. `into` [C', C] is how the dense stream
     becomes that of `changed`, where they differ in width. Steps that are no blocks are passed, each
-    model's stream by its own. Tokens must not merge.
+    model's stream by its own.
     """
     streams = _Streams()
     for pixels, held in batches:
-        x = dense.start(pixels).x
-        streams.add(held, dense=x, changed=turned(x, into))
+        start = changed.start(pixels)
+        streams.add(
+            held, dense=dense.start(pixels), changed=start._replace(places=unmoved(start.x))
+        )
     before, after = "dense", "dense after"
     sites = {(site.block, site.kind): site for site in dense.sites}
     for number, steps in enumerate(zip(dense.steps, changed.steps, strict=True)):
         block, narrow = (step.module for step in steps)
         if not isinstance(block, Block) or not isinstance(narrow, Block):
-            streams.advance(before, before, partial(_whole, dense, number))
-            streams.advance("changed", "changed", partial(_whole, changed, number))
+            streams.advance(before, before, partial(dense.advance, number))
+            streams.advance("changed", "changed", partial(changed.advance, number))
             continue
-        for kind, half in _HALVES.items():
-            streams.advance(before, after, partial(half, block))
+        for kind in _KINDS:
+            streams.advance(before, after, _passed(dense, number, kind))
             site = sites.get((block, kind))
             if site is not None:
                 twin = replace(site, block=narrow)
                 there = None if twin.operator is None else twin
-                yield SitePair(site, there, streams, before, after, into)
-            streams.advance("changed", "changed", partial(half, narrow))
+                halves = _half(dense, number, kind), _half(changed, number, kind)
+                yield SitePair(site, there, halves, streams, before, after, into)
+            streams.advance("changed", "changed", _passed(changed, number, kind))
             before, after = after, before
 
 
@@ -128,5 +158,17 @@ def turned(x: Tensor, into: Tensor | None) -> Tensor:
     return x if into is None else x @ into.to(x).T
 
 
-def _whole(anatomy: Anatomy, number: int, x: Tensor) -> Tensor:
-    return anatomy.advance(number, State(x)).x
+def _half(anatomy: Anatomy, number: int, kind: SiteKind) -> _Half:
+    """From the state before a site of block `number` to the tokens after it."""
+    if kind == "attention":
+        return lambda state: anatomy.attended(number, state)[0]
+    block = cast(Block, anatomy.steps[number].module)
+    return lambda state: block.fed(state.x)
+
+
+def _passed(anatomy: Anatomy, number: int, kind: SiteKind) -> Callable[[State], State]:
+    """From the state before a site of block `number` to that after it."""
+    if kind == "attention":
+        return lambda state: anatomy.attended(number, state)[1]
+    half = _half(anatomy, number, kind)
+    return lambda state: state._replace(x=half(state))

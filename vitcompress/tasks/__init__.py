@@ -5,7 +5,7 @@ A file has a `TASK`. Another task is another file: the recipe, the gates and the
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import torch
@@ -37,6 +37,8 @@ class Task:
     `explained`: output → [n], the number that relevance is propagated from.
     `against_dense`: figures by name, from the outputs of a model and those of the dense one.
     `against_labels`: figures from outputs and labels, [n] or [n, outputs].
+    `expected_drops`: by figure of `against_labels`, by how much it is lower than that of the dense
+    model, from the outputs of both alone.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Task:
     explained: Callable[[Tensor], Tensor]
     against_dense: Mapping[str, Measure]
     against_labels: Mapping[str, Measure]
+    expected_drops: Mapping[str, Measure] = field(default_factory=dict)
 
     @property
     def figures(self) -> tuple[str, ...]:

@@ -28,6 +28,17 @@ def agreement(outputs: Tensor, dense: Tensor) -> float:
     return 100 * float((outputs.argmax(-1) == dense.argmax(-1)).double().mean())
 
 
+def expected_drop(outputs: Tensor, dense: Tensor) -> float:
+    """The points of top-1 that are lost if the dense model's probabilities are those of the labels.
+
+    Where the largest logit is another one, the dense model's probability of its own answer is lost,
+    and that of the other is gained: fewer images tell it than labels would.
+    """
+    own, other = dense.argmax(-1, keepdim=True), outputs.argmax(-1, keepdim=True)
+    probabilities = dense.softmax(-1)
+    return 100 * float((probabilities.gather(-1, own) - probabilities.gather(-1, other)).mean())
+
+
 def top1(outputs: Tensor, labels: Tensor) -> float:
     """Percent of the images whose label [n] has the largest logit."""
     return _top(outputs, labels, 1)
@@ -53,4 +64,5 @@ TASK = Task(
     explained=explained,
     against_dense={"agreement": agreement, "kl": kl},
     against_labels={"top1": top1, "top5": top5},
+    expected_drops={"top1": expected_drop},
 )

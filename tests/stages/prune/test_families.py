@@ -20,10 +20,11 @@ from vitcompress.model.architecture import Architecture, VitModel
 from vitcompress.model.families import adopt
 from vitcompress.model.sizes import sizes_of
 from vitcompress.stages.context import Context
+from vitcompress.stages.importance import Importance
 from vitcompress.stages.prune import costs
 from vitcompress.stages.prune.config import PruneConfig
 from vitcompress.stages.prune.stage import plan, prune, sensitivity
-from vitcompress.stages.prune.statistics import Importance, site_moments
+from vitcompress.stages.prune.statistics import site_moments
 from vitcompress.stages.stage import StageResult
 
 MakeVit = Callable[..., VitModel]

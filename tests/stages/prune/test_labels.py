@@ -12,9 +12,9 @@ from helpers.pruning import configured, run
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel, stored_tensors
 from vitcompress.stages.context import Context
+from vitcompress.stages.importance import importances
 from vitcompress.stages.observe import readout_loss
 from vitcompress.stages.prune.stage import plan
-from vitcompress.stages.prune.statistics import importances
 from vitcompress.tasks.classification import TASK as CLASSES
 
 MakeVit = Callable[..., VitModel]

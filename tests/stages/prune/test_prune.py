@@ -84,11 +84,10 @@ def test_a_fresh_process_gives_the_same_logits(
     assert torch.equal(in_fresh_process(model, pixels), model.module(pixels))
 
 
-@pytest.mark.parametrize("structures", [("query_key", "value", "hidden"), EVERYTHING])
 def test_the_onnx_file_is_narrower_and_agrees(
-    structures: Any, vit: VitModel, context: Context, pixels: Tensor, tmp_path: Path
+    vit: VitModel, context: Context, pixels: Tensor, tmp_path: Path
 ) -> None:
-    model = run(with_tail(vit), context, budget={"macs": 0.5}, structures=structures).model
+    model = run(with_tail(vit), context, budget={"macs": 0.5}, structures=EVERYTHING).model
     file = tmp_path / "model.onnx"
     export_onnx(model, file, {})
     check_parity(file, model, pixels, 1)
@@ -116,7 +115,7 @@ def test_a_pruned_model_can_be_quantized(
     vit: VitModel, context: Context, pixels: Tensor, tmp_path: Path
 ) -> None:
     model = run(vit, context).model
-    small = quantize(model, QuantizeConfig(), context).model
+    small = quantize(model, QuantizeConfig(rounding="nearest"), context).model
     assert torch.equal(rebuilt(small)(pixels), small.module(pixels))
     file = tmp_path / "model.onnx"
     export_onnx(small, file, {})
@@ -314,7 +313,7 @@ def test_what_cannot_be_pruned_is_named(
         block.attn.q_norm = block.attn.k_norm = nn.LayerNorm(32, elementwise_affine=False)
     with pytest.raises(InputError, match=r"query_key cannot be narrowed in .* take it out"):
         plan(bare, configured())
-    small = quantize(make_vit(), QuantizeConfig(), context).model
+    small = quantize(make_vit(), QuantizeConfig(rounding="nearest"), context).model
     with pytest.raises(InputError, match="before quantize"):
         plan(small, configured())
     few = make_context(calibration=context.images.subset(range(5)))

@@ -18,8 +18,8 @@ from vitcompress.methods.readers import normalised
 from vitcompress.methods.subspace import stream_basis, stream_map
 from vitcompress.model.embedding import resize_embedding, stream_readers, writers
 from vitcompress.model.sizes import fill
+from vitcompress.stages.importance import Importance
 from vitcompress.stages.observe import Watch, observe, unlabelled
-from vitcompress.stages.prune.statistics import Importance
 
 _DAMPING = 1e-3  # of the layers that read the stream
 

@@ -8,7 +8,7 @@ from vitcompress.console import track
 from vitcompress.methods.compensation import Moments, joined, refit, with_constant
 from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.sizes import fill
-from vitcompress.stages.prune.statistics import Importance
+from vitcompress.stages.importance import Importance
 from vitcompress.stages.sequence import Given, side_by_side
 
 _DAMPINGS = (0.03, 0.1, 0.3, 1.0, 3.0)

@@ -13,9 +13,10 @@ from vitcompress.model import anatomy
 from vitcompress.model.anatomy import Anatomy, Site
 from vitcompress.model.modules.attention import Attention
 from vitcompress.model.sizes import attention_weights, fill, size_of
+from vitcompress.stages.importance import Importance
 from vitcompress.stages.prune.config import PruneConfig, StructureKind
 from vitcompress.stages.prune.selected import is_normed, is_selected, selectable
-from vitcompress.stages.prune.statistics import Importance, QueryKey, SiteMoments
+from vitcompress.stages.prune.statistics import QueryKey, SiteMoments
 from vitcompress.stages.prune.worth import Key, Saliency
 
 

@@ -21,13 +21,14 @@ from vitcompress.model.families import anatomy_of
 from vitcompress.model.modules.block import Block
 from vitcompress.model.sizes import size_of
 from vitcompress.stages.context import Context
+from vitcompress.stages.importance import Importance, importances
 from vitcompress.stages.observe import Loss, Sample, readout_loss
 from vitcompress.stages.probe import Probe
 from vitcompress.stages.prune import costs, narrowing, statistics, structures
 from vitcompress.stages.prune.config import PruneConfig, StructureKind
 from vitcompress.stages.prune.embedding import Embedding, embedding
 from vitcompress.stages.prune.narrowing import Choice
-from vitcompress.stages.prune.statistics import Importance, SiteMoments
+from vitcompress.stages.prune.statistics import SiteMoments
 from vitcompress.stages.prune.structures import Axis
 from vitcompress.stages.prune.worth import Evidence, saliency_of, worths
 
@@ -121,11 +122,11 @@ def study(model: VitModel, config: PruneConfig, context: Context) -> PruneStudy:
     def loss() -> Loss:
         return readout_loss(model.task, torch.Generator().manual_seed(context.seed))
 
-    def importances(layers: Sequence[str], title: str) -> dict[str, Importance]:
+    def weighed(layers: Sequence[str], title: str) -> dict[str, Importance]:
         prefix = anatomy.prefix_tokens
-        return statistics.importances(anatomy.module, layers, samples(title), loss(), prefix)
+        return importances(anatomy.module, layers, samples(title), loss(), prefix)
 
-    last = importances([site.last_name for site in anatomy.sites], "weighing outputs")
+    last = weighed([site.last_name for site in anatomy.sites], "weighing outputs")
     importance = {site.name: last[site.last_name] for site in anatomy.sites}
     moments = statistics.site_moments(anatomy, on_device(fit, "calibrating"), importance)
     if config.rotate:
@@ -140,7 +141,7 @@ def study(model: VitModel, config: PruneConfig, context: Context) -> PruneStudy:
     stream = None
     if "embedding" in config.structures:
         names = [reader.name for reader in stream_readers(anatomy.module)]
-        worth_of_norms = importances(names, "weighing the stream")
+        worth_of_norms = weighed(names, "weighing the stream")
         batches = on_device(fit, "turning the stream")
         stream = embedding(anatomy.module, batches, worth_of_norms)
     probe = Probe(anatomy, on_device(held, "reading images"), model.task.distance)
@@ -291,8 +292,4 @@ def _split(context: Context, config: PruneConfig) -> tuple[Context, Context]:
             f"stages.{config.name}: {len(images)} calibration images are too few to fit to some "
             "and judge on others; give at least 8"
         )
-    everything = range(len(images))
-    return (
-        replace(context, calibration=images.subset(everything[:-count])),
-        replace(context, calibration=images.subset(everything[-count:])),
-    )
+    return context.split(count)

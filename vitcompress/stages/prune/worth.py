@@ -15,10 +15,11 @@ from vitcompress import registry
 from vitcompress.methods import saliency
 from vitcompress.model.anatomy import Anatomy, Site
 from vitcompress.model.sizes import attention_weights, gates
+from vitcompress.stages.importance import Importance
 from vitcompress.stages.observe import Loss, Sample, Watch, observe
 from vitcompress.stages.prune.config import SALIENCIES, StructureKind
 from vitcompress.stages.prune.selected import tied_worth
-from vitcompress.stages.prune.statistics import Importance, SiteMoments
+from vitcompress.stages.prune.statistics import SiteMoments
 
 Key = tuple[str, StructureKind]
 """The name of a site, and one of its structures."""

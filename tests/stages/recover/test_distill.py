@@ -1,0 +1,253 @@
+"""Recovery by training: what comes nearer, what stays, and how it goes on after a stop."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from helpers.models import BLOCKS, quantized_layers
+from vitcompress.data.images import ImageSet
+from vitcompress.errors import InputError
+from vitcompress.model.architecture import VitModel
+from vitcompress.model.modules.quantized import QuantizedLinear
+from vitcompress.stages.context import Context
+from vitcompress.stages.recover import training
+from vitcompress.stages.recover.config import RecoverConfig
+from vitcompress.stages.recover.methods import distill
+from vitcompress.stages.recover.stage import plan, recover
+from vitcompress.stages.registry import StageConfig, stage_of
+from vitcompress.stages.stage import StageResult
+
+MakeContext = Callable[..., Context]
+MakeVit = Callable[..., VitModel]
+
+PRUNE = {"type": "prune", "budget": {"macs": 0.7}, "multiple": 4, "allocate": "uniform"}
+SPARSIFY = {"type": "sparsify", "layers": ["blocks.*"]}
+MERGE = {"type": "merge", "method": "tome", "schedule": "constant", "budget": {"macs": 0.7}}
+QUANTIZE = {"type": "quantize", "rounding": "nearest", "bits": 4, "residual": 0}
+TAIL = {"type": "tail"}
+
+
+def config(**options: Any) -> RecoverConfig:
+    given = {
+        "method": "distill",
+        "steps": 20,
+        "batch": 8,
+        "rate": 2e-4,
+        "held_back": 0.5,
+        **options,
+    }
+    return RecoverConfig.model_validate(given)
+
+
+def after(model: VitModel, context: Context, *stages: dict[str, Any]) -> VitModel:
+    for given in stages:
+        made = TypeAdapter[Any](StageConfig).validate_python(given)
+        model = stage_of(made).run(model, made, context).model
+    return model
+
+
+def weakened(model: VitModel, factor: float = 0.7) -> VitModel:
+    """`model` with something lost that can be learned again (in place)."""
+    layer = model.module.get_submodule("blocks.0.mlp.fc2")
+    weights = layer.scale if isinstance(layer, QuantizedLinear) else layer.weight
+    weights.mul_(factor)  # type: ignore[operator]
+    return model
+
+
+def assert_nearer(result: StageResult, word: str = "kl") -> None:
+    before, after = (result.facts[f"held_back_{word}_{when}"] for when in ("before", "after"))
+    assert isinstance(before, float)
+    assert isinstance(after, float)
+    assert "left_as_it_was" not in result.facts, result.warnings
+    assert after < before
+
+
+CHAINS: dict[str, tuple[dict[str, Any], ...]] = {
+    "pruned": (PRUNE,),
+    "of a narrower stream": ({**PRUNE, "structures": ["embedding", "hidden"]},),
+    "sparse": (SPARSIFY,),
+    "merged": (TAIL, MERGE),
+    "in 4 bits": (QUANTIZE,),
+    "sparse in 8 bits": (SPARSIFY, {**QUANTIZE, "bits": 8, "activations": "dynamic"}),
+    "in 8 bits of two terms": ({**QUANTIZE, "bits": 8, "residual": 0.5},),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_what_stages_left_comes_nearer_and_is_stored_as_it_is(
+    chain: str,
+    vit: VitModel,
+    context: Context,
+    pixels: Tensor,
+    in_fresh_process: Callable[[VitModel, Tensor], Tensor],
+) -> None:
+    given = weakened(after(vit, context, *CHAINS[chain]))
+    result = recover(given, config(), context)
+    assert_nearer(result)
+    model = result.model
+    assert not any(parameter.requires_grad for parameter in model.module.parameters())
+    assert given.module.state_dict().keys() == model.module.state_dict().keys()
+    assert torch.equal(in_fresh_process(model, pixels), model.module(pixels))
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "unstructured"])
+@pytest.mark.parametrize("storage", ["compact", "dense"])
+def test_zeros_stay(pattern: str, storage: str, vit: VitModel, context: Context) -> None:
+    sparse = {**SPARSIFY, "pattern": pattern, "storage": storage, "allocation": "uniform"}
+    density = None if pattern == "2:4" else 0.5
+    given = weakened(after(vit, context, {**sparse, "density": density}))
+    trained = recover(given, config(steps=5), context).model
+    for name in BLOCKS:
+        before, now = (m.module.get_parameter(f"{name}.weight") for m in (given, trained))
+        assert not torch.equal(now, before)
+        assert torch.equal(now == 0, before == 0)
+
+
+def test_scales_and_biases_of_codes_are_trained_and_ranges_stay(
+    vit: VitModel, context: Context
+) -> None:
+    given = weakened(after(vit, context, QUANTIZE))
+    trained = recover(given, config(steps=5, parameters="affine"), context).model
+    before = quantized_layers(given.module)
+    for name, layer in quantized_layers(trained.module).items():
+        assert torch.equal(layer.codes, before[name].codes)
+        assert not torch.equal(layer.scale, before[name].scale)
+        assert not torch.equal(layer.bias, before[name].bias)
+        assert layer.activation_scale == before[name].activation_scale
+
+
+def test_norms_biases_and_scales_can_be_all_that_is_trained(
+    make_vit: MakeVit, context: Context
+) -> None:
+    given = weakened(make_vit())
+    result = recover(given, config(parameters="affine"), context)
+    assert_nearer(result)
+    for name, parameter in result.model.module.named_parameters():
+        assert torch.equal(parameter, given.module.get_parameter(name)) == (parameter.ndim > 1)
+
+
+def test_only_sites_that_matter_can_be_trained(make_vit: MakeVit, context: Context) -> None:
+    given = weakened(make_vit())
+    result = recover(given, config(parameters="sites"), context)
+    assert_nearer(result)
+    assert result.facts["sites"] == "blocks.0.mlp"
+    changed = {
+        name
+        for name, parameter in result.model.module.named_parameters()
+        if not torch.equal(parameter, given.module.get_parameter(name))
+    }
+    assert changed
+    assert all(name.startswith(("blocks.0.mlp.", "blocks.0.norm2.")) for name in changed)
+
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "without a head": ("vit_tiny_patch16_224", {"num_classes": 0}),
+    "of two heads": ("deit_tiny_distilled_patch16_224", {}),
+    "of one logit": ("vit_tiny_patch16_224", {"num_classes": 1}),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_and_task_can_be_trained(
+    family: str, make_vit: MakeVit, make_context: MakeContext
+) -> None:
+    name, options = FAMILIES[family]
+    dense, given = make_vit(name, **options), weakened(make_vit(name, **options))
+    result = recover(given, config(), make_context(dense=dense))
+    losses = [row["loss"] for row in result.table("training").rows]
+    assert min(losses[1:]) < losses[0]  # type: ignore[type-var, operator]
+
+
+def test_outputs_alone_can_tell_what_to_learn(make_vit: MakeVit, context: Context) -> None:
+    result = recover(weakened(make_vit()), config(features=0), context)
+    assert_nearer(result)
+    assert result.facts["features_compared"] == 0
+
+
+def test_the_same_seed_gives_the_same_weights(make_vit: MakeVit, make_context: MakeContext) -> None:
+    found = {
+        recover(
+            weakened(make_vit()), config(steps=4), make_context(seed=seed, resume=False)
+        ).model.fingerprint()
+        for seed in (0, 0, 1)
+        for _ in range(2)
+    }
+    assert len(found) == 2
+
+
+class Killed(BaseException):
+    """What no handler of errors catches."""
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "sgd", "muon"])
+def test_a_killed_training_goes_on_to_the_same_end(
+    optimizer: str,
+    make_vit: MakeVit,
+    make_context: MakeContext,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = config(steps=6, optimizer=optimizer)
+    whole = recover(weakened(make_vit()), options, make_context(cache=tmp_path / "other"))
+    monkeypatch.setattr(training, "_SAVED_EVERY", -1.0)
+    batch, steps = distill.Views.batch, list[int]()
+
+    def dying(views: distill.Views, step: int, size: int) -> Tensor:
+        if step == 3 and not steps:
+            raise Killed
+        if step == 3 or steps:
+            steps.append(step)
+        return batch(views, step, size)
+
+    monkeypatch.setattr(distill.Views, "batch", dying)
+    with pytest.raises(Killed):
+        recover(weakened(make_vit()), options, make_context())
+    steps.append(-1)
+    resumed = recover(weakened(make_vit()), options, make_context())
+    assert steps[1:] == [3, 4, 5]
+    assert resumed.model.fingerprint() == whole.model.fingerprint()
+    assert resumed.table("training") == whole.table("training")
+    again = recover(weakened(make_vit()), options, make_context())  # killed after the training
+    assert steps[1:] == [3, 4, 5]
+    assert again.model.fingerprint() == whole.model.fingerprint()
+    fresh = recover(weakened(make_vit()), options, make_context(resume=False))
+    assert steps[4:] == [0, 1, 2, 3, 4, 5]
+    assert fresh.model.fingerprint() == whole.model.fingerprint()
+
+
+@pytest.mark.parametrize("rate", [1e3, 1e38])
+def test_an_absurd_rate_leaves_the_model_as_it_was(
+    rate: float, make_vit: MakeVit, context: Context
+) -> None:
+    given = weakened(make_vit(), 0.99)
+    result = recover(given, config(rate=rate, optimizer="sgd", steps=100), context)
+    assert result.model is given
+    assert result.facts["left_as_it_was"]
+    assert len(result.table("training").rows) <= 7  # it ends early
+
+
+def test_more_images_are_trained_on(
+    make_vit: MakeVit, make_context: MakeContext, images: ImageSet
+) -> None:
+    more = replace(images, names=[f"more {name}" for name in images.names])
+    result = recover(weakened(make_vit()), config(steps=2), make_context(recovery=more))
+    assert result.facts["views_of"] == 10 + 20
+
+
+@pytest.mark.parametrize("name", ["adamz", "adahessian", "bnbadam", "kronw"])
+def test_optimizers_that_cannot_be_had_are_refused_before_the_work(
+    name: str, vit: VitModel
+) -> None:
+    with pytest.raises(InputError, match=rf"stages\.recover\.optimizer: '{name}' is none .* give "):
+        plan(vit, config(optimizer=name))
+
+
+def test_crops_from_large_to_small_are_refused() -> None:
+    with pytest.raises(ValidationError, match="the smaller share comes first"):
+        config(crops=(1.0, 0.5))

@@ -1,0 +1,170 @@
+"""A chain of stages: what it is run with, what its stages would leave, and what they left."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+from vitcompress import output, targets
+from vitcompress.console import console, say
+from vitcompress.dense import load_dense, say_model
+from vitcompress.details import Table
+from vitcompress.errors import InputError
+from vitcompress.export import folder
+from vitcompress.export.floats import check_weights
+from vitcompress.measure import cost
+from vitcompress.model.architecture import VitModel
+from vitcompress.recipe import Recipe
+from vitcompress.report.model import Details, StudyReport
+from vitcompress.run_images import RunImages, open_run_images
+from vitcompress.stages.cache import Cache
+from vitcompress.stages.context import Context
+from vitcompress.stages.recover.config import RecoverConfig
+from vitcompress.stages.registry import stage_of
+from vitcompress.stages.stage import StageResult
+
+
+@dataclass(frozen=True)
+class Options:
+    """What concerns the running of a recipe and not its result, but for `seed` and `limit`.
+
+    `limit`: at most so many images of each set. `threads`: of onnxruntime when latencies are taken.
+    """
+
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 1
+    limit: int | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a stage would leave: multiply-accumulates, stored bytes, and what is known of it."""
+
+    stage: str
+    macs: int
+    bytes: int
+    details: Details
+
+
+class Carried(NamedTuple):
+    """What a stage left, and how many seconds it took."""
+
+    result: StageResult
+    seconds: float
+
+
+def plan(recipe: Recipe) -> list[Planned]:
+    """What each stage would leave. The first is the dense model.
+
+    Nothing is written and no image is read.
+    """
+    runtime = targets.load_target(recipe.export.target)
+    model = load_dense(recipe)
+    dense = StageResult(model, {"timm": model.architecture.timm})
+    return [
+        Planned(name, cost.macs(left.model), folder.stored_bytes(left.model), details_of(left))
+        for name, left in [("dense", dense), *planned(recipe, model, runtime)]
+    ]
+
+
+def planned(
+    recipe: Recipe, dense: VitModel, runtime: targets.Target
+) -> Iterator[tuple[str, StageResult]]:
+    """By stage, its name, and a model of the shape that it would leave with what is known of it.
+
+    Raises `InputError` for layers that `runtime` cannot have, and weights that float16 cannot.
+    """
+    model = dense
+    for config in recipe.stages:
+        result = stage_of(config).plan(model, config)
+        model = result.model
+        yield config.name, result
+    runtime.check_layers(model.architecture.quantized)
+    if (advice := runtime.advice(model.architecture.quantized)) is not None:
+        say(f"export.target: {advice}")
+    check_weights(dense, model, recipe.export.floats)
+
+
+def details_of(result: StageResult, studies: tuple[StudyReport, ...] = ()) -> Details:
+    """What `result` tells, with what was measured of its studies."""
+    return Details(
+        facts=dict(result.facts),
+        tables=result.tables,
+        galleries=result.galleries,
+        studies=studies,
+    )
+
+
+@torch.no_grad()
+def sensitivity(recipe: Recipe, options: Options) -> dict[str, Table]:
+    """By stage name, what each part of the model as it reaches that stage would cost.
+
+    The chain is carried out as far as its last stage, which is only looked at; nothing is written.
+    Raises `InputError` where no stage has anything to tell.
+    """
+    torch.manual_seed(options.seed)
+    model = load_dense(recipe)
+    say_model(model)
+    context = context_of(
+        recipe, model, open_run_images(recipe, model, options.limit, options.seed), options
+    )
+    tables: dict[str, Table] = {}
+    for config in recipe.stages:
+        stage = stage_of(config)
+        if stage.sensitivity is not None:
+            with step(f"{config.name}: sensitivities"):
+                tables[config.name] = stage.sensitivity(model, config, context)
+        if config is recipe.stages[-1]:
+            break
+        with step(f"{config.name} ({config.type})"):
+            model = stage.run(model, config, context).model
+    if not tables:
+        raise InputError("stages: none of these stages has sensitivities to show; add one that has")
+    return tables
+
+
+def context_of(recipe: Recipe, dense: VitModel, data: RunImages, options: Options) -> Context:
+    """What the stages of `recipe` are run with: where any of them recovers, without the images that
+    it holds back."""
+    context = Context(
+        dense=dense,
+        calibration=data.calibration,
+        preprocess=dense.preprocess,
+        seed=options.seed,
+        device=_device(options.device),
+        cache=Cache(output.cache_folder(), options.resume),
+        max_unreadable=recipe.data.max_unreadable,
+        evaluation=data.evaluation,
+        recovery=data.recovery,
+        target=recipe.export.target,
+    )
+    shares = [config.held_back for config in recipe.stages if isinstance(config, RecoverConfig)]
+    if not shares:
+        return context
+    rest, reserve = context.split(int(max(shares) * len(context.images)))
+    return replace(rest, reserve=reserve.images)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device {name}: not to be had here; use cpu") from error
+    # By default a GPU rounds the inputs of convolutions to 10 bits, which statistics would show.
+    torch.backends.cudnn.allow_tf32 = False
+    return device
+
+
+@contextmanager
+def step(title: str) -> Iterator[float]:
+    """Say what is being done, and how long it took."""
+    console.print(title, style="bold")
+    start = time.monotonic()
+    yield start
+    console.print(f"  done in {time.monotonic() - start:.1f} s")

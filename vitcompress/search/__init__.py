@@ -1,0 +1,1 @@
+"""The whole chain under a goal: the choices of its stages that cost least within the gates."""

@@ -1,0 +1,28 @@
+"""What a recipe says of a search."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Cost = Literal["latency", "bytes", "macs"]
+"""What is to be small, as a share of the dense model: the time of one image in the target's
+runtime on this machine, the size of the ONNX file, or multiply-accumulates."""
+
+Choice = dict[str, Any] | None
+"""Keys of a stage and what they are instead; None: the chain without the stage."""
+
+
+class SearchSection(BaseModel):
+    """What `vitcompress search` tries: the limits are those of `gates`.
+
+    `minimize`: the cost. `choices`: by the name of a stage, what it may be; the first of each
+    together are where the search starts. A budget of multiply-accumulates (`budget.macs`) is here a
+    share of what the stage gets, not of the dense model. `images`: how many further calibration
+    images candidates are judged on, which no stage has seen.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    minimize: Cost = "latency"
+    choices: dict[str, Annotated[tuple[Choice, ...], Field(min_length=1)]] = {}
+    images: Annotated[int, Field(ge=8)] = 256

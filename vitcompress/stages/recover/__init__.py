@@ -1,0 +1,1 @@
+"""Recover: bring a compressed model back towards the dense one, without labels."""
