@@ -85,7 +85,6 @@ KINDS: dict[str, Callable[[VitModel], VitModel]] = {
     "8 bits": lambda model: _integers(model, 8),
     "7 bits": lambda model: _integers(model, 7),
     "4 bits": lambda model: _integers(model, 4, 24),
-    "8 bits, float inputs": lambda model: quantized(model, 8, "float", layers=ALL_LAYERS),
     "all": lambda model: _integers(sparse(merged(pruned(model))), 4, 24),
 }
 """By name, what makes a dense model one of the kind; "all" is pruned, merged, sparse and 4 bits."""

@@ -25,7 +25,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "merge": {"method": "tome", "schedule": "constant", "budget": {"macs": 0.8}, "images": 8},
     "sparsify": {"layers": ["blocks.*"]},
     "quantize": {"rounding": "nearest", "residual": 0, "layers": ["*.fc1"]},
-    "recover": {},
+    "recover": {"method": "affine"},
 }
 
 REFUSED = {
@@ -80,7 +80,7 @@ def test_two_stages_work_in_any_order_or_the_plan_refuses_them(
     fresh_logits: Callable[[Path, Tensor], Tensor],
     tmp_path: Path,
 ) -> None:
-    context, vit = make_context(calibration=images.subset(range(12))), make_vit()
+    context, vit = make_context(calibration=images.subset(range(16))), make_vit()
     firsts = {stage: configured(stage, "first") for stage in STAGES}
     planned = {stage: stage_of(each).plan(vit, each).model for stage, each in firsts.items()}
     made = {stage: stage_of(each).run(vit, each, context).model for stage, each in firsts.items()}

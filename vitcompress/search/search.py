@@ -40,8 +40,8 @@ _WORTH = 0.995  # of the best cost: a prediction that is no lower is not worth b
 
 @dataclass(frozen=True)
 class Effort:
-    """`seconds` and `trials` at most (None: no limit). `guided`: whether predictions propose
-    candidates, or chance alone, to compare with."""
+    """`seconds` and `trials` at most (None: no limit). `guided`: whether predictions and Optuna's
+    sampler propose candidates, or chance alone, to compare with."""
 
     seconds: float | None = None
     trials: int | None = None
@@ -72,7 +72,8 @@ def search(
         bench = workbench(space, options, Path(scratch))
         out.mkdir(parents=True, exist_ok=True)
         identity = _identity(recipe, bench, options)
-        trials = Trials(storage or str(out / STUDY), space, identity, options.seed)
+        study = storage or str(out / STUDY)
+        trials = Trials(study, space, identity, options.seed, effort.guided)
         state = _State(recipe, out, options, effort, bench, trials, start)
         state.carry_out()
     report, folder = state.report(), out / BEST
@@ -167,7 +168,8 @@ class _State:
         """Let the folder `best` hold the best so far, if it does not; `latest`: in memory still."""
         with FileLock(self.out / _LOCK):
             best = self._best()
-            if best is None or best.combination == self.trials.written(self.out):
+            written = self.trials.written(self.out) if (self.out / BEST).is_dir() else None
+            if best is None or best.combination == written:
                 return
             if latest is None or latest.measured.combination != best.combination:
                 latest = self.bench.built(best.combination)

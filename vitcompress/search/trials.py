@@ -13,6 +13,7 @@ from pathlib import Path
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -31,17 +32,19 @@ class Trials:
     """A study; raises `InputError` for a storage that cannot be used, or of another search.
 
     `identity`: of all that figures depend on. `storage`: a file for its journal, or the URL of a
-    database.
+    database. `guided`: whether what was measured decides on what is proposed, or chance alone.
     """
 
-    def __init__(self, storage: str, space: Space, identity: str, seed: int) -> None:
+    def __init__(
+        self, storage: str, space: Space, identity: str, seed: int, guided: bool = True
+    ) -> None:
         self.space, self._chance = space, random.Random(f"{seed} {os.getpid()}")
         optuna.logging.set_verbosity(logging.WARNING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            sampler = optuna.samplers.TPESampler(
-                seed=seed, multivariate=True, n_startup_trials=_STARTUP
-            )
+            sampler: BaseSampler = RandomSampler(seed)
+            if guided:
+                sampler = TPESampler(seed=seed, multivariate=True, n_startup_trials=_STARTUP)
         try:
             self.study = optuna.create_study(
                 storage=_storage(storage),
