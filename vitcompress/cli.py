@@ -29,6 +29,7 @@ from vitcompress.cli_options import (
     Threads,
     Version,
     given_values,
+    stem,
 )
 from vitcompress.console import console, print_facts, print_json, say
 from vitcompress.errors import InputError, VitcompressError
@@ -109,7 +110,7 @@ def run(
     from vitcompress.chain import Options
     from vitcompress.report import terminal
 
-    target = out or Path("out") / f"{_stem(resolved.model.checkpoint)}-{Path(recipe).stem}"
+    target = out or Path("out") / f"{stem(resolved.model.checkpoint)}-{Path(recipe).stem}"
     options = Options(seed, device, threads, limit, resume)
     report = pipeline.run(resolved, target, options)
     say(terminal.summary(report))
@@ -118,11 +119,6 @@ def run(
         print_json(json.loads(report.to_json()))
     if not report.passed:
         raise typer.Exit(1)
-
-
-def _stem(checkpoint: str | None) -> str:
-    """A file name for the model: `timm:vit_tiny` → vit_tiny, `a/b.safetensors` → b."""
-    return Path((checkpoint or "model").rpartition(":")[2]).stem
 
 
 @app.command()
@@ -150,7 +146,7 @@ def export(
     from vitcompress.chain import Options
     from vitcompress.report import terminal
 
-    target = out or Path("out") / f"{_stem(model)}-fp32"
+    target = out or Path("out") / f"{stem(model)}-fp32"
     report = pipeline.run(recipe, target, Options(threads=threads, limit=limit))
     say(terminal.summary(report))
     say(f"written to {target}")
@@ -241,7 +237,7 @@ def sensitivity(
     rows = {stage: found.rows for stage, found in tables.items()}
     if out is not None:
         page = out.suffix == ".html"
-        title = _stem(resolved.model.checkpoint)
+        title = stem(resolved.model.checkpoint)
         text = html.sensitivity_page(title, tables) if page else json.dumps(rows, indent=2) + "\n"
         out.write_text(text, encoding="utf-8")
         say(f"written to {out}")

@@ -69,6 +69,11 @@ Version = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
 
 
+def stem(checkpoint: str | None) -> str:
+    """A file name for the model: `timm:vit_tiny` → vit_tiny, `a/b.safetensors` → b."""
+    return Path((checkpoint or "model").rpartition(":")[2]).stem
+
+
 def given_values(
     model: str | None,
     name: str | None,

@@ -21,6 +21,7 @@ from vitcompress.cli_options import (
     Settings,
     Threads,
     given_values,
+    stem,
 )
 from vitcompress.console import print_json, say
 from vitcompress.errors import InputError
@@ -88,7 +89,7 @@ def search(
     from vitcompress.search.search import BEST, PAGE, Effort
     from vitcompress.search.search import search as searched
 
-    target = out or Path("out") / f"{Path(model.rpartition(':')[2]).stem}-search"
+    target = out or Path("out") / f"{stem(model)}-search"
     options = Options(seed, device, threads, limit, resume)
     outcome = searched(resolved, target, options, Effort(seconds, trials), study)
     say(terminal.table("search", outcome.report.candidates))

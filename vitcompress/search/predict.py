@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vitcompress.search.space import Combination
+from vitcompress.search.space import Combination, alone
 
 _SMOOTH = 0.05  # of the largest loss, added to all before their ratios: a few images tell no less
 _NEAR = 2  # the power of the share of equal choices that a correction counts by
@@ -56,9 +56,7 @@ def _summed(found: Mapping[Combination, Measured], combination: Combination) -> 
     """The changes of single stages put together."""
     start = found.get((0,) * len(combination))
     singles = [
-        found.get(tuple(number if i == place else 0 for i in range(len(combination))))
-        for place, number in enumerate(combination)
-        if number
+        found.get(alone(combination, place)) for place, number in enumerate(combination) if number
     ]
     if start is None or any(each is None for each in singles):
         return None

@@ -15,6 +15,11 @@ Combination = tuple[int, ...]
 """Of each stage with choices, in the order of the chain, the number of the one that is taken."""
 
 
+def alone(combination: Combination, place: int) -> Combination:
+    """The start of a search, but for what `combination` takes at `place`."""
+    return tuple(number if i == place else 0 for i, number in enumerate(combination))
+
+
 @dataclass(frozen=True)
 class Space:
     """The chains that a recipe allows. `stages`: by name, what those with choices may be; None:
@@ -42,7 +47,7 @@ class Space:
     def singles(self) -> list[Combination]:
         """Those that differ from the start in one stage."""
         return [
-            tuple(number if i == place else 0 for i in range(len(self.stages)))
+            alone((number,) * len(self.stages), place)
             for place, each in enumerate(self.stages.values())
             for number in range(1, len(each))
         ]

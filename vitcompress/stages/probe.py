@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.model.anatomy import Anatomy, State
+from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
 from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
@@ -141,6 +142,15 @@ def probe_of(anatomy: Anatomy, task: Task, context: Context) -> Probe:
     pixels = torch.cat(list(context.calibration_batches("reading images", _IMAGES)))
     anatomy = anatomy_of(placed(anatomy.module, context.device))
     return Probe(anatomy, pixels.to(context.device).split(_BATCH), task.distance)
+
+
+def probe_against_dense(model: VitModel, context: Context) -> Probe:
+    """A probe of `model`, by its distance from the dense model of `context`, whose device it is on,
+    on all calibration images."""
+    dense = placed(context.dense.module, context.device)
+    pixels = context.calibration_batches("answers of the dense model")
+    batches = (batch.to(context.device) for batch in pixels)
+    return Probe(model.anatomy, batches, model.task.distance, reference=dense)
 
 
 def mean(distances: Tensor) -> float:

@@ -16,7 +16,7 @@ from vitcompress.model.architecture import VitModel
 from vitcompress.model.storage import as_stored
 from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
-from vitcompress.stages.probe import Probe, mean
+from vitcompress.stages.probe import mean, probe_against_dense
 from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.recover.methods import method_of
 from vitcompress.stages.stage import Stage, StageResult
@@ -35,7 +35,8 @@ def recover(model: VitModel, config: RecoverConfig, context: Context) -> StageRe
         return planned
     fit, watched, held = _split(config, context)
     module = copy.deepcopy(model.module).to(context.device)
-    judge = _judge(replace(model, module=module), held)
+    own = replace(model, module=module)
+    judge = probe_against_dense(own, held)
     before = judge.distances_of(module)
     facts: dict[str, Fact] = {
         **planned.facts,
@@ -46,7 +47,6 @@ def recover(model: VitModel, config: RecoverConfig, context: Context) -> StageRe
     }
     if mean(before) <= _SAME:
         return _unchanged(model, config, facts, "the model answers as the dense one does already")
-    own = replace(model, module=module)
     found = method_of(config.method).recover(own, config, fit, watched)
     recovered = as_stored(replace(model, module=copy.deepcopy(found.module).cpu()))
     after = judge.distances_of(placed(recovered.module, context.device))
@@ -107,14 +107,6 @@ def _split(config: RecoverConfig, context: Context) -> tuple[Context, Context, C
             f"to judge by a share of {config.held_back:g} of them; give at least 16"
         )
     return fit, *held.split(len(held.images) // 2)
-
-
-def _judge(model: VitModel, held: Context) -> Probe:
-    """Distances of `model` from the dense model; both on the device of `held`."""
-    dense = placed(held.dense.module, held.device)
-    pixels = held.calibration_batches("answers of the dense model")
-    batches = (batch.to(held.device) for batch in pixels)
-    return Probe(model.anatomy, batches, model.task.distance, reference=dense)
 
 
 STAGE = Stage(recover, plan)

@@ -25,7 +25,13 @@ from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
 from vitcompress.stages.importance import Importance, importances
 from vitcompress.stages.observe import readout_loss, unlabelled
-from vitcompress.stages.probe import Change, Probe, first_changed, mean_root
+from vitcompress.stages.probe import (
+    Change,
+    Probe,
+    first_changed,
+    mean_root,
+    probe_against_dense,
+)
 from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.recover.methods import Method, Recovered
 from vitcompress.stages.sequence import SitePair, side_by_side
@@ -38,9 +44,9 @@ _GRADIENT_IMAGES = 128
 
 def recover(model: VitModel, config: RecoverConfig, fit: Context, watched: Context) -> Recovered:
     """The model with other weights and biases in the last layers of its sites."""
-    dense, anatomy = anatomy_of(placed(fit.dense.module, fit.device)), model.anatomy
-    pixels = _pixels(watched, "reading images")
-    chooser = Probe(anatomy, pixels, model.task.distance, dense.module)
+    dense = anatomy_of(placed(fit.dense.module, fit.device))
+    chooser = probe_against_dense(model, watched)
+    anatomy = chooser.anatomy
     importance = _importance(dense, model.task, fit)
     batches = ((pixels, False) for pixels in _pixels(fit, "reading images"))
     least, rows, changed = cast(Tensor, _distances(chooser, {})), list[Row](), 0

@@ -18,7 +18,7 @@ from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
 from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
-from vitcompress.stages.probe import Probe
+from vitcompress.stages.probe import probe_against_dense
 from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.recover.methods import Method, Recovered
 from vitcompress.stages.recover.objective import Objective, compared_steps
@@ -48,9 +48,7 @@ def recover(model: VitModel, config: RecoverConfig, fit: Context, watched: Conte
     sets = [fit.images] if fit.recovery is None else [fit.images, fit.recovery]
     views = Views(Originals(sets, fit), fit.preprocess, config.crops, fit.seed)
 
-    pixels = watched.calibration_batches("answers of the dense model")
-    batches = (batch.to(fit.device) for batch in pixels)
-    probe = Probe(objective.student, batches, model.task.distance, reference=dense.module)
+    probe = probe_against_dense(model, watched)
 
     def loss(step: int) -> Tensor:
         return objective.loss(views.batch(step, config.batch).to(fit.device))
