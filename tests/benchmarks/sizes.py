@@ -52,6 +52,10 @@ LEFT_OUT = {
     "vit-prune-latency": "the graph of vit-prune, its widths measured",
     "vit-embed-int8": "the graph of vit-int8",
     "vit-embed-fast": "the graph of vit-merge-int8",
+    "embed-fast": "the graph of vit-merge-int8",
+    "vit-fast": "the graph of vit-prune-int8, with fewer tokens",
+    "vit-small": "zeros gain no speed",
+    "swin-fast": "the graph of vit-prune-int8",
 }
 """Recipes that are made only where `--recipes` names them, and why."""
 # By type of stage; what is searched or refitted otherwise.

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,14 @@ def test_weights_that_older_versions_saturate_are_refused(
             continue
         with pytest.raises(InputError, match=r"\(head\); pip install .*1\.30.* or .* bits: 7"):
             target.check_layers(layers)
+
+
+def test_threads_of_a_session_that_waits_do_not_slow_others(tmp_path: Path) -> None:
+    file, x = tmp_path / "model.onnx", torch.rand(64, 256, 256)
+    torch.onnx.export(nn.Linear(256, 256).eval(), (x,), file, dynamo=True, verbose=False)
+    session = targets.load_target("onnxruntime").session(file, threads=2)
+    for _ in range(3):
+        session.run(x.numpy())
+    start = time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - start < 0.01  # threads that spin burn several times that

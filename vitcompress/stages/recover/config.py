@@ -52,10 +52,10 @@ class RecoverConfig(BaseModel):
     images: Annotated[int, Field(gt=0)] | None = None
     held_back: Annotated[float, Field(gt=0, lt=1)] = 0.25
     steps: Annotated[int, Field(gt=0), OnlyOf("distill")] = 300
-    batch: Annotated[int, Field(gt=0), OnlyOf("distill")] = 32
+    batch: Annotated[int, Field(gt=0), OnlyOf("distill")] = 8
     crops: Annotated[tuple[_Share, _Share], OnlyOf("distill")] = (0.5, 1.0)
     optimizer: Annotated[str, OnlyOf("distill")] = "adamw"
-    rate: Annotated[float, Field(gt=0), OnlyOf("distill")] = 1e-4
+    rate: Annotated[float, Field(gt=0), OnlyOf("distill")] = 5e-5
     features: Annotated[float, Field(ge=0), OnlyOf("distill")] = 2.0
     parameters: Annotated[Parameters, OnlyOf("distill")] = "all"
 

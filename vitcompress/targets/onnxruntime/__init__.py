@@ -124,12 +124,14 @@ def session_options(threads: int) -> ort.SessionOptions:
     Integer kernels are exact on every processor: without VNNI, onnxruntime's default ones add pairs
     of products of 8 bits in 16, which can saturate, and `PRECISE` takes slower ones. It would take
     them where there is VNNI too, so it is not set there. Versions without it are refused for
-    weights that saturate (`OnnxRuntime.check_layers`).
+    weights that saturate (`OnnxRuntime.check_layers`). Threads stop to spin when a run ends: of
+    sessions that are timed in turns, those that wait would slow the one that runs.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if not _vnni() and _precise(ort.__version__):
         options.add_session_config_entry(*PRECISE)
     return options
