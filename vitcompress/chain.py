@@ -156,6 +156,7 @@ def context_of(recipe: Recipe, dense: VitModel, data: RunImages, options: Option
 def _check_given(context: Context) -> None:
     """Find the images that are unreadable. Raises `InputError` where not all processes have got the
     same model and images."""
+    parallel.check_alike()
     parallel.check_same(context.dense.fingerprint(), "model")
     if context.calibration is not None:
         parallel.check_same(context.calibration_fingerprint, "calibration set")

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice, zip_longest
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 from vitcompress.errors import InputError, RunError
 
@@ -48,7 +48,7 @@ _group: _Group | None = None
 def joined() -> Iterator[None]:
     """The processes that were started together as one group, inside; nothing for one process.
 
-    Raises `InputError` where they are not alike, `RunError` where not all of them come.
+    Raises `RunError` where not all of them come.
     """
     global _group
     if _group is not None or os.environ.get("WORLD_SIZE", "1") == "1":
@@ -56,7 +56,6 @@ def joined() -> Iterator[None]:
         return
     _group = _started()
     try:
-        _check_alike()
         yield
     finally:
         _leave(_group)
@@ -125,18 +124,23 @@ def add_in_place(tensors: "Iterable[Tensor]") -> None:
 
     with _exchange():
         for tensor in tensors:
-            distributed.all_reduce(tensor)
+            total = tensor.contiguous()
+            distributed.all_reduce(total)
+            tensor.copy_(total)
 
 
 def take_over(tensors: "Iterable[Tensor]") -> None:
     """Make each of `tensors` that of the first process (in place)."""
     if alone():
         return
+    import torch
     from torch import distributed
 
     with _exchange():
         for tensor in tensors:
-            distributed.broadcast(tensor, 0)
+            whole = tensor.contiguous()
+            distributed.broadcast(whole.flatten().view(torch.uint8), 0)
+            tensor.copy_(whole)
 
 
 def everybody(value: T) -> list[T]:
@@ -156,20 +160,21 @@ def gathered(parts: "Iterable[Tensor]") -> "list[Tensor]":
     processes, on the CPU."""
     if alone():
         return list(parts)
-    turns = zip_longest(*everybody([part.cpu() for part in parts]))
+    turns = zip_longest(*everybody([part.cpu().clone() for part in parts]))
     return [part for turn in turns for part in turn if part is not None]
 
 
-def from_first(make: Callable[[], T]) -> T:
-    """What `make` gives in the first process, for all; only there it is called."""
+def from_first(make: Callable[[], T] | None = None) -> T:
+    """What `make` gives in the first process, for all; only there it is called, and needed."""
+    made = make() if make is not None and is_first() else None
     if alone():
-        return make()
+        return cast(T, made)
     from torch import distributed
 
-    found = [make()] if is_first() else list[T | None]([None])
+    found = [made]
     with _exchange():
         distributed.broadcast_object_list(found, 0)
-    return found[0]  # type: ignore[return-value]
+    return cast(T, found[0])
 
 
 def check_same(value: object, what: str) -> None:
@@ -229,8 +234,8 @@ def _started() -> _Group:
     return _Group(rank, world, store)
 
 
-def _check_alike() -> None:
-    """What is computed in each process must not depend on which it is."""
+def check_alike() -> None:
+    """Raise `InputError` where processes would compute differently."""
     from importlib.metadata import version
 
     import torch
@@ -266,11 +271,14 @@ def _reduced(values: "Mapping[K, Tensor]", operation: Literal["SUM", "MAX"]) -> 
     neutral = {"SUM": 0.0, "MAX": -torch.inf}[operation]
     kinds = {name: (tuple(value.shape), value.dtype) for name, value in values.items()}
     every = {name: kind for each in everybody(kinds) for name, kind in each.items()}
-    found = dict[K, Tensor]()
+    found: dict[K, torch.Tensor] = {}
     with _exchange():
         for name, (shape, dtype) in every.items():
             own = values.get(name)
-            total = torch.full(shape, neutral, dtype=dtype) if own is None else own.clone()
+            if own is None:
+                total = torch.full(shape, neutral, dtype=dtype)
+            else:
+                total = own.clone(memory_format=torch.contiguous_format)
             distributed.all_reduce(total, getattr(distributed.ReduceOp, operation))
             found[name] = total
     return found

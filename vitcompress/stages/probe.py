@@ -41,9 +41,9 @@ class Probe:
     """Distances from what a model gives for `batches` of pixels, as it was at first; or from what
     the `reference` gives, where there is one.
 
-    `batches` must be where the models are; of several processes each has its own, dealt in turn. The states kept are those of the *incumbent*, the model
-    as it was at first, until a change is accepted. Memory holds the outputs of the dense model
-    alone.
+    `batches` must be where the models are; of several processes each has its own, dealt in turn.
+    The states kept are those of the *incumbent*, the model as it was at first, until a change is
+    accepted. Memory holds the outputs of the dense model alone.
     """
 
     def __init__(

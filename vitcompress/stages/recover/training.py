@@ -68,8 +68,9 @@ def train(
 ) -> list[Look]:
     """Train `student`, which is left as it was at the best of all looks (in place).
 
-    `loss`: of the number of a step; of several processes, the share of this one. `distance`: of the student as it is, on images to be
-    watched. What was saved of the same training goes on, to the same end.
+    `loss`: of the number of a step; of several processes, the share of this one. `distance`: of the
+    student as it is, on images to be watched. What was saved of the same training goes on, to the
+    same end.
     """
     run = _Run(student, optimizer_of(student, config), student.copied())
     if (state := saved.load()) is not None:
