@@ -72,9 +72,7 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
         with ExitStack() as group:
             try:
                 group.enter_context(parallel.joined())
-                if not parallel.alone():
-                    _check_together(command.__name__, together)
-                    console.quiet |= not parallel.is_first()
+                _check_together(command.__name__, together)
                 return command(*args, **kwargs)
             except VitcompressError as error:
                 end(f"error: {error}", error.exit_code)
@@ -92,7 +90,7 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
 
 
 def _check_together(name: str, together: bool) -> None:
-    if not together:
+    if not together and not parallel.alone():
         raise InputError(
             f"{name}: runs in one process; start it without torchrun (several searches share their "
             "work by --study)"

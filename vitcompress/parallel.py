@@ -16,6 +16,7 @@ from datetime import timedelta
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
+from vitcompress.console import console
 from vitcompress.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -48,18 +49,20 @@ _group: _Group | None = None
 def joined() -> Iterator[None]:
     """The processes that were started together as one group, inside; nothing for one process.
 
+    All but the first are quiet there.
     Raises `RunError` where not all of them come.
     """
     global _group
     if _group is not None or os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
-    _group = _started()
+    _group, quiet = _started(), console.quiet
+    console.quiet = quiet or not is_first()
     try:
         yield
     finally:
         _leave(_group)
-        _group = None
+        _group, console.quiet = None, quiet
 
 
 def rank() -> int:

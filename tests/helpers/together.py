@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from vitcompress import chain, parallel
 from vitcompress.cli import main
@@ -30,18 +29,18 @@ def compress(home: Path, stages: list[dict[str, Any]], rank: int, world: int, po
     """Run `stages` over the model and the images in `home`, and write there what is left."""
     torch.set_num_threads(1)
     os.environ |= environment(rank, world, port)
+    os.environ["VITCOMPRESS_CACHE"] = str(home / f"cache-{world}")
     with parallel.joined():
         model = dense = load_folder(home / "model")
         images = open_images(home / "images", labelled=False)
         recipe = Recipe.model_validate({"stages": stages})
         options = chain.Options(resume=True)
         context = chain.context_of(recipe, dense, RunImages(images, images), options)
-        facts = dict[str, Any]()
+        facts = dict[str, Any](skipped=sorted(images.skipped))
         for config in recipe.stages:
             result = chain.agreed(stage_of(config).run(model, config, context))
-            model, facts = result.model, {**facts, config.name: result.facts}
-    told = {"facts": repr(facts), "skipped": repr(sorted(images.skipped))}
-    save_file(model.module.state_dict(), home / f"{world}-{rank}.safetensors", told)
+            model, facts = result.model, {**facts, config.name: dict(result.facts)}
+    torch.save((model.module.state_dict(), facts), home / f"{world}-{rank}.pt")
 
 
 def command(arguments: list[str], told: Path, rank: int, world: int, port: int) -> None:
