@@ -17,7 +17,7 @@ from vitcompress.console import console
 from vitcompress.data.images import ImageSet, batches
 from vitcompress.dense import load_dense, say_model
 from vitcompress.errors import ParityError
-from vitcompress.evaluation import Judged, judge, torch_runner
+from vitcompress.evaluation import Judged, judge, judge_together, torch_runner
 from vitcompress.export import folder
 from vitcompress.export.floats import in_float16
 from vitcompress.export.onnx import export_onnx, facts_of
@@ -71,7 +71,7 @@ def run(
             pass  # what is wrong with a late stage is told before the first takes its time
         context = context_of(recipe, dense, data, options)
         if not parallel.is_first():
-            return _follow(recipe, dense, context)
+            return _follow(recipe, dense, data, context)
         home = Path(scratch)
         task = judging(recipe, dense).task
         report = _Run(
@@ -82,12 +82,21 @@ def run(
     return parallel.from_first(lambda: report)
 
 
-def _follow(recipe: Recipe, dense: VitModel, context: Context) -> Report:
-    """The stages alone, in a process that is not the first, which does all else and reports."""
+def _follow(recipe: Recipe, dense: VitModel, data: RunImages, context: Context) -> Report:
+    """The stages and the figures between them, in a process that is not the first, which does all
+    else and reports."""
     model = dense
     for config in recipe.stages:
         model = agreed(stage_of(config).run(model, config, context)).model
+        if config is not recipe.stages[-1]:
+            _judged_together(model, recipe, data, context)
     return parallel.from_first()
+
+
+def _judged_together(model: VitModel, recipe: Recipe, data: RunImages, context: Context) -> Judged:
+    """The outputs of the torch `model` for the evaluation images."""
+    unreadable = recipe.data.max_unreadable
+    return judge_together(model, data.evaluation, context.device, unreadable)
 
 
 @dataclass
@@ -234,7 +243,7 @@ class _Run:
 
     def _torch_metrics(self, model: VitModel) -> Metrics:
         """Figures between stages, from the torch model; the ONNX file is measured at the end."""
-        judged = self._judge_torch(model, self.data.evaluation)
+        judged = _judged_together(model, self.recipe, self.data, self.context)
         measured = {"params": cost.parameters(model.module), "macs": cost.macs(model)}
         return self._figures(judged).model_copy(update=measured)
 

@@ -36,10 +36,11 @@ def compress(home: Path, stages: list[dict[str, Any]], rank: int, world: int, po
         recipe = Recipe.model_validate({"stages": stages})
         options = chain.Options(resume=True)
         context = chain.context_of(recipe, dense, RunImages(images, images), options)
-        facts = dict[str, Any](skipped=sorted(images.skipped))
+        facts = dict[str, Any]()
         for config in recipe.stages:
             result = chain.agreed(stage_of(config).run(model, config, context))
             model, facts = result.model, {**facts, config.name: dict(result.facts)}
+    facts["skipped"] = sorted(images.skipped)
     torch.save((model.module.state_dict(), facts), home / f"{world}-{rank}.pt")
 
 

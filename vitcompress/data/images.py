@@ -59,6 +59,10 @@ class ImageSet:
             fetch=lambda index: self.fetch(indices[index]),
         )
 
+    def readable(self) -> list[int]:
+        """The places of the images of which it is not known that they are unreadable."""
+        return [index for index, name in enumerate(self.names) if name not in self.skipped]
+
     def fingerprint(self) -> str:
         """Return the sha256 (hex) over names, labels and file contents, in order.
 
@@ -201,9 +205,10 @@ def dealt_batches(
 ) -> Iterator[Batch]:
     """Of the `batches` of the first images, `most` of them, those that this process is to take.
 
-    Of several processes, each decodes its own images alone; `survey` must have been called.
+    Of several processes, each decodes its own images alone; which are unreadable must be known,
+    see `survey`.
     """
-    readable = [i for i, name in enumerate(images.names) if name not in images.skipped][:most]
+    readable = images.readable()[:most]
     parts = [readable[i : i + batch_size] for i in range(0, len(readable), batch_size)]
     own = [index for part in parallel.dealt(parts) for index in part]
     if own:
