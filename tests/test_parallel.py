@@ -85,7 +85,9 @@ def test_a_chain_leaves_the_model_that_one_process_leaves(run: Together) -> None
     assert facts["skipped"] == told["skipped"] == ["007.png"]
     assert "left_as_it_was" not in facts["recover"]
     for stage in ("prune", "quant", "recover"):
-        assert told[stage] == pytest.approx(facts[stage], rel=1e-3)
+        for fact, value in facts[stage].items():
+            near = pytest.approx(value, rel=1e-3) if isinstance(value, float) else value
+            assert told[stage][fact] == near
     for name, value in alone.items():
         assert torch.equal(first[name], second[name])
         if value.dtype.is_floating_point:
