@@ -1,13 +1,17 @@
 """Several processes that compress one model together come to what one comes to."""
 
+import json
 import multiprocessing
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from helpers import together
@@ -123,3 +127,38 @@ def test_an_error_of_one_ends_all(start: Start, tmp_path: Path) -> None:
     assert "error" not in said[0].read_text()
     assert said[1].read_text().count("error: ") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_what_few_batches_and_other_stages_come_to_is_the_same(run: Together) -> None:
+    """With three processes, one of which gets no images now and then."""
+    stages: list[dict[str, Any]] = [
+        {"name": "prune", "type": "prune", "budget": {"macs": 0.9}, "saliency": "taylor"},
+        {"name": "merge", "type": "merge", "budget": {"macs": 0.9}},
+        {"name": "quant", "type": "quantize", "bits": {"average": 5}, "score": "fisher"},
+        {"name": "recover", "type": "recover", "method": "affine"},
+    ]
+    ((alone, facts),) = run(stages, 1)
+    (first, told), *_ = run(stages, 3)
+    assert told["merge"]["kept"] == facts["merge"]["kept"]
+    for name, value in alone.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_torchrun_writes_one_output(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{EXAMPLE}stages: [{{type: sparsify, pattern: 2:4}}, {{type: quantize}}]\n")
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    models = list[dict[str, Tensor]]()
+    for number, start in enumerate(([], torchrun)):
+        out = tmp_path / f"out{number}"
+        given = ["vitcompress", "run", str(recipe), "--out", str(out), "--limit", "48", "--json"]
+        command = [sys.executable, "-m", *start, *given]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout)["final"]["images"] == 48
+        assert done.stderr.count("written to") == 1
+        models.append(load_file(out / "model.safetensors"))
+    alone, two = models
+    for name, value in alone.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
