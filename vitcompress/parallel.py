@@ -216,6 +216,8 @@ def _started() -> _Group:
             f"WORLD_SIZE: there are several processes, and {', '.join(missing)} is not set; start "
             "them with torchrun"
         )
+    if not distributed.is_available():
+        raise RunError("this build of torch is for one process; start it without torchrun")
     try:
         store, rank, world = next(rendezvous("env://", timeout=_START))
         if store.add("here", 1) == world:
@@ -289,9 +291,9 @@ def _reduced(values: "Mapping[K, Tensor]", operation: Literal["SUM", "MAX"]) -> 
 
 @contextmanager
 def _exchange() -> Iterator[None]:
-    """Raises `RunError` where another process has ended."""
+    """Raises `RunError` where another process has ended, or takes too long."""
     try:
         yield
     except RuntimeError as error:
         why = " ".join(str(error).split())[:200]
-        raise RunError(f"another process has ended: {why}") from error
+        raise RunError(f"the exchange with another process has failed: {why}") from error

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -61,7 +61,9 @@ def run(
     `Report.passed`.
     """
     runtime = targets.load_target(recipe.export.target)
-    place = writing(out) if parallel.is_first() else nullcontext(out)
+    place: AbstractContextManager[Path] = nullcontext(out)
+    if parallel.is_first():
+        place = writing(out)
     with place as target, TemporaryDirectory(prefix="vitcompress-") as scratch:
         torch.manual_seed(options.seed)
         dense = load_dense(recipe)

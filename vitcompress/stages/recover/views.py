@@ -73,6 +73,7 @@ class Views:
     def batch(self, step: int, size: int) -> Tensor:
         """The views of this process out of `size` for the step of this number, [≤ size, C, H, W].
 
+        There must be one or more for each process.
         Raises `InputError` where there is no image.
         """
         if not len(self.originals):
@@ -86,7 +87,7 @@ class Views:
                     found.append(view(self.originals[self._index(place)]))
                 else:
                     view(self.originals.blank)  # draws as much, and computes nothing
-        return torch.stack(found) if found else self.originals.blank[None][:0]
+        return torch.stack(found)
 
     def _index(self, place: int) -> int:
         """The image at `place` of the endless row of shuffled sets."""
