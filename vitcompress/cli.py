@@ -97,8 +97,9 @@ def _check_together(name: str, together: bool) -> None:
         )
 
 
-shared = functools.partial(reported, together=True)
-"""Of a command whose work several processes can share."""
+def shared(command: Callable[P, R]) -> Callable[P, R]:
+    """As `reported`, of a command whose work several processes can share."""
+    return reported(command, together=True)
 
 
 @app.command()
