@@ -185,9 +185,9 @@ def check_same(value: object, what: str) -> None:
     every = everybody(value)
     for other, found in enumerate(every):
         if found != every[0]:
+            both = f", {found} and not {every[0]}" if len(str(found)) < 20 else ""  # a digest
             raise InputError(
-                f"process {other} has another {what} than the first: {found} and {every[0]}; "
-                "give all the same"
+                f"process {other} has another {what} than the first{both}; give all the same"
             )
 
 
