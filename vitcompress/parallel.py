@@ -21,7 +21,7 @@ from vitcompress.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 _START = timedelta(minutes=5)  # for all processes to come
 _PATIENCE = timedelta(hours=12)  # with one that exports or measures; one that ends is noticed
@@ -209,6 +209,7 @@ def _started() -> _Group:
     """Find the other processes, and connect to them."""
     import torch
     from torch import distributed
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     if missing := [name for name in _ENVIRONMENT if not os.environ.get(name)]:
@@ -228,7 +229,7 @@ def _started() -> _Group:
             torch.cuda.set_device(_local_rank())
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if gpus else "gloo",
-            store=distributed.PrefixStore("group", store),
+            store=PrefixStore("group", store),
             rank=rank,
             world_size=world,
             timeout=_PATIENCE,
