@@ -35,7 +35,7 @@ def compress(
 
     `settings` are overrides such as `"stages.quant.residual=0"`; `options` are the fields of
     `chain.Options` (seed, device, threads, limit, resume). A failed gate is no error: look at
-    `report.passed`.
+    `report.passed`. In processes that torchrun has started they share the work.
 
     Raises:
         errors.InputError: the recipe, the checkpoint or the images are wrong.
@@ -53,10 +53,12 @@ def compress(
     values = {key: os.fspath(value) if value else None for key, value in given.items()}
     resolved = load_recipe(find_recipe(os.fspath(recipe)), settings, values)
     check_inputs(resolved)
+    from vitcompress import parallel
     from vitcompress.chain import Options
     from vitcompress.pipeline import run
 
-    return run(resolved, Path(out), Options(**options))
+    with parallel.joined():
+        return run(resolved, Path(out), Options(**options))
 
 
 def load(folder: str | Path) -> "nn.Module":

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import torch
 
-from vitcompress import output, targets
+from vitcompress import output, parallel, targets
 from vitcompress.console import console, say
+from vitcompress.data.images import survey
 from vitcompress.dense import load_dense, say_model
 from vitcompress.details import Table
-from vitcompress.errors import InputError
+from vitcompress.errors import InputError, RunError
 from vitcompress.export import folder
 from vitcompress.export.floats import check_weights
 from vitcompress.measure import cost
@@ -122,7 +123,7 @@ def sensitivity(recipe: Recipe, options: Options) -> dict[str, Table]:
         if config is recipe.stages[-1]:
             break
         with step(f"{config.name} ({config.type})"):
-            model = stage.run(model, config, context).model
+            model = agreed(stage.run(model, config, context)).model
     if not tables:
         raise InputError("stages: none of these stages has sensitivities to show; add one that has")
     return tables
@@ -130,7 +131,7 @@ def sensitivity(recipe: Recipe, options: Options) -> dict[str, Table]:
 
 def context_of(recipe: Recipe, dense: VitModel, data: RunImages, options: Options) -> Context:
     """What the stages of `recipe` are run with: where any of them recovers, without the images that
-    it holds back."""
+    it holds back. Of several processes, all must have got the same."""
     context = Context(
         dense=dense,
         calibration=data.calibration,
@@ -143,6 +144,8 @@ def context_of(recipe: Recipe, dense: VitModel, data: RunImages, options: Option
         recovery=data.recovery,
         target=recipe.export.target,
     )
+    if not parallel.alone():
+        _check_given(context)
     shares = [config.held_back for config in recipe.stages if isinstance(config, RecoverConfig)]
     if not shares:
         return context
@@ -150,9 +153,32 @@ def context_of(recipe: Recipe, dense: VitModel, data: RunImages, options: Option
     return replace(rest, reserve=reserve.images)
 
 
+def _check_given(context: Context) -> None:
+    """Find the images that are unreadable. Raises `InputError` where not all processes have got the
+    same model and images."""
+    parallel.check_alike()
+    parallel.check_same(context.dense.fingerprint(), "model")
+    if context.calibration is not None:
+        parallel.check_same(context.calibration_fingerprint, "calibration set")
+        survey(context.images, context.preprocess, max_unreadable=context.max_unreadable)
+
+
+def agreed(result: StageResult) -> StageResult:
+    """What a stage left, its tensors those of the first process (in place): what each computes of
+    the same sums may differ in the last bit from one kind of processor to another.
+
+    Raises `RunError` where the processes have decided differently.
+    """
+    described = result.model.architecture.model_dump_json()
+    if len(set(parallel.everybody(described))) > 1:
+        raise RunError("the processes have chosen differently; let all have processors of one kind")
+    parallel.take_over(result.model.module.state_dict().values())
+    return result
+
+
 def _device(name: str) -> torch.device:
     try:
-        device = torch.device(name)
+        device = torch.device(parallel.device_name(name))
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"--device {name}: not to be had here; use cpu") from error

@@ -6,12 +6,13 @@ import os
 import signal
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, NoReturn, ParamSpec, TypeVar
 
 import typer
 
-from vitcompress import cli_looking, cli_search
+from vitcompress import cli_looking, cli_search, parallel
 from vitcompress.cli_options import (
     AsJson,
     Calibration,
@@ -52,37 +53,57 @@ def vitcompress(version: Version = False) -> None:
     """Compress trained Vision Transformers: checkpoint in, verified ONNX out."""
 
 
-def reported(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn what a command raises into one line on stderr and an exit code."""
+def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
+    """Turn what a command raises into one line on stderr and an exit code.
+
+    `together`: whether several processes can share its work. All of them end with the same code.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         console.quiet = bool(kwargs.get("quiet"))
 
         def end(message: str, code: int) -> NoReturn:
-            console.quiet = False
+            code, leads = parallel.ending(code)
+            console.quiet = not leads
             say(message, "bold red")
             raise typer.Exit(code)
 
-        try:
-            return command(*args, **kwargs)
-        except VitcompressError as error:
-            end(f"error: {error}", error.exit_code)
-        except KeyboardInterrupt:
-            end("interrupted: nothing was written", 130)
-        except typer.Exit:
-            raise
-        except Exception as error:
-            if os.environ.get("VITCOMPRESS_DEBUG"):
-                traceback.print_exc()
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-            end(f"failed: {reason} (VITCOMPRESS_DEBUG=1 shows where)", 3)
+        with ExitStack() as group:
+            try:
+                group.enter_context(parallel.joined())
+                _check_together(command.__name__, together)
+                return command(*args, **kwargs)
+            except VitcompressError as error:
+                end(f"error: {error}", error.exit_code)
+            except KeyboardInterrupt:
+                end("interrupted: nothing was written", 130)
+            except typer.Exit:
+                raise
+            except Exception as error:
+                if os.environ.get("VITCOMPRESS_DEBUG"):
+                    traceback.print_exc()
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+                end(f"failed: {reason} (VITCOMPRESS_DEBUG=1 shows where)", 3)
 
     return wrapped
 
 
+def _check_together(name: str, together: bool) -> None:
+    if not together and not parallel.alone():
+        raise InputError(
+            f"{name}: runs in one process; start it without torchrun (several searches share their "
+            "work by --study)"
+        )
+
+
+def shared(command: Callable[P, R]) -> Callable[P, R]:
+    """As `reported`, of a command whose work several processes can share."""
+    return reported(command, together=True)
+
+
 @app.command()
-@reported
+@shared
 def run(
     recipe: RecipeArgument,
     model: ModelArgument = None,
@@ -115,7 +136,7 @@ def run(
     report = pipeline.run(resolved, target, options)
     say(terminal.summary(report))
     say(f"written to {target}: open {target / 'report.html'}")
-    if as_json:
+    if as_json and parallel.is_first():
         print_json(json.loads(report.to_json()))
     if not report.passed:
         raise typer.Exit(1)
@@ -192,7 +213,7 @@ def plan(
 
 
 @app.command()
-@reported
+@shared
 def sensitivity(
     recipe: RecipeArgument,
     model: ModelArgument = None,
@@ -232,6 +253,8 @@ def sensitivity(
 
     options = chain.Options(seed=seed, device=device, limit=limit, resume=resume)
     tables = chain.sensitivity(resolved, options)
+    if not parallel.is_first():
+        return
     for stage, found in tables.items():
         console.print(terminal.table(stage, found), crop=False)
     rows = {stage: found.rows for stage, found in tables.items()}

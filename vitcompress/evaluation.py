@@ -7,8 +7,9 @@ from math import isfinite
 import numpy as np
 import torch
 
+from vitcompress import parallel
 from vitcompress.console import track
-from vitcompress.data.images import ImageSet, batches
+from vitcompress.data.images import ImageSet, batches, dealt_batches
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.data.sources import Label
 from vitcompress.errors import RunError
@@ -68,6 +69,23 @@ def judge(
         if batch.labels is not None:
             labels.extend(batch.labels.tolist())
     return Judged(np.concatenate(outputs), tuple(labels) if images.labels is not None else None)
+
+
+def judge_together(
+    model: VitModel, images: ImageSet, device: torch.device, max_unreadable: float
+) -> Judged:
+    """The outputs of `model` for `images` as it takes them. Of several processes, which all have to
+    call this when the first has judged these images before, each runs its own batches."""
+    runner, spec = torch_runner(model, device), model.preprocess
+    if parallel.alone():
+        return judge(runner, images, spec, max_unreadable, "evaluating")
+    images.skipped.update(parallel.from_first(lambda: dict(images.skipped)))
+    stream = dealt_batches(images, spec, _BATCH, max_unreadable=max_unreadable)
+    total = -(-len(images) // (_BATCH * parallel.world()))
+    own = [runner(batch.pixels.numpy()) for batch in track(stream, "evaluating", total)]
+    outputs = torch.cat(parallel.gathered(map(torch.from_numpy, own)))
+    found = None if images.labels is None else [images.labels[i] for i in images.readable()]
+    return Judged(outputs.numpy(), None if found is None else tuple(found))
 
 
 def torch_runner(model: VitModel, device: torch.device) -> Runner:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcompress import gates, output, targets, trained_size
-from vitcompress.chain import Carried, Options, context_of, details_of, planned, step
+from vitcompress import gates, output, parallel, targets, trained_size
+from vitcompress.chain import Carried, Options, agreed, context_of, details_of, planned, step
 from vitcompress.console import console
 from vitcompress.data.images import ImageSet, batches
 from vitcompress.dense import load_dense, say_model
 from vitcompress.errors import ParityError
-from vitcompress.evaluation import Judged, judge, torch_runner
+from vitcompress.evaluation import Judged, judge, judge_together, torch_runner
 from vitcompress.export import folder
 from vitcompress.export.floats import in_float16
 from vitcompress.export.onnx import export_onnx, facts_of
@@ -55,11 +56,15 @@ def run(
     """Carry out `recipe` and write the folder `out`, which appears only when all is done.
 
     `carried`: stages, by name, that were carried out already.
+    Of several processes, the first writes it, and all return its report.
     Raises `InputError`, `RunError` and `ParityError`. A failed gate is no error: see
     `Report.passed`.
     """
     runtime = targets.load_target(recipe.export.target)
-    with writing(out) as target, TemporaryDirectory(prefix="vitcompress-") as scratch:
+    place: AbstractContextManager[Path] = nullcontext(out)
+    if parallel.is_first():
+        place = writing(out)
+    with place as target, TemporaryDirectory(prefix="vitcompress-") as scratch:
         torch.manual_seed(options.seed)
         dense = load_dense(recipe)
         say_model(dense)
@@ -67,6 +72,8 @@ def run(
         for _ in planned(recipe, dense, runtime):
             pass  # what is wrong with a late stage is told before the first takes its time
         context = context_of(recipe, dense, data, options)
+        if not parallel.is_first():
+            return _follow(recipe, dense, data, context)
         home = Path(scratch)
         task = judging(recipe, dense).task
         report = _Run(
@@ -74,7 +81,24 @@ def run(
         ).carry_out()
         output.write_reports(target, report)
         output.write_manifest(target, recipe, options, data.fingerprints())
-    return report
+    return parallel.from_first(lambda: report)
+
+
+def _follow(recipe: Recipe, dense: VitModel, data: RunImages, context: Context) -> Report:
+    """The stages and the figures between them, in a process that is not the first, which does all
+    else and reports."""
+    model = dense
+    for config in recipe.stages:
+        model = agreed(stage_of(config).run(model, config, context)).model
+        if config is not recipe.stages[-1]:
+            _judged_together(model, recipe, data, context)
+    return parallel.from_first()
+
+
+def _judged_together(model: VitModel, recipe: Recipe, data: RunImages, context: Context) -> Judged:
+    """The outputs of the torch `model` for the evaluation images."""
+    unreadable = recipe.data.max_unreadable
+    return judge_together(model, data.evaluation, context.device, unreadable)
 
 
 @dataclass
@@ -105,7 +129,7 @@ class _Run:
                 if (known := self.carried.get(config.name)) is not None:
                     result, seconds = known
                 else:
-                    result = stage_of(config).run(model, config, self.context)
+                    result = agreed(stage_of(config).run(model, config, self.context))
                     seconds = time.monotonic() - started
                 model = result.model
                 studies = tuple(map(self._studied, result.studies))
@@ -221,7 +245,7 @@ class _Run:
 
     def _torch_metrics(self, model: VitModel) -> Metrics:
         """Figures between stages, from the torch model; the ONNX file is measured at the end."""
-        judged = self._judge_torch(model, self.data.evaluation)
+        judged = _judged_together(model, self.recipe, self.data, self.context)
         measured = {"params": cost.parameters(model.module), "macs": cost.macs(model)}
         return self._figures(judged).model_copy(update=measured)
 

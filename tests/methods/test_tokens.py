@@ -230,7 +230,7 @@ def test_attention_paid_is_that_of_attention() -> None:
 def test_readers_find_how_large_gradients_are_and_where_tokens_differ() -> None:
     h = normalised(draw(40, 12, 16) * torch.linspace(0.1, 2, 16))
     gradient = h[..., :1].exp() * draw(16)  # its size follows the first channel
-    statistics = ReaderStatistics(16)
+    statistics = ReaderStatistics.empty(16)
     statistics.update(h, gradient)
     level, coordinates = statistics.solve(4).split([1, 4], 1)
     away = (h @ level - h[..., :1])[..., 0]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitcompress import parallel
 from vitcompress.console import console, printable
 from vitcompress.data.decoding import Pixels, decode
 from vitcompress.data.labels import labels_of
@@ -57,6 +58,10 @@ class ImageSet:
             labels=None if labels is None else [labels[i] for i in indices],
             fetch=lambda index: self.fetch(indices[index]),
         )
+
+    def readable(self) -> list[int]:
+        """The places of the images of which it is not known that they are unreadable."""
+        return [index for index, name in enumerate(self.names) if name not in self.skipped]
 
     def fingerprint(self) -> str:
         """Return the sha256 (hex) over names, labels and file contents, in order.
@@ -188,6 +193,39 @@ def batches(
             pixels, places = [], []
     if places:
         yield batch()
+
+
+def dealt_batches(
+    images: ImageSet,
+    spec: Preprocess,
+    batch_size: int,
+    *,
+    max_unreadable: float = 0.01,
+    most: int | None = None,
+) -> Iterator[Batch]:
+    """Of the `batches` of the first images, `most` of them, those that this process is to take.
+
+    Of several processes, each decodes its own images alone; which are unreadable must be known,
+    see `survey`.
+    """
+    readable = images.readable()[:most]
+    parts = [readable[i : i + batch_size] for i in range(0, len(readable), batch_size)]
+    own = [index for part in parallel.dealt(parts) for index in part]
+    if own:
+        yield from batches(images.subset(own), spec, batch_size, max_unreadable=max_unreadable)
+
+
+def survey(images: ImageSet, spec: Preprocess, *, max_unreadable: float = 0.01) -> None:
+    """Find out in all processes together which of `images` are unreadable.
+
+    Raises `InputError` as `batches` does.
+    """
+    own = list(parallel.dealt(range(len(images))))
+    prepared = zip(own, _prepared(images.subset(own), spec), strict=True)
+    unreadable = {index: result for index, result in prepared if isinstance(result, str)}
+    found = {index: why for each in parallel.everybody(unreadable) for index, why in each.items()}
+    for index in sorted(found):
+        _skip(images, index, found[index], max(1, int(max_unreadable * len(images))))
 
 
 def check_channels(images: ImageSet, spec: Preprocess) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import onnx
 
-from vitcompress import targets
+from vitcompress import parallel, targets
 from vitcompress.export.onnx import Part, export_onnx, export_parts
 from vitcompress.measure.branches import Attention, Mlp, WindowedAttention
 from vitcompress.measure.runtime import time_in_turns
@@ -115,14 +115,7 @@ class LatencyTable:
         """Milliseconds of all of `model` but its `branches`, which take as much as is given."""
         name = f"whole {model.architecture.model_dump_json()} {model.preprocess.input_size}"
         if name not in self.grids:
-            size = (1, model.preprocess.channels, *model.preprocess.input_size)
-            with TemporaryDirectory() as folder:
-                file = Path(folder) / "whole.onnx"
-                export_onnx(model, file, {}, self.target)
-                pixels = np.zeros(size, np.float32)
-                held = targets.load_target(self.target).session(file, 1)
-                timed = time_in_turns({"whole": held}, pixels, _SECONDS)
-            self.grids[name] = [timed["whole"].p50]
+            self.grids[name] = [parallel.from_first(lambda: _whole(model, self.target))]
         return max(0.0, float(self.grids[name][0]) - branches)
 
 
@@ -144,7 +137,22 @@ def _grid(full: int) -> list[int]:
     return sorted({max(1, round(share * full)) for share in _SHARES})
 
 
+def _whole(model: VitModel, target: str) -> float:
+    """The median milliseconds of `model`."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "whole.onnx"
+        export_onnx(model, file, {}, target)
+        size = (1, model.preprocess.channels, *model.preprocess.input_size)
+        held = targets.load_target(target).session(file, 1)
+        return time_in_turns({"whole": held}, np.zeros(size, np.float32), _SECONDS)["whole"].p50
+
+
 def _milliseconds(parts: Mapping[str, Part], target: str) -> dict[str, float]:
+    """The median of each of `parts`, as the first process measures it."""
+    return parallel.from_first(lambda: _timed(parts, target))
+
+
+def _timed(parts: Mapping[str, Part], target: str) -> dict[str, float]:
     """The median of each of `parts`, those of one size run in turns on the same input."""
     runtime, found = targets.load_target(target), dict[str, float]()
     with TemporaryDirectory() as folder:

@@ -25,7 +25,7 @@ class Histogram:
 
     def update(self, x: Tensor) -> None:
         """Count the values of `x`, finite floats [rows, channels]."""
-        self._widen(x.abs().amax(0))
+        self.widen(x.abs().amax(0))
         scaled = (x / self.limit).add_(1).mul_(_BINS / 2)
         place = scaled.long().clamp_(0, _BINS - 1)
         place += torch.arange(x.shape[1]) * _BINS
@@ -33,7 +33,8 @@ class Histogram:
             -1, _BINS
         )
 
-    def _widen(self, largest: Tensor) -> None:
+    def widen(self, largest: Tensor) -> None:
+        """Make room for values of up to `largest` [channels]."""
         while (small := largest > self.limit).any():
             merged = torch.zeros(int(small.sum()), _BINS)
             merged[:, _BINS // 4 : -_BINS // 4] = self.counts[small].view(-1, _BINS // 2, 2).sum(-1)

@@ -1,17 +1,24 @@
 """How to read from a token how much it matters and where it lies: solved in closed form."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+@dataclass
 class ReaderStatistics:
     """Sums over images, and the matrix solved from them that `tokens.fisher` reads tokens with."""
 
-    def __init__(self, channels: int) -> None:
-        self.second = torch.zeros(channels, channels, dtype=torch.float64)
-        self.within = torch.zeros(channels, channels, dtype=torch.float64)
-        self.cross = torch.zeros(channels, dtype=torch.float64)
+    second: Tensor
+    within: Tensor
+    cross: Tensor
+
+    @classmethod
+    def empty(cls, channels: int) -> "ReaderStatistics":
+        square, row = (channels, channels), (channels,)
+        return cls(*(torch.zeros(size, dtype=torch.float64) for size in (square, square, row)))
 
     def update(self, h: Tensor, gradient: Tensor) -> None:
         """Add `normalised` tokens [B, n, C] and the gradients of the loss there [B, n, C].

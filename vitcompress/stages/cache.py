@@ -19,7 +19,7 @@ import safetensors.torch
 from filelock import FileLock
 from torch import Tensor
 
-from vitcompress import targets
+from vitcompress import parallel, targets
 from vitcompress.console import console
 from vitcompress.export.folder import write_tensors
 from vitcompress.measure.latencies import LatencyTable, machine
@@ -60,7 +60,8 @@ def values(name: str, version: int) -> ResultKind[Any]:
 class Cache:
     """The entries in `folder`; without `resume`, those that are there are not used.
 
-    Trouble with files is said in one line, that of writing only once, and the run goes on.
+    Trouble with files is said in one line, that of writing only once, and the run goes on. Of
+    several processes, the first reads and writes for all.
     """
 
     def __init__(self, folder: Path, resume: bool) -> None:
@@ -72,7 +73,7 @@ class Cache:
         if not self.resume:
             return None
         file = self.folder / entry_name(kind, identity)
-        found = self._read(file)
+        found = parallel.from_first(lambda: self._read(file))
         if found is None:
             return None
         _say(f"{kind.name} results reused from {file.name}")
@@ -100,6 +101,8 @@ class Cache:
 
     def _keep(self, name: str, write: Callable[[Path], None]) -> None:
         """Write the entry `name`; what goes wrong is said once."""
+        if not parallel.is_first():
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write(self.folder / name)

@@ -4,7 +4,7 @@ Memory does not grow with the number of images: per layer it holds ranges, histo
 matrix and a fixed number of sampled input rows.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Literal
@@ -12,13 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vitcompress import parallel
 from vitcompress.errors import InputError
 from vitcompress.methods.histogram import Histogram
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.structure import placed
 from vitcompress.stages.cache import tensors
-from vitcompress.stages.context import Context
-from vitcompress.stages.observe import Watch, observe, readout_loss, unlabelled
+from vitcompress.stages.context import BATCH, Context
+from vitcompress.stages.observe import Watch, observe, unlabelled
 
 _ROWS = 2048  # sampled input rows a layer
 _CALIBRATION = tensors("calibration", version=7)
@@ -64,17 +65,30 @@ Pick = Callable[[int, int, int], tuple[Tensor, ...]]
 """Of so many images, after so many others, of so many tokens each: which to keep, as an index."""
 
 
+Sampled = Callable[[Tensor, int], Pick]
+"""Of what a layer gets for a batch, and how many images that has: how its rows are picked."""
+
+
 class _Rows:
     """At most `room` rows, in one block of memory that does not move: small pieces kept among the
     large ones that each batch takes and returns would fragment the heap."""
 
     def __init__(self, room: int, channels: int) -> None:
         self.values, self.used = torch.empty(room, channels), 0
+        self.sizes = list[int]()  # of what was added
 
     def add(self, values: Tensor) -> None:
         new = min(len(values), len(self.values) - self.used)
         self.values[self.used : self.used + new] = values[:new]
         self.used += new
+        self.sizes.append(new)
+
+    def share(self) -> None:
+        """Hold those of all processes, in the order of one."""
+        parts = parallel.gathered(self.values[: self.used].split(self.sizes))
+        self.used = 0
+        for part in parts:
+            self.add(part)
 
 
 class _Accumulator:
@@ -90,12 +104,13 @@ class _Accumulator:
         self.output_weights = torch.zeros(outputs, dtype=torch.float64)
         self.rows = _Rows(_ROWS, channels)
 
-    def update(self, x: Tensor, importance: Tensor | None, sample: Pick) -> None:
+    def update(self, x: Tensor, importance: Tensor | None, sample: Pick, before: int) -> None:
         """Add one batch: inputs and importances of outputs, [images, tokens, in or out].
 
-        `importance`: None where all have the same, 1.
+        `importance`: None where all have the same, 1. `before`: how many images of other processes
+        come before.
         """
-        self.rows.add(x[sample(self.images, *x.shape[:2])])
+        self.rows.add(x[sample(before + self.images, *x.shape[:2])])
         flat = x.flatten(0, 1)
         self.images += len(x)
         self.tokens += len(flat)
@@ -116,6 +131,22 @@ class _Accumulator:
         self.total += weighted.sum(0, dtype=torch.float64)
         self.gram += weighted.T @ flat
         self.output_weights += importance.sum((0, 1), dtype=torch.float64)
+
+    def share(self) -> None:
+        """Hold what all processes have accumulated."""
+        highest = parallel.largest(
+            {"low": -self.low, "high": self.high, "of": self.histogram.limit}
+        )
+        self.low, self.high = -highest["low"], highest["high"]
+        self.histogram.widen(highest["of"])
+        sums = ("weight", "squares", "total", "gram", "output_weights")
+        own = {name: getattr(self, name) for name in sums}
+        counts = {"tokens": torch.tensor(self.tokens), "counts": self.histogram.counts}
+        whole = parallel.summed({**own, **counts})
+        for name in sums:
+            setattr(self, name, whole[name])
+        self.tokens, self.histogram.counts = int(whole["tokens"]), whole["counts"]
+        self.rows.share()
 
     def finish(self) -> LayerStatistics:
         mean = (self.weight / self.tokens).clamp_min(1e-30)
@@ -166,6 +197,58 @@ def _sample_apart(total: int, leads: bool, generator: torch.Generator) -> Pick:
     return sample
 
 
+def _sampled(images: int, leads: bool, generator: torch.Generator) -> Sampled:
+    """Which rows to keep of `images` in all, whose first token `leads`."""
+    windows = _sample_apart(images, False, generator)
+    if images > _ROWS // 2:
+        whole = _sample_apart(images, leads, generator)
+    else:
+        whole = _sample_alike(_ROWS // images, generator)
+    return lambda x, batch: windows if _windowed(x, batch) else whole
+
+
+def _draws(
+    model: VitModel,
+    watched: Sequence[tuple[str, Literal["output"] | None]],
+    sampled: Sampled,
+    generator: torch.Generator,
+) -> list[Callable[[int], object]]:
+    """All that a batch draws, in its order, each of how many images it has.
+
+    Found on two blank images. A process that is alone need not draw for others.
+    """
+    draws = list[Callable[[int], object]]()
+    if parallel.alone():
+        return draws
+
+    def see(x: Tensor, _: Tensor, __: Tensor | None) -> None:
+        sample, rows = sampled(x, 2), _by_image(x, 2)
+        images, tokens = rows.shape[:2]  # one: what is the same for all images
+        draws.append(lambda n: sample(0, n if images == 2 else images, tokens))
+
+    def loss(output: Tensor, _: Tensor | None) -> Tensor:
+        blank = output.detach()[:1]
+        draws.append(lambda n: model.task.readout(blank.new_zeros(n, *blank.shape[1:]), generator))
+        return output.sum()
+
+    device = next(iter(model.module.state_dict().values())).device
+    blank = torch.zeros(2, model.preprocess.channels, *model.preprocess.input_size, device=device)
+    watches = [Watch(name, see, gradient) for name, gradient in watched]
+    gradients = any(gradient for _, gradient in watched)
+    observe(model.module, watches, [(blank, None)], loss if gradients else None)
+    return draws
+
+
+def _share(found: dict[str, _Accumulator]) -> None:
+    """Give all processes what they have found together (in place)."""
+    if parallel.alone():
+        return
+    sizes = {name: (len(own.low), len(own.output_weights)) for name, own in found.items()}
+    every = {name: size for each in parallel.everybody(sizes) for name, size in each.items()}
+    for name, size in every.items():
+        found.setdefault(name, _Accumulator(*size)).share()
+
+
 def _by_image(x: Tensor, images: int) -> Tensor:
     """[images or their windows, ..., features] → [images, tokens, features], on the CPU."""
     x = x.detach().cpu()
@@ -194,33 +277,38 @@ def collect(
     gradients = weights != "even"
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, _Accumulator] = {}
-    batch = 0  # images in it
-    windows = _sample_apart(images, False, generator)
-    if images > _ROWS // 2:
-        whole = _sample_apart(images, model.anatomy.prefix_tokens > 0, generator)
-    else:
-        whole = _sample_alike(_ROWS // images, generator)
+    batch = others = 0  # images in it, and before it those of other processes
+    sampled = _sampled(images, model.anatomy.prefix_tokens > 0, generator)
+    names = list(layers)
+    watched: Literal["output"] | None = "output" if gradients else None
+    draws = _draws(model, [(name, watched) for name in names], sampled, generator)
 
     def counted() -> Iterator[Tensor]:
-        nonlocal batch
-        for pixels in batches:
+        nonlocal batch, others
+        for number, pixels in enumerate(batches):
+            for _ in range(parallel.passed_over(number)):
+                others += BATCH
+                for draw in draws:
+                    draw(BATCH)
             batch = len(pixels)
             yield pixels
 
     def see(name: str, x: Tensor, y: Tensor, gradient: Tensor | None) -> None:
-        sample = windows if _windowed(x, batch) else whole
+        sample = sampled(x, batch)
         x, importance = _by_image(x, batch), None
         if gradient is not None:  # there is none at what no image reaches
             importance = _by_image(gradient.square(), batch)
         if importance is not None and weights == "both":
             importance = (1 + importance / importance.mean().clamp_min(1e-30)) / 2
         accumulator = found.setdefault(name, _Accumulator(x.shape[-1], y.shape[-1]))
-        accumulator.update(x, importance, sample)
+        accumulator.update(x, importance, sample, others)
 
-    names = list(layers)
-    watches = [Watch(n, partial(see, n), "output" if gradients else None) for n in names]
-    loss = readout_loss(model.task, generator) if gradients else None
-    observe(model.module, watches, unlabelled(counted()), loss)
+    def loss(output: Tensor, _: Tensor | None) -> Tensor:
+        return (output * model.task.readout(output, generator)).sum()
+
+    watches = [Watch(name, partial(see, name), watched) for name in names]
+    observe(model.module, watches, unlabelled(counted()), loss if gradients else None)
+    _share(found)
     if idle := [name for name in names if name not in found]:
         raise InputError(
             f"{', '.join(idle)}: not computed for any image; take it out of the stage with skip"

@@ -9,8 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from vitcompress import console, targets
-from vitcompress.data.images import Batch, ImageSet, batches
+from vitcompress import console, parallel, targets
+from vitcompress.data.images import Batch, ImageSet, batches, dealt_batches
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.measure.latencies import LatencyTable
@@ -59,12 +59,27 @@ class Context:
     def calibration_batches(self, description: str, images: int | None = None) -> Iterator[Tensor]:
         """The calibration images, prepared, float32 [≤ 16, C, H, W], with progress.
 
-        `images`: how many of them at most.
+        `images`: how many of them at most. Of several processes each gets batches of its own: what
+        is made of them has to be put together, see `parallel`.
         """
         return (batch.pixels for batch in self.labelled_batches(description, images))
 
     def labelled_batches(self, description: str, images: int | None = None) -> Iterator[Batch]:
         """The same with their labels, where the images have any, and their names."""
+        if parallel.alone():
+            yield from self._all_batches(description, images)
+            return
+        total = -(-min(len(self.images), images or len(self.images)) // BATCH)
+        stream = dealt_batches(
+            self.images, self.preprocess, BATCH, max_unreadable=self.max_unreadable, most=images
+        )
+        yield from self.track(stream, description, len(range(total)[:: parallel.world()]))
+
+    def shared_batches(self, description: str, images: int | None = None) -> Iterator[Tensor]:
+        """As `calibration_batches`, but every process gets all of them."""
+        return (batch.pixels for batch in self._all_batches(description, images))
+
+    def _all_batches(self, description: str, images: int | None = None) -> Iterator[Batch]:
         left = min(len(self.images), len(self.images) if images is None else images)
         stream = batches(self.images, self.preprocess, BATCH, max_unreadable=self.max_unreadable)
         for batch in self.track(stream, description, -(-left // BATCH)):

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from vitcompress import parallel
 from vitcompress.stages.observe import Loss, Sample, Watch, observe
 
 _HALF = 0.5  # of the weight of tokens follows their importance, the rest is uniform
@@ -52,7 +53,7 @@ def importances(
     Outputs are [images, tokens, d], or [images, d] of one token an image.
     """
     names = list(layers)
-    metrics = dict.fromkeys(names, torch.zeros((), dtype=torch.float64))
+    metrics, none = dict[str, Tensor](), torch.zeros((), dtype=torch.float64)
     shares = {name: torch.zeros(2, dtype=torch.float64) for name in names}
 
     def see(name: str, _: Tensor, __: Tensor, gradient: Tensor | None) -> None:
@@ -62,14 +63,18 @@ def importances(
         energy = gradient.square().sum((0, 2)).double().cpu()
         shares[name] += torch.stack([energy[:prefix_tokens].sum(), energy.sum()])
         flat = gradient.flatten(0, 1)
-        metrics[name] = metrics[name] + (flat.T @ flat).double().cpu()
+        metrics[name] = metrics.get(name, none) + (flat.T @ flat).double().cpu()
 
     watches = [Watch(name, partial(see, name), "output") for name in names]
     images = observe(module, watches, batches, loss)
+    metrics, shares = parallel.summed(metrics), parallel.summed(shares)
+    images = sum(parallel.everybody(images))
     tiny = torch.finfo(torch.float32).tiny
     return {
         name: Importance(
-            metrics[name] / images, float(share[0] / share[1].clamp_min(tiny)), prefix_tokens
+            metrics.get(name, none) / images,
+            float(share[0] / share[1].clamp_min(tiny)),
+            prefix_tokens,
         )
         for name, share in shares.items()
     }

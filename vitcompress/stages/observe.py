@@ -6,12 +6,15 @@ Memory does not grow with the number of images, but for what the collectors keep
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitcompress import parallel
+from vitcompress.stages.context import BATCH
 from vitcompress.tasks import Task
 
 Collect = Callable[[Tensor, Tensor, Tensor | None], None]
@@ -124,11 +127,15 @@ def readout_loss(task: Task, generator: torch.Generator) -> Loss:
     """A loss whose squared gradients are, in the mean, the second derivative of the distance of
     `task`: for classes, the Fisher information of the model's own softmax.
 
-    With labels, which are classes: the empirical one, of the cross-entropy, summed over images.
+    With labels, which are classes: the empirical one, of the cross-entropy, summed over images. For
+    one pass over batches, which may be dealt: what is drawn for others is drawn as well.
     """
+    batches = count()
 
     def loss(output: Tensor, labels: Tensor | None) -> Tensor:
         if labels is None:
+            for _ in range(parallel.passed_over(next(batches))):
+                task.readout(output.new_zeros(BATCH, *output.shape[1:]), generator)
             return (output * task.readout(output, generator)).sum()
         return F.cross_entropy(output, labels.to(output.device), reduction="sum")
 

@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from vitcompress import parallel
 from vitcompress.model.anatomy import Anatomy, State
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
@@ -40,9 +41,9 @@ class Probe:
     """Distances from what a model gives for `batches` of pixels, as it was at first; or from what
     the `reference` gives, where there is one.
 
-    `batches` must be where the models are. The states kept are those of the *incumbent*, the model
-    as it was at first, until a change is accepted. Memory holds the outputs of the dense model
-    alone.
+    `batches` must be where the models are; of several processes each has its own, dealt in turn.
+    The states kept are those of the *incumbent*, the model as it was at first, until a change is
+    accepted. Memory holds the outputs of the dense model alone.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class Probe:
     ) -> None:
         self.anatomy, self.distance = anatomy, distance
         self._states = StateFile()
+        self._device = next(iter(anatomy.module.state_dict().values())).device
         self.dense: list[Tensor] = []
         for pixels in batches:
             self._states.put(("pixels", len(self.dense)), State(pixels))
             own = self._output(Change(anatomy, None), len(self.dense), keep=True)
             self.dense.append(own if reference is None else reference(pixels))
+        self._turns = max(parallel.everybody(len(self.dense)))
 
     def cost(self, changed: Mapping[str, nn.Module]) -> float:
         """The mean distance with the modules `changed`, by name, in the places of the model's.
@@ -75,9 +78,7 @@ class Probe:
 
     def distances_of(self, module: nn.Module) -> Tensor:
         """The distance of each image with `module` in the place of the whole model."""
-        outputs = (module(self._pixels(batch)) for batch in range(len(self.dense)))
-        pairs = zip(outputs, self.dense, strict=True)
-        return torch.cat([self.distance(*pair) for pair in pairs])
+        return torch.cat(list(self._of_all(lambda batch: module(self._pixels(batch)))))
 
     def distances(self, change: Change, rival: Tensor | None = None) -> Tensor | None:
         """The distance of each image.
@@ -86,8 +87,8 @@ class Probe:
         change: by more than its standard error, from the second batch on.
         """
         found: list[Tensor] = []
-        for batch, dense in enumerate(self.dense):
-            found.append(self.distance(self._output(change, batch), dense))
+        for distances in self._of_all(lambda batch: self._output(change, batch)):
+            found.append(distances)
             if rival is not None and len(found) > 1:
                 so_far = torch.cat(found)
                 worse = so_far - rival[: len(so_far)]
@@ -98,9 +99,18 @@ class Probe:
     def accept(self, change: Change) -> Tensor:
         """Make `change` the new incumbent; returns the distance of each image."""
         self.anatomy = change.anatomy
-        pairs = enumerate(self.dense)
-        found = [self.distance(self._output(change, i, keep=True), dense) for i, dense in pairs]
-        return torch.cat(found)
+        return torch.cat(list(self._of_all(lambda batch: self._output(change, batch, keep=True))))
+
+    def _of_all(self, output: Callable[[int], Tensor]) -> Iterator[Tensor]:
+        """The distances of all batches in their order; `output`: that of a batch of this process.
+
+        Each process computes one batch, then all exchange what they got.
+        """
+        for turn in range(self._turns):
+            own = range(len(self.dense))[turn : turn + 1]
+            yield from parallel.gathered(
+                [self.distance(output(batch), self.dense[batch]) for batch in own]
+            )
 
     @contextmanager
     def replaced(self, changed: Mapping[str, nn.Module]) -> Iterator[Change]:
@@ -110,7 +120,7 @@ class Probe:
         try:
             for name, new in changed.items():
                 before[name] = module.get_submodule(name)
-                module.set_submodule(name, placed(new, self.dense[0].device))
+                module.set_submodule(name, placed(new, self._device))
             # Steps are modules, and some of them may be others now.
             yield Change(anatomy_of(module), first)
         finally:
@@ -139,9 +149,10 @@ class Probe:
 
 def probe_of(anatomy: Anatomy, task: Task, context: Context) -> Probe:
     """A probe by the distance of `task`, on a few calibration images, enough to compare layers."""
-    pixels = torch.cat(list(context.calibration_batches("reading images", _IMAGES)))
+    pixels = torch.cat(list(context.shared_batches("reading images", _IMAGES)))
     anatomy = anatomy_of(placed(anatomy.module, context.device))
-    return Probe(anatomy, pixels.to(context.device).split(_BATCH), task.distance)
+    batches = parallel.dealt(pixels.to(context.device).split(_BATCH))
+    return Probe(anatomy, batches, task.distance)
 
 
 def probe_against_dense(model: VitModel, context: Context) -> Probe:

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from vitcompress import parallel
 from vitcompress.details import Row, Table
 from vitcompress.methods.readers import ReaderStatistics, normalised
 from vitcompress.model.architecture import blocks_name, merging_blocks
@@ -38,7 +39,7 @@ class Judge:
         def root(output: Tensor, dense: Tensor) -> Tensor:
             return task.distance(output, dense).sqrt()
 
-        self._probe = Probe(scheduling.model.anatomy, batches, root)
+        self._probe = Probe(scheduling.model.anatomy, parallel.dealt(batches), root)
 
     def judged(self, kept: Schedule) -> Tensor:
         """The square root of the task's distance, of each image."""
@@ -69,7 +70,7 @@ class Judge:
 
 def read(context: Context, images: int) -> Sequence[Tensor]:
     """Up to `images` calibration images, in four batches or more, so that some can be held back."""
-    pixels = torch.cat(list(context.calibration_batches("reading images", images)))
+    pixels = torch.cat(list(context.shared_batches("reading images", images)))
     parts: tuple[Tensor, ...] = pixels.split(min(BATCH, max(1, len(pixels) // 4)))
     return [part.to(context.device) for part in parts]
 
@@ -85,7 +86,7 @@ def token_readers(scheduling: Scheduling, context: Context, images: int) -> dict
 
     def see(number: int, x: Tensor, _: Tensor, gradient: Tensor | None) -> None:
         patches, their = (t[:, anatomy.prefix_tokens :].cpu() for t in (x, cast(Tensor, gradient)))
-        statistics = found.setdefault(number, ReaderStatistics(x.shape[-1]))
+        statistics = found.setdefault(number, ReaderStatistics.empty(x.shape[-1]))
         statistics.update(normalised(patches), their)
 
     sites = [s for s in anatomy.sites if s.kind == "mlp" and s.number < scheduling.blocks]
@@ -94,8 +95,9 @@ def token_readers(scheduling: Scheduling, context: Context, images: int) -> dict
     batches = unlabelled(batch.to(context.device) for batch in pixels)
     loss = readout_loss(scheduling.model.task, torch.Generator().manual_seed(context.seed))
     observe(anatomy.module, watches, batches, loss)
-    rank = scheduling.merging.rank
-    return {f"reader_{n}": s.solve(rank).to(context.device) for n, s in sorted(found.items())}
+    sums = {n: (s.second, s.within, s.cross) for n, s in found.items()}
+    readers, rank = parallel.summed_each(sums, ReaderStatistics), scheduling.merging.rank
+    return {f"reader_{n}": s.solve(rank).to(context.device) for n, s in sorted(readers.items())}
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ def compared(
     rival = lower_resolution(dense, macs(merged))
     if rival is None:
         return {}, ()
-    pixels = torch.cat(list(context.calibration_batches("running at a lower resolution", images)))
+    pixels = torch.cat(list(context.shared_batches("running at a lower resolution", images)))
     pixels = pixels[-max(1, len(pixels) // 4) :]
 
     def outputs(model: VitModel, pixels: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from vitcompress import parallel
 from vitcompress.methods.compensation import Fit, joined, projected, with_constant
 from vitcompress.methods.readers import normalised
 from vitcompress.methods.subspace import stream_basis, stream_map
@@ -41,18 +42,20 @@ def embedding(
     Every reader counts as its output does in the Fisher information: it is what it makes of the
     stream that matters, and the stream grows from block to block.
     """
-    grams = dict.fromkeys(importance, torch.zeros((), dtype=torch.float64))
+    grams, none = dict[str, Tensor](), torch.zeros((), dtype=torch.float64)
 
     def see(name: str, x: Tensor, _: Tensor, __: Tensor | None) -> None:
         x = with_constant(normalised(x if x.ndim == 3 else x[:, None]))
         weights = importance[name].token_weights(x.shape[1]).to(x.device)
         gram = (x * weights[:, None]).flatten(0, 1).T @ x.flatten(0, 1)
-        grams[name] = grams[name] + gram.double().cpu()
+        grams[name] = grams.get(name, none) + gram.double().cpu()
 
     norms = {reader.name: reader.norm for reader in stream_readers(module)}
     observe(module, [Watch(name, partial(see, name)) for name in norms], unlabelled(batches))
-    total = torch.zeros((), dtype=torch.float64)
-    for name, gram in grams.items():
+    grams = parallel.summed(grams)
+    total = none
+    for name in norms:
+        gram = grams[name]
         gamma = 1.0 if norms[name].weight is None else norms[name].weight.double().cpu()
         worth = (importance[name].metric.diagonal() * gamma**2).sum()
         total = total + worth * gram[:-1, :-1] / gram[-1, -1]

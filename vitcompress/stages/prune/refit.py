@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from vitcompress import parallel
 from vitcompress.console import track
 from vitcompress.methods.compensation import Moments, joined, refit, with_constant
 from vitcompress.model.anatomy import Anatomy
@@ -37,6 +38,7 @@ def refit_in_sequence(
         for given in place.fitting("last", back=True):
             found = _moments(given, importance[place.site.name])
             sums[given.held] = found.plus(sums[given.held]) if given.held in sums else found
+        sums = parallel.summed_each(sums, Moments)
         layer = place.twin.last
         prior = joined(layer.weight.cpu(), layer.bias.cpu())
         candidates = [prior, *(refit(sums[False], prior, damping) for damping in _DAMPINGS)]

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vitcompress import parallel
 from vitcompress.methods.compensation import with_constant
 from vitcompress.methods.subspace import NormedHeads
 from vitcompress.model.anatomy import Anatomy, Site
@@ -30,11 +31,17 @@ class QueryKey:
     key: Tensor
     normed: NormedHeads | None = None
 
+    @classmethod
+    def of(cls, query: Tensor, key: Tensor, *normed: Tensor) -> "QueryKey":
+        """From `tensors`."""
+        return cls(query, key, NormedHeads(*normed) if normed else None)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.query, self.key, *(self.normed or ()))
+
     def plus(self, other: "QueryKey") -> "QueryKey":
-        normed = other.normed
-        if normed is not None and self.normed is not None:
-            normed = NormedHeads(*(a + b for a, b in zip(self.normed, normed, strict=True)))
-        return QueryKey(self.query + other.query, self.key + other.key, normed)
+        pairs = zip(self.tensors(), other.tensors(), strict=True)
+        return QueryKey.of(*(a + b for a, b in pairs))
 
 
 @dataclass
@@ -53,14 +60,14 @@ def site_moments(
 
     `importance`: of the outputs of these layers, by site.
     """
-    inputs = dict.fromkeys(importance, torch.zeros((), dtype=torch.float64))
+    inputs, none = dict[str, Tensor](), torch.zeros((), dtype=torch.float64)
     query_key: dict[str, QueryKey] = {}
 
     def see_input(name: str, x: Tensor, _: Tensor, __: Tensor | None) -> None:
         x = with_constant(x)
         weighted = x * importance[name].token_weights(x.shape[1]).to(x.device)[:, None]
         gram = weighted.flatten(0, 1).T @ x.flatten(0, 1)
-        inputs[name] = inputs[name] + gram.double().cpu()
+        inputs[name] = inputs.get(name, none) + gram.double().cpu()
 
     def see_heads(site: Site, _: Tensor, y: Tensor, __: Tensor | None) -> None:
         one = _query_key(site.operator, y, importance[site.name])
@@ -73,7 +80,9 @@ def site_moments(
         if site.kind == "attention":
             watches.append(Watch(site.first_name, partial(see_heads, site)))
     observe(anatomy.module, watches, unlabelled(batches))
-    return SiteMoments(inputs, query_key)
+    moments = {name: each.tensors() for name, each in query_key.items()}
+    summed = parallel.summed_each(moments, QueryKey.of)
+    return SiteMoments(parallel.summed(inputs), summed)
 
 
 def _query_key(attention: Attention, qkv: Tensor, importance: Importance) -> QueryKey:

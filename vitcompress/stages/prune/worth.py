@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from vitcompress import registry
+from vitcompress import parallel, registry
 from vitcompress.methods import saliency
 from vitcompress.model.anatomy import Anatomy, Site
 from vitcompress.model.sizes import attention_weights, gates
@@ -119,7 +119,9 @@ def _gradient_sums(anatomy: Anatomy, batches: Iterable[Sample], loss: Loss) -> d
         watches.append(Watch(site.first_name, partial(see_outputs, site), "output"))
         watches.append(Watch(site.last_name, partial(see_inputs, site), "input"))
     observe(anatomy.module, watches, batches, loss, after_batch)
-    return {key: torch.cat(parts) for key, parts in totals.items()}
+    by_process = parallel.everybody(list(totals))
+    keys = dict.fromkeys(key for each in by_process for key in each)
+    return {key: torch.cat(parallel.gathered(totals.get(key, []))) for key in keys}
 
 
 def _outputs(site: Site) -> tuple[list[StructureKind], list[int]]:

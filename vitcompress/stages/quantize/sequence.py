@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
+from vitcompress import parallel
 from vitcompress.console import track
 from vitcompress.methods import quantizer
 from vitcompress.methods.compensation import Moments, covariance, varying, with_constant
@@ -103,13 +104,12 @@ def _moments(batches: Iterable[Given], input_range: InputRange, style: Style) ->
     """Moments of what a layer gets in the quantized model, as the integer kernel sees it where its
     range is fixed, and of what it should give there."""
     fixed = input_range.static_range(style.activations)
-    total: Moments | None = None
+    total = dict[None, Moments]()
     for inputs, targets, _ in batches:
         x, y = inputs, targets.flatten(0, -2)
         if fixed is not None:
             x = quantizer.rounded_input(x, (fixed[0].to(x), fixed[1].to(x)))
         x = with_constant(x).flatten(0, -2)
         found = Moments(*(t.double().cpu() for t in (x.T @ x, x.T @ y, y.square().sum())))
-        total = found if total is None else total.plus(found)
-    assert total is not None
-    return total
+        total[None] = total[None].plus(found) if total else found
+    return parallel.summed_each(total, Moments)[None]

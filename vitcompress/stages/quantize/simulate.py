@@ -159,7 +159,7 @@ def simulation(
 
 def fit(module: nn.Module, context: Context) -> None:
     """Let all attentions without quantizers find them."""
-    module(next(context.calibration_batches("fitting attention", _FITTED_IMAGES)))
+    module(next(context.shared_batches("fitting attention", _FITTED_IMAGES)))
 
 
 def _narrowed(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from vitcompress import parallel
 from vitcompress.model.anatomy import Site
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
@@ -23,8 +24,8 @@ def sites_that_matter(model: VitModel, context: Context) -> list[str]:
     What one brings is how much nearer the model comes to the dense one with that site of it.
     """
     dense = anatomy_of(placed(context.dense.module, context.device))
-    pixels = torch.cat(list(context.calibration_batches("reading images", _IMAGES)))
-    batches = pixels.to(context.device).split(_BATCH)
+    pixels = torch.cat(list(context.shared_batches("reading images", _IMAGES)))
+    batches = parallel.dealt(pixels.to(context.device).split(_BATCH))
     probe = Probe(model.anatomy, batches, model.task.distance, reference=dense.module)
     there, before = {site.name for site in model.anatomy.sites}, probe.cost({})
     sites = [site for site in dense.sites if site.name in there]

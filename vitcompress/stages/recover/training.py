@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from vitcompress import parallel
 from vitcompress.errors import InputError
 from vitcompress.stages.cache import Cache, ResultKind
 from vitcompress.stages.context import Context
@@ -67,8 +68,9 @@ def train(
 ) -> list[Look]:
     """Train `student`, which is left as it was at the best of all looks (in place).
 
-    `loss`: of the number of a step. `distance`: of the student as it is, on images to be
-    watched. What was saved of the same training goes on, to the same end.
+    `loss`: of the number of a step; of several processes, the share of this one. `distance`: of the
+    student as it is, on images to be watched. What was saved of the same training goes on, to the
+    same end.
     """
     run = _Run(student, optimizer_of(student, config), student.copied())
     if (state := saved.load()) is not None:
@@ -108,8 +110,14 @@ def optimizer_of(student: Trainable, config: RecoverConfig) -> Optimizer:
     return made
 
 
-def check_optimizer(config: RecoverConfig) -> None:
-    """Raise `InputError` for an optimizer that is not known, or needs more than gradients."""
+def check_training(config: RecoverConfig) -> None:
+    """Raise `InputError` for an optimizer that is not known, or needs more than gradients, and for
+    a batch that does not go round."""
+    if config.batch < parallel.world():
+        raise InputError(
+            f"stages.{config.name}.batch: {config.batch} crops are too few for {parallel.world()} "
+            "processes; give one or more for each"
+        )
     known = [name for name in list_optimizers(exclude_filters=_UNFIT) if _fits(name)]
     if config.optimizer not in known:
         near = difflib.get_close_matches(config.optimizer, known, 3) or ["adamw", "lion", "sgd"]
@@ -142,11 +150,13 @@ class _Run:
         self.optimizer.zero_grad()
         found = loss(self.step)
         found.backward()
+        total, parameters = found.detach(), self.student.parameters.values()
+        parallel.add_in_place([total, *(p.grad for p in parameters if p.grad is not None)])
         clip_grad_norm_(list(self.student.parameters.values()), _LARGEST_GRADIENT)
         self.optimizer.step()
         self.student.keep_zeros()
         self.step += 1
-        self.losses.append(float(found.detach()))
+        self.losses.append(float(total))
 
     def look(self, distance: float) -> None:
         """Keep the student where it is nearer than ever; over where it has long not been, or is

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from vitcompress import parallel
 from vitcompress.data.images import ImageSet, batches
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
@@ -41,6 +42,11 @@ class Originals:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def blank(self) -> Tensor:
+        """Of the size of all, without values: on the device `meta`."""
+        return self[0].to("meta")
+
     def __getitem__(self, index: int) -> Tensor:
         """Float32 [C, H, W]."""
         return self._states.get(index).x.float()
@@ -65,16 +71,23 @@ class Views:
     seed: int
 
     def batch(self, step: int, size: int) -> Tensor:
-        """`size` views for the step of this number, [size, C, H, W].
+        """The views of this process out of `size` for the step of this number, [≤ size, C, H, W].
 
+        There must be one or more for each process.
         Raises `InputError` where there is no image.
         """
         if not len(self.originals):
             raise InputError("recover: none of the images can be read")
         view, places = _view(self.preprocess, self.crops), range(step * size, (step + 1) * size)
+        own, found = set(parallel.dealt(places)), list[Tensor]()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_drawn(self.seed, _CROPS, step))
-            return torch.stack([view(self.originals[self._index(place)]) for place in places])
+            for place in places:
+                if place in own:
+                    found.append(view(self.originals[self._index(place)]))
+                else:
+                    view(self.originals.blank)  # draws as much, and computes nothing
+        return torch.stack(found)
 
     def _index(self, place: int) -> int:
         """The image at `place` of the endless row of shuffled sets."""

@@ -11,7 +11,7 @@ from typing import cast
 
 from torch import Tensor
 
-from vitcompress import registry
+from vitcompress import parallel, registry
 from vitcompress.details import Gallery
 from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.architecture import VitModel
@@ -57,7 +57,9 @@ class Scored:
             unlabelled(batch.to(self.context.device) for batch in pixels),
             loss,
         )
-        return [total / images for total in totals.values()]
+        shares = parallel.everybody((images, list(totals.values())))
+        whole = sum(images for images, _ in shares)
+        return [sum(each) / whole for each in zip(*(own for _, own in shares), strict=True)]
 
 
 @dataclass(frozen=True)

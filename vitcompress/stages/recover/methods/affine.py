@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from vitcompress import parallel
 from vitcompress.console import track
 from vitcompress.details import Row, Table
 from vitcompress.methods.channels import Affine, ChannelMoments, fitted
@@ -99,9 +100,10 @@ def _candidates(place: SitePair, site: Site, importance: Importance) -> list[Out
         weightings = _weightings(importance, given.shape[1])
         found = [ChannelMoments.of(given, wanted, each.to(given)) for each in weightings]
         totals = [a.plus(b) for a, b in zip(totals, found, strict=True)] if totals else found
+    sums = parallel.summed_each(dict(enumerate(totals)), ChannelMoments)
     fits = [
         fitted(moments, importance.metric, damping, shifts(site))
-        for moments in totals
+        for moments in sums.values()
         for damping in _DAMPINGS
     ]
     still = torch.zeros_like(fits[0].shift)

@@ -24,7 +24,7 @@ from vitcompress.stages.recover.methods import Method, Recovered
 from vitcompress.stages.recover.objective import Objective, compared_steps
 from vitcompress.stages.recover.sites import sites_that_matter
 from vitcompress.stages.recover.trainable import finish, trainable
-from vitcompress.stages.recover.training import Look, SavedTraining, check_optimizer, train
+from vitcompress.stages.recover.training import Look, SavedTraining, check_training, train
 from vitcompress.stages.recover.views import Originals, Views
 
 
@@ -51,7 +51,8 @@ def recover(model: VitModel, config: RecoverConfig, fit: Context, watched: Conte
     probe = probe_against_dense(model, watched)
 
     def loss(step: int) -> Tensor:
-        return objective.loss(views.batch(step, config.batch).to(fit.device))
+        own = views.batch(step, config.batch).to(fit.device)
+        return objective.loss(own) * (len(own) / config.batch)
 
     looks = train(student, config, loss, partial(probe.cost_of, model.module), saved, fit)
     facts: dict[str, Fact] = {
@@ -99,4 +100,4 @@ def _told(looks: list[Look], word: str) -> Table:
     return Table.of("training", map(row, looks))
 
 
-METHOD = Method(recover, check=check_optimizer)
+METHOD = Method(recover, check=check_training)
