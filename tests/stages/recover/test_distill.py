@@ -251,3 +251,13 @@ def test_optimizers_that_cannot_be_had_are_refused_before_the_work(
 def test_crops_from_large_to_small_are_refused() -> None:
     with pytest.raises(ValidationError, match="the smaller share comes first"):
         config(crops=(1.0, 0.5))
+
+
+def test_sites_that_have_no_counterpart_are_refused_before_the_work(make_vit: MakeVit) -> None:
+    stage = TypeAdapter[Any](StageConfig).validate_python(CHAINS["of a narrower stream"][0])
+    narrow = stage_of(stage).plan(make_vit(), stage).model
+    options = dict.fromkeys(("img_size", "patch_size", "embed_dim", "depth", "num_heads"))
+    generic = make_vit("convnext_atto", **options, dims=(8, 16, 16, 16), depths=(1, 1, 1, 1))
+    for model, why in (narrow, "narrower than that of the dense"), (generic, "not of a kind"):
+        with pytest.raises(InputError, match=rf"stages\.recover\.parameters: .*{why}.*to all"):
+            plan(model, config(parameters="sites"))

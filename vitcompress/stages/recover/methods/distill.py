@@ -22,7 +22,7 @@ from vitcompress.stages.probe import probe_against_dense
 from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.recover.methods import Method, Recovered
 from vitcompress.stages.recover.objective import Objective, compared_steps
-from vitcompress.stages.recover.sites import sites_that_matter
+from vitcompress.stages.recover.sites import check_sites, sites_that_matter
 from vitcompress.stages.recover.trainable import finish, trainable
 from vitcompress.stages.recover.training import Look, SavedTraining, check_optimizer, train
 from vitcompress.stages.recover.views import Originals, Views
@@ -99,4 +99,10 @@ def _told(looks: list[Look], word: str) -> Table:
     return Table.of("training", map(row, looks))
 
 
-METHOD = Method(recover, check=check_optimizer)
+def _check(model: VitModel, config: RecoverConfig) -> None:
+    check_optimizer(config)
+    if config.parameters == "sites":
+        check_sites(model, f"stages.{config.name}.parameters")
+
+
+METHOD = Method(recover, check=_check)
