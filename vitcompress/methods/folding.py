@@ -69,7 +69,8 @@ def _joined(costs: Matrix, masses: Matrix, one: int, other: int) -> Matrix:
     """What it adds to join each with `one` and `other` together, [units] (Lance and Williams)."""
     both = (masses + masses[one]) * costs[one] + (masses + masses[other]) * costs[other]
     found = (both - masses * costs[one, other]) / (masses + masses[one] + masses[other])
-    return np.maximum(found, 0.0)
+    clamped: Matrix = np.maximum(found, 0.0)
+    return clamped
 
 
 def groups(order: Tensor, into: Tensor, size: int) -> Tensor:

@@ -56,13 +56,15 @@ def _larger(spec: Preprocess) -> Preprocess:
 class Views:
     """Crops of `originals`, of sides between the shares `crops` of theirs.
 
-    All images come once before any comes again.
+    All images come once before any comes again. Each `run` of several with the same seed has views
+    of its own.
     """
 
     originals: Originals
     preprocess: Preprocess
     crops: tuple[float, float]
     seed: int
+    run: int = 0
 
     def batch(self, step: int, size: int) -> Tensor:
         """`size` views for the step of this number, [size, C, H, W].
@@ -73,13 +75,13 @@ class Views:
             raise InputError("recover: none of the images can be read")
         view, places = _view(self.preprocess, self.crops), range(step * size, (step + 1) * size)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_drawn(self.seed, _CROPS, step))
+            torch.manual_seed(_drawn(self.seed, _CROPS, step, self.run))
             return torch.stack([view(self.originals[self._index(place)]) for place in places])
 
     def _index(self, place: int) -> int:
         """The image at `place` of the endless row of shuffled sets."""
         turn, place = divmod(place, len(self.originals))
-        random = np.random.default_rng(_drawn(self.seed, _ORDER, turn))
+        random = np.random.default_rng(_drawn(self.seed, _ORDER, turn, self.run))
         return int(random.permutation(len(self.originals))[place])
 
 
