@@ -46,6 +46,12 @@ def test_what_does_not_fit_is_told_in_one_line_before_the_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_warns_of_a_stage_after_recovery(call: Call, recipe: Path) -> None:
+    first, _, last = RECIPE.partition("stages:")[2].strip().partition("\n")
+    recipe.write_text(f"{EXAMPLE}\nstages:\n{last}\n  {first}\n")
+    assert "stages.sparse: comes after recover, and nothing" in call("plan", recipe).told
+
+
 def test_more_images_that_nothing_is_trained_on_are_refused(
     call: Call, recipe: Path, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from vitcompress.report.model import Details, StudyReport
 from vitcompress.run_images import RunImages, open_run_images
 from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
+from vitcompress.stages.order import losing_orders
 from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.registry import stage_of
 from vitcompress.stages.stage import StageResult
@@ -78,8 +79,11 @@ def planned(
 ) -> Iterator[tuple[str, StageResult]]:
     """By stage, its name, and a model of the shape that it would leave with what is known of it.
 
-    Raises `InputError` for layers that `runtime` cannot have, and weights that float16 cannot.
+    Says where the order of the stages is known to lose. Raises `InputError` for layers that
+    `runtime` cannot have, and weights that float16 cannot.
     """
+    for line in losing_orders(recipe.stages):
+        say(line)
     model = dense
     for config in recipe.stages:
         result = stage_of(config).plan(model, config)

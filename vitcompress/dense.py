@@ -7,13 +7,14 @@ from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.model.head import Choice
 from vitcompress.recipe import Recipe
 from vitcompress.run_images import judging
+from vitcompress.specialising import specialised
 
 
 def load_dense(recipe: Recipe) -> VitModel:
-    """The dense model a recipe names, with its task.
+    """The dense model a recipe names, with its task and the classes that are to be kept.
 
-    Raises `InputError` where it cannot be had, where it cannot have the task that the recipe names,
-    and where a gate asks for what that task does not give.
+    Raises `InputError` where it cannot be had, where it cannot have the task or the classes that
+    the recipe names, and where a gate asks for what that task does not give.
     """
     source = recipe.model.checkpoint
     if source is None:
@@ -33,6 +34,7 @@ def load_dense(recipe: Recipe) -> VitModel:
             f"model.normalise: the task is {model.task.name}, and only embeddings have a length; "
             "set task: embedding, or model.output for the features before the head"
         )
+    model = specialised(recipe, model)
     gates.applying(recipe.gates, judging(recipe, model).task)
     return model
 
@@ -50,4 +52,6 @@ def say_model(model: VitModel) -> None:
 def _outputs(model: VitModel) -> str:
     """What comes out of a model, in words: `classification, 10 outputs`."""
     head = f"{model.num_classes} output(s)" if model.num_classes else "no head"
+    if model.subset is not None:
+        head += f" of {model.subset.whole.num_classes}"
     return f"{model.task.name}, {head}"

@@ -25,8 +25,7 @@ from vitcompress.model.origins import of_timm
 from vitcompress.output import ONNX, onnx_bytes
 from vitcompress.place import MANIFEST
 from vitcompress.recipe import Recipe
-from vitcompress.run_images import evaluation_images
-from vitcompress.tasks import Task
+from vitcompress.run_images import Judging, evaluation_images
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,7 @@ class _Runnable:
 
     run: Runner
     preprocess: Preprocess
-    task: Task
-    outputs: int
-    class_names: tuple[str, ...] | None
+    judging: Judging
 
 
 def facts(recipe: Recipe) -> dict[str, Any]:
@@ -63,8 +60,8 @@ def evaluate(recipe: Recipe, limit: int | None) -> dict[str, Any]:
     """The figures on labelled images of the model that `recipe` names. Raises `InputError`."""
     held, data = _runnable(recipe), recipe.data
     classes = Path(data.classes) if data.classes else None
-    source, task = str(data.evaluation), held.task
-    images = evaluation_images(source, classes, task, held.outputs, limit, held.class_names)
+    source, task = str(data.evaluation), held.judging.task
+    images = evaluation_images(source, classes, held.judging, limit)
     if images.labels is None:
         raise InputError(f"{source}: has no labels that a model of {task.name} is held against")
     judged = judge(held.run, images, held.preprocess, data.max_unreadable, "evaluating")
@@ -77,7 +74,7 @@ def _path(recipe: Recipe) -> str:
     path, section = str(recipe.model.checkpoint), recipe.model
     exported = path.endswith(".onnx") or _is_output(path)
     told = section.options or section.num_classes or recipe.data.preprocess_overrides()
-    if exported and (told or recipe.task):
+    if exported and (told or recipe.task or recipe.classes):
         raise InputError(
             f"{path}: says itself how it is used; leave out --set, which is for checkpoints"
         )
@@ -213,13 +210,13 @@ def _runnable(recipe: Recipe) -> _Runnable:
             raise InputError(f"{path}: says nothing of preprocessing; give the folder of a run")
         held = _runtime(path).session(path, 0)
         outputs = int(held.output_shape[1])
+        names = tuple(json.loads(facts["class_names"])) if "class_names" in facts else None
         return _Runnable(
             lambda pixels: next(logits(held, [pixels])),
             Preprocess.model_validate_json(described),
-            tasks.chosen(facts.get("task"), outputs),
-            outputs,
-            tuple(json.loads(facts["class_names"])) if "class_names" in facts else None,
+            Judging(tasks.chosen(facts.get("task"), outputs), outputs, names),
         )
     loaded = folder.load_folder(Path(model)) if _is_output(model) else load_dense(recipe)
     runner = torch_runner(loaded, torch.device("cpu"))
-    return _Runnable(runner, loaded.preprocess, loaded.task, loaded.num_classes, loaded.class_names)
+    judging = Judging(loaded.task, loaded.num_classes, loaded.class_names, loaded.subset)
+    return _Runnable(runner, loaded.preprocess, judging)

@@ -11,6 +11,7 @@ BUILT_IN = ("timm:", "example:")
 CHECKPOINT = "no such file; check the path of the checkpoint"
 IMAGES = "no such file or folder; check where the images are said to lie"
 CLASSES = "no such file; write one folder name a line"
+KEPT = "no such file; write one class to be kept a line, or give a list: classes: [NAME, …]"
 CLASSIFIER = "no such file; check the path of the class embeddings"
 
 

@@ -40,6 +40,7 @@ from vitcompress.report.model import (
 )
 from vitcompress.run_images import RunImages, judging, open_run_images
 from vitcompress.stages.context import Context
+from vitcompress.stages.order import losing_orders
 from vitcompress.stages.registry import stage_of
 from vitcompress.stages.stage import Study
 from vitcompress.tasks import Task
@@ -161,6 +162,7 @@ class _Run:
             warnings=[
                 *self.data.warnings(),
                 *filter(None, [self.runtime.advice(model.architecture.quantized)]),
+                *losing_orders(self.recipe.stages),
                 *_few(len(self.judged_dense.outputs)),
                 *told_of_it,
                 *warnings,

@@ -53,6 +53,8 @@ _Size = Annotated[
 ]
 _Target = Annotated[str, OneOf("vitcompress.targets")]
 _Limit = Annotated[_Number, Field(ge=0)]
+_Class = _Text | Annotated[int, Field(ge=0, strict=True)]
+_Classes = _Text | Annotated[tuple[_Class, ...], Field(min_length=2)]
 _Percent = Annotated[_Number, Field(ge=0, le=100)]
 _Share = Annotated[_Number, Field(ge=0, le=1)]
 
@@ -195,11 +197,14 @@ class Recipe(_Section):
     """A chain of stages over a model. Everything but `stages` has a default.
 
     `task`: what the output of the model means; inferred from the number of outputs where not given.
+    `classes`: of a classifier, those to be kept, by name or number, or a file with one a line
+    (None: all); images of others are left out.
     """
 
     version: Literal[1] = 1
     model: ModelSection = ModelSection()
     task: Annotated[str, OneOf("vitcompress.tasks")] | None = None
+    classes: _Classes | None = None
     data: DataSection = DataSection()
     stages: tuple[StageConfig, ...]
     export: ExportSection = ExportSection()
@@ -272,6 +277,8 @@ def _validated(
 def check_inputs(recipe: Recipe, images: bool = True) -> None:
     """Raise `InputError` where the checkpoint, or an image source if asked for, is not there."""
     paths.check_path(recipe.model.checkpoint, paths.CHECKPOINT)
+    if isinstance(recipe.classes, str):
+        paths.check_path(recipe.classes, paths.KEPT)
     if images:
         paths.check_path(recipe.data.calibration, paths.IMAGES)
         paths.check_path(recipe.data.evaluation, paths.IMAGES)
@@ -365,7 +372,8 @@ def _absolute(data: dict[Any, Any], folder: Path) -> dict[Any, Any]:
         for name, keys in _PATHS
         if isinstance(data.get(name), dict)
     }
-    return data | sections
+    kept = {"classes": _path(data["classes"], folder)} if "classes" in data else {}
+    return data | sections | kept
 
 
 def _path(value: object, folder: Path) -> object:

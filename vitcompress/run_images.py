@@ -1,6 +1,5 @@
 """The images of a run: which to calibrate on and which to judge on, with the labels of its task."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,9 @@ from vitcompress.data.classifier import read_classifier
 from vitcompress.data.images import ImageSet, check_channels, open_images
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel, output_shape
+from vitcompress.model.subset import Subset
 from vitcompress.recipe import Recipe
+from vitcompress.specialising import images_of
 from vitcompress.stages.prune.config import PruneConfig
 from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.tasks import Task
@@ -50,10 +51,13 @@ class RunImages:
 
 
 class Judging(NamedTuple):
-    """By what a run judges: a task with its figures, and how many classes or outputs it tells."""
+    """By what a run judges: a task with its figures, how many classes or outputs it tells, what
+    they are called, and which they are of those that the labels name (None: all)."""
 
     task: Task
     outputs: int
+    class_names: tuple[str, ...] | None = None
+    subset: Subset | None = None
 
 
 def judging(recipe: Recipe, model: VitModel) -> Judging:
@@ -63,7 +67,7 @@ def judging(recipe: Recipe, model: VitModel) -> Judging:
     Raises `InputError` for a classifier that does not fit.
     """
     if recipe.data.classifier is None:
-        return Judging(model.task, model.num_classes)
+        return Judging(model.task, model.num_classes, model.class_names, model.subset)
     if model.task.name != "embedding":
         raise InputError(
             f"data.classifier: is for embeddings, and the task is {model.task.name}; "
@@ -76,7 +80,7 @@ def judging(recipe: Recipe, model: VitModel) -> Judging:
             "set model.output to pooled or average"
         )
     classes = read_classifier(Path(recipe.data.classifier), shape[0])
-    return Judging(zero_shot(classes), len(classes))
+    return Judging(zero_shot(classes), len(classes), model.class_names)
 
 
 def open_run_images(recipe: Recipe, model: VitModel, limit: int | None, seed: int) -> RunImages:
@@ -86,26 +90,16 @@ def open_run_images(recipe: Recipe, model: VitModel, limit: int | None, seed: in
     cannot use, and for images without the channels of the model.
     """
     data = recipe.data
-    wanted = min(data.images, limit or data.images)
     calibration = evaluation = None
     classes = Path(data.classes) if data.classes else None
     if data.evaluation is not None:
-        evaluation = evaluation_images(
-            data.evaluation, classes, *judging(recipe, model), limit, model.class_names
-        )
+        evaluation = evaluation_images(data.evaluation, classes, judging(recipe, model), limit)
     if data.calibration is not None:
-        labelled = any(isinstance(s, PruneConfig) and s.targets == "labels" for s in recipe.stages)
-        look = partial(
-            open_images,
-            data.calibration,
-            classes=classes,
-            labelled=labelled,
-            class_names=model.class_names,
-        )
-        calibration = look(limit=wanted, seed=seed)
+        wanted = min(data.images, limit or data.images)
+        further = wanted if evaluation is None else 0
+        everything, calibration = _calibration_images(recipe, model, wanted, further, seed)
         check_labels(calibration, model.task, model.num_classes)
         if evaluation is None:
-            everything = look()
             calibration, evaluation = held_back(everything, wanted, calibration)
     if calibration is not None:  # whole batches of one class would mislead the stages
         order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(seed))
@@ -114,13 +108,33 @@ def open_run_images(recipe: Recipe, model: VitModel, limit: int | None, seed: in
         raise InputError("no calibration images: give --calibration DIR, or data.calibration")
     if evaluation is None:
         raise InputError("no images: give --evaluation DIR or --calibration DIR")
-    found = RunImages(calibration, evaluation, _recovery_images(recipe, limit, seed))
+    found = RunImages(calibration, evaluation, _recovery_images(recipe, model, limit, seed))
     for images in found.sets.values():
         check_channels(images, model.preprocess)
     return found
 
 
-def _recovery_images(recipe: Recipe, limit: int | None, seed: int) -> ImageSet | None:
+def _calibration_images(
+    recipe: Recipe, model: VitModel, wanted: int, further: int, seed: int
+) -> tuple[ImageSet, ImageSet]:
+    """All calibration images that there are, or those `wanted` and so many `further` ones at least,
+    and the `wanted` ones among them."""
+    data, source = recipe.data, str(recipe.data.calibration)
+    labelled = any(isinstance(s, PruneConfig) and s.targets == "labels" for s in recipe.stages)
+    if model.subset is not None:
+        found = images_of(recipe, source, model.subset, labelled, wanted + further, seed)
+        return found, found.sample(wanted, seed)
+    classes = Path(data.classes) if data.classes else None
+    look = partial(
+        open_images, source, classes=classes, labelled=labelled, class_names=model.class_names
+    )
+    chosen = look(limit=wanted, seed=seed)
+    return (look() if further else chosen), chosen
+
+
+def _recovery_images(
+    recipe: Recipe, model: VitModel, limit: int | None, seed: int
+) -> ImageSet | None:
     """Images to train on besides. Raises `InputError` where no stage would."""
     if (source := recipe.data.recovery) is None:
         return None
@@ -129,29 +143,32 @@ def _recovery_images(recipe: Recipe, limit: int | None, seed: int) -> ImageSet |
             "data.recovery: only a stage recover with method: distill trains on images; add one, "
             "or leave it out"
         )
+    if model.subset is not None:
+        return images_of(recipe, source, model.subset, False, limit, seed).sample(limit, seed)
     return open_images(source, labelled=False, limit=limit, seed=seed)
 
 
 def evaluation_images(
-    source: str,
-    classes: Path | None,
-    task: Task,
-    outputs: int,
-    limit: int | None,
-    class_names: Sequence[str] | None = None,
+    source: str, classes: Path | None, judging: Judging, limit: int | None
 ) -> ImageSet:
-    """The images of `source` with the labels that `task` can use, of a model with `outputs`, which
-    may have `class_names`.
+    """The images of `source` with the labels that the task can use, of the classes that are told.
 
-    Raises `InputError` as `open_images` and `check_labels`. Only a classification has to have
-    labels; other tasks have them where all images have one.
+    Raises `InputError` as `open_images` and `check_labels`, and where none are of these classes.
+    Only a classification has to have labels; other tasks have them where all images have one.
     """
+    task, outputs, names, subset = judging
     labelled = {"classes": True, "none": False}.get(task.labels)
-    images = open_images(
-        source, classes=classes, labelled=labelled, limit=limit, class_names=class_names
-    )
-    check_labels(images, task, outputs)
-    return images
+    if subset is None:
+        images = open_images(
+            source, classes=classes, labelled=labelled, limit=limit, class_names=names
+        )
+        check_labels(images, task, outputs)
+        return images
+    whole = Judging(task, subset.whole.num_classes, subset.whole.class_names)
+    images = evaluation_images(source, classes, whole, None).restricted(subset.kept)
+    if not len(images):
+        raise InputError(f"{source}: no image is of the classes to be kept; give images of them")
+    return images.sample(limit)
 
 
 def check_labels(images: ImageSet, task: Task, outputs: int) -> None:

@@ -30,7 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "even widths": {"allocate": "uniform"},
     "no rotation": {"rotate": False},
     "chosen without compensation": {"compensate": False},
-    **{name: {"saliency": name} for name in ("hessian", "taylor", "magnitude", "random")},
+    **{name: {"saliency": name} for name in ("hessian", "taylor", "magnitude", "random", "fold")},
 }
 
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from vitcompress import tasks
-from vitcompress.errors import InputError
+from vitcompress.errors import InputError, RunError
 from vitcompress.recipe import Gates
-from vitcompress.search.goal import excess, limits_of
+from vitcompress.search.goal import excess, limits_of, losses_of
 
 GENERATOR = torch.Generator().manual_seed(0)
 DENSE = torch.randn(64, 10, generator=GENERATOR)
@@ -53,3 +54,20 @@ def test_gates_that_need_labels_are_told(
     outputs = 0 if task == "embedding" else 10
     with pytest.raises(InputError, match=told):
         limits_of(Gates.model_validate(wanted), tasks.chosen(task, outputs))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "dense", "told"),
+    [
+        (DENSE[:2], OTHER[:2], r"gates\.min\.neighbours: means nothing"),
+        (DENSE * torch.nan, OTHER, "its outputs are NaN"),
+        (DENSE[:1].expand(8, -1), torch.zeros(8, 10), r"gates\.min\.cosine: means nothing"),
+    ],
+)
+def test_losses_that_mean_nothing_do_not_pass_for_none(
+    outputs: Tensor, dense: Tensor, told: str
+) -> None:
+    wanted = Gates.model_validate({"min": {"neighbours": 90, "cosine": 0.9}})
+    limits = limits_of(wanted, tasks.chosen("embedding", 0))
+    with pytest.raises(RunError, match=told):
+        losses_of(limits, outputs, dense)

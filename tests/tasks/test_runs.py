@@ -23,7 +23,7 @@ from vitcompress.model.architecture import VitModel
 from vitcompress.pipeline import run
 from vitcompress.recipe import Recipe, recipe_without_stages
 from vitcompress.report.model import Report
-from vitcompress.run_images import evaluation_images
+from vitcompress.run_images import Judging, evaluation_images
 from vitcompress.tasks import chosen
 from vitcompress.tasks.embedding import zero_shot
 
@@ -184,7 +184,9 @@ def test_labels_that_a_task_cannot_use_are_refused(
     named = {} if labels is None else {"labels": labels}
     np.savez(tmp_path / "x.npz", images=arrays(), **named)
     with pytest.raises(InputError) as caught:
-        evaluation_images(str(tmp_path / "x.npz"), None, chosen(task, outputs), outputs, limit=None)
+        evaluation_images(
+            str(tmp_path / "x.npz"), None, Judging(chosen(task, outputs), outputs), None
+        )
     assert told in str(caught.value)
 
 
@@ -194,9 +196,9 @@ def test_an_embedding_has_labels_where_all_images_lie_in_class_folders(tmp_path:
     for name in ("a/1.png", "b/2.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(file.getvalue())
-    assert evaluation_images(str(tmp_path), None, task, 0, None).labels == [0, 1]
+    assert evaluation_images(str(tmp_path), None, Judging(task, 0), None).labels == [0, 1]
     (tmp_path / "3.png").write_bytes(file.getvalue())
-    assert evaluation_images(str(tmp_path), None, task, 0, None).labels is None
+    assert evaluation_images(str(tmp_path), None, Judging(task, 0), None).labels is None
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -63,6 +63,20 @@ class ImageSet:
         """The places of the images of which it is not known that they are unreadable."""
         return [index for index, name in enumerate(self.names) if name not in self.skipped]
 
+    def restricted(self, kept: Sequence[int]) -> "ImageSet":
+        """The images of the classes `kept`, labelled with the places of these among them."""
+        assert self.labels is not None
+        places = {label: place for place, label in enumerate(kept)}
+        found = self.subset([i for i, label in enumerate(self.labels) if label in places])
+        assert found.labels is not None
+        labels = list[Label](places[label] for label in found.labels)  # type: ignore[index]
+        return replace(found, labels=labels, num_classes=len(kept))
+
+    def sample(self, limit: int | None, seed: int | None = None) -> "ImageSet":
+        """At most `limit` of the images, as `open_images` takes them."""
+        groups = [None] * len(self) if self.labels is None else self.labels
+        return self.subset(_sample(groups, limit, seed))
+
     def fingerprint(self) -> str:
         """Return the sha256 (hex) over names, labels and file contents, in order.
 

@@ -67,6 +67,21 @@ def labels_of(
     return labels, len(names) or None
 
 
+def tells_classes(
+    listing: Listing, classes: Path | None, model: Sequence[str] | None, outputs: int
+) -> bool:
+    """Whether the labels of all images of `listing` are sure to be classes of a model with so many
+    outputs: numbers, names in the file `classes` or of the `model`, or a folder for each output."""
+    if None in listing.classes:
+        return False
+    stored = {found for found in listing.classes if isinstance(found, str)}
+    if not stored:
+        return not any(isinstance(found, tuple) for found in listing.classes)
+    if classes is not None:
+        return {*map(normal, stored)} <= {*map(normal, read_classes(classes, stored))}
+    return _all_named(listing.class_names, model or ()) or len(listing.class_names) == outputs
+
+
 def _all_named(classes: Sequence[str], model: Sequence[str]) -> bool:
     """Whether each of `classes` is one of those of the `model`, and no other has its name."""
     counts = Counter(map(normal, model))

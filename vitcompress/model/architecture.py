@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
@@ -31,6 +31,9 @@ from vitcompress.model.origins import Reading
 from vitcompress.model.reading import read_source
 from vitcompress.model.sizes import BlockSizes, narrowable, resize
 from vitcompress.terms import Activations
+
+if TYPE_CHECKING:
+    from vitcompress.model.subset import Subset
 
 _AS_IT_IS = Choice()
 
@@ -99,7 +102,7 @@ class VitModel:
     `task_name`: the task where it is not the one that the number of outputs suggests.
     `class_names`: of all outputs, where they are known. `trained_size`: height and width of the
     images that it was trained for, where they are not those of `preprocess`. `reading`: how its
-    checkpoint was read, where it comes from one.
+    checkpoint was read, where it comes from one. `subset`: which classes are kept, where not all.
     """
 
     module: nn.Module
@@ -109,6 +112,7 @@ class VitModel:
     class_names: tuple[str, ...] | None = None
     trained_size: tuple[int, int] | None = None
     reading: Reading | None = None
+    subset: "Subset | None" = None
 
     @property
     def num_classes(self) -> int:

@@ -22,7 +22,7 @@ from vitcompress.model.architecture import VitModel
 from vitcompress.model.structure import placed
 from vitcompress.run_images import open_run_images
 from vitcompress.search.config import Cost
-from vitcompress.search.goal import Limit, limits_of
+from vitcompress.search.goal import Limit, limits_of, losses_of
 from vitcompress.search.predict import Measured
 from vitcompress.search.space import Combination, Space
 from vitcompress.stages.context import Context
@@ -72,7 +72,10 @@ class Workbench:
         self.session = targets.load_target(target).session(self.dense_file, self.threads)
 
     def built(self, combination: Combination) -> Candidate:
-        """The candidate of a combination. Raises what its stages and its export raise."""
+        """The candidate of a combination.
+
+        Raises what its stages and its export raise, and `RunError` for losses that mean nothing.
+        """
         model, carried = self.dense, dict[str, Carried]()
         chain, before = list[StageConfig](), ""
         for config in self.space.chain(combination):
@@ -81,14 +84,12 @@ class Workbench:
             chain.append(resolved)
             carried[config.name], model = done, done.result.model
         outputs = self._outputs(model)
-        task = model.task
-        losses = {each.name: each.loss(outputs, self.answers) for each in self.limits}
+        losses = losses_of(self.limits, outputs, self.answers)
         costs = self._costs(model)
         minimized = costs[self.space.recipe.search.minimize]
-        known = {name: 0.0 if loss is None else loss for name, loss in losses.items()}
-        distance = float(task.distance(outputs, self.answers).mean())
+        distance = float(model.task.distance(outputs, self.answers).mean())
         return Candidate(
-            Measured(combination, minimized, known), tuple(chain), carried, costs, distance
+            Measured(combination, minimized, losses), tuple(chain), carried, costs, distance
         )
 
     def _carried(

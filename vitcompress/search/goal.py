@@ -1,12 +1,13 @@
 """When a candidate is good enough: the gates of a recipe, as losses against the dense model."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from vitcompress import gates
-from vitcompress.errors import InputError
+from vitcompress.errors import InputError, RunError
 from vitcompress.recipe import Gates
 from vitcompress.tasks import Measure, Task
 
@@ -66,6 +67,25 @@ def _after(measure: Measure, lost: Callable[[float], float]) -> Measure:
         return None if found is None else lost(found)
 
     return loss
+
+
+def losses_of(limits: list[Limit], outputs: Tensor, dense: Tensor) -> dict[str, float]:
+    """By limit, what `outputs` lose against those of the dense model, both [n, ...].
+
+    Raises `RunError` for outputs or a loss that mean nothing, which would pass for none lost.
+    """
+    if not outputs.isfinite().all():
+        raise RunError("its outputs are NaN or infinite")
+    found = dict[str, float]()
+    for limit in limits:
+        loss = limit.loss(outputs, dense)
+        if loss is None or not math.isfinite(loss):
+            raise RunError(
+                f"gates.{limit.name}: means nothing for the images that candidates are judged on; "
+                "give more or others, or limit another figure"
+            )
+        found[limit.name] = loss
+    return found
 
 
 def excess(losses: Mapping[str, float], limits: list[Limit]) -> float:

@@ -74,7 +74,7 @@ def search(
         identity = _identity(recipe, bench, options)
         study = storage or str(out / STUDY)
         trials = Trials(study, space, identity, options.seed, effort.guided)
-        state = _State(recipe, out, options, effort, bench, trials, start)
+        state = _State(out, options, effort, bench, trials, start)
         state.carry_out()
     report, folder = state.report(), out / BEST
     (out / FOUND).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
@@ -91,7 +91,6 @@ def _identity(recipe: Recipe, bench: Workbench, options: Options) -> str:
 
 @dataclass
 class _State:
-    recipe: Recipe
     out: Path
     options: Options
     effort: Effort
@@ -173,7 +172,7 @@ class _State:
                 return
             if latest is None or latest.measured.combination != best.combination:
                 latest = self.bench.built(best.combination)
-            recipe = self.recipe.model_copy(update={"stages": latest.chain})
+            recipe = self.space.recipe.model_copy(update={"stages": latest.chain})
             pipeline.run(recipe, self.out / BEST, self.options, latest.carried)
             self.trials.write(self.out, best.combination)
 
@@ -192,7 +191,7 @@ class _State:
         )
         return SearchReport(
             self.bench.dense.architecture.timm,
-            self.recipe.search.minimize,
+            self.space.recipe.search.minimize,
             self.bench.dense.task.word,
             tried,
             None if best is None else order.index(best.combination),
@@ -202,7 +201,7 @@ class _State:
     def _stages(self, best: Measured | None) -> Table:
         """What each change of the best was measured to do alone, as far as it was."""
         known, rows = {each.combination: each for each in self.trials.measured()}, list[Row]()
-        start, minimized = known.get(self.space.start), self.recipe.search.minimize
+        start, minimized = known.get(self.space.start), self.space.recipe.search.minimize
         if best is None or start is None:
             return Table.of("stages", ())
         for single in self.space.singles():

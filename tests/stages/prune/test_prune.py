@@ -147,7 +147,7 @@ def test_measured_widths_are_no_worse_than_even_ones(vit: VitModel, context: Con
     assert found["measured"] < found["uniform"]
 
 
-@pytest.mark.parametrize("saliency", ["obs", "hessian", "taylor", "magnitude", "random"])
+@pytest.mark.parametrize("saliency", ["obs", "hessian", "taylor", "magnitude", "random", "fold"])
 @pytest.mark.parametrize("rotate", [True, False])
 def test_every_saliency_meets_the_budget(
     saliency: str, rotate: bool, vit: VitModel, context: Context
@@ -169,6 +169,23 @@ def test_units_that_do_nothing_go_first(vit: VitModel, context: Context) -> None
         assert min(left) < 256
         assert min(left) >= 248
         assert kl(vit.module, model.module, images_of(context)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+def test_hidden_units_that_are_the_same_become_one(
+    name: str, make_vit: MakeVit, make_context: MakeContext, pixels: Tensor
+) -> None:
+    model = make_vit(name)
+    for site in model.anatomy.sites:
+        if site.kind == "mlp":
+            for tensor in (site.first.weight, site.first.bias):
+                for part in tensor.split(site.last.in_features):  # of a gate too
+                    part[::2] = part[1::2]
+    options = {"structures": ("hidden",), "allocate": "uniform", "compensate": False}
+    context = make_context(dense=model)
+    folded = run(model, context, saliency="fold", budget={"macs": 0.8}, **options).model
+    assert cost.macs(folded) <= 0.8 * cost.macs(model)
+    torch.testing.assert_close(folded.module(pixels), model.module(pixels), rtol=1e-4, atol=1e-4)
 
 
 def test_layer_scale_and_register_tokens_are_no_trouble(

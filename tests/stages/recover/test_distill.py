@@ -19,7 +19,10 @@ from vitcompress.stages.context import Context
 from vitcompress.stages.recover import training
 from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.recover.methods import distill
+from vitcompress.stages.recover.methods.distill import Trained, averaged
 from vitcompress.stages.recover.stage import plan, recover
+from vitcompress.stages.recover.trainable import trainable
+from vitcompress.stages.recover.training import Look
 from vitcompress.stages.registry import StageConfig, stage_of
 from vitcompress.stages.stage import StageResult
 
@@ -232,6 +235,60 @@ def test_an_absurd_rate_leaves_the_model_as_it_was(
     assert len(result.table("training").rows) <= 7  # it ends early
 
 
+def test_several_runs_are_averaged_and_zeros_stay(
+    vit: VitModel, make_context: MakeContext, tmp_path: Path
+) -> None:
+    context = make_context()
+    given = weakened(after(vit, context, {**SPARSIFY, "pattern": "2:4"}))
+    steps = {"steps": 20, "batch": 4, "rate": 5e-4}  # so noisy that an average is better
+    result = recover(given, config(runs=2, **steps), context)
+    assert_nearer(result)
+    best, average = (result.facts[f"watched_kl_{which}"] for which in ("of_best_run", "of_average"))
+    assert isinstance(average, float)
+    assert average <= best  # type: ignore[operator]
+    singles = {row["run"]: row for row in result.table("training").rows}
+    assert set(singles) == {1, 2}
+    assert singles[1]["loss"] != singles[2]["loss"]  # other views
+    once = recover(given, config(**steps), make_context(cache=tmp_path / "other"))
+    rows = [row for row in result.table("training").rows if row["run"] == 1]
+    assert [row["kl"] for row in once.table("training").rows] == [row["kl"] for row in rows]
+    for name in BLOCKS:
+        before, now = (m.module.get_parameter(f"{name}.weight") for m in (given, result.model))
+        assert torch.equal(now == 0, before == 0)
+        assert not torch.equal(now, once.model.module.get_parameter(f"{name}.weight"))
+
+
+def test_an_average_that_is_worse_gives_way_to_the_best_run(make_vit: MakeVit) -> None:
+    student = trainable(make_vit().module, "all")
+    start = student.copied()
+    ends = [{name: value * factor for name, value in start.items()} for factor in (1, 3, 11)]
+    looks = [[Look(1, 0.0, distance)] for distance in (float("nan"), 2.0, 4.0)]
+    runs = [Trained(*pair) for pair in zip(looks, ends, strict=True)]
+    for distance, factor in (2.0, 5), (2.1, 3), (float("nan"), 3):
+        found = averaged(student, runs, lambda value=distance: value)  # type: ignore[misc]
+        assert found["of_best_run"] == 2.0
+        for name, value in student.copied().items():
+            assert torch.allclose(value, start[name] * factor)
+    averaged(student, [runs[0], runs[2]], lambda: 1.0)
+    for name, value in student.copied().items():
+        assert torch.allclose(value, start[name] * 6)
+
+
+def test_more_runs_go_on_from_those_that_were_made(
+    make_vit: MakeVit, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, seen = distill.Views.batch, list[tuple[int, int]]()
+
+    def counted(views: distill.Views, step: int, size: int) -> Tensor:
+        seen.append((views.run, step))
+        return batch(views, step, size)
+
+    monkeypatch.setattr(distill.Views, "batch", counted)
+    for runs in (1, 3, 3):
+        recover(weakened(make_vit()), config(steps=2, runs=runs), make_context())
+    assert seen == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+
+
 def test_more_images_are_trained_on(
     make_vit: MakeVit, make_context: MakeContext, images: ImageSet
 ) -> None:
@@ -251,3 +308,13 @@ def test_optimizers_that_cannot_be_had_are_refused_before_the_work(
 def test_crops_from_large_to_small_are_refused() -> None:
     with pytest.raises(ValidationError, match="the smaller share comes first"):
         config(crops=(1.0, 0.5))
+
+
+def test_sites_that_have_no_counterpart_are_refused_before_the_work(make_vit: MakeVit) -> None:
+    stage = TypeAdapter[Any](StageConfig).validate_python(CHAINS["of a narrower stream"][0])
+    narrow = stage_of(stage).plan(make_vit(), stage).model
+    options = dict.fromkeys(("img_size", "patch_size", "embed_dim", "depth", "num_heads"))
+    generic = make_vit("convnext_atto", **options, dims=(8, 16, 16, 16), depths=(1, 1, 1, 1))
+    for model, why in (narrow, "narrower than that of the dense"), (generic, "not of a kind"):
+        with pytest.raises(InputError, match=rf"stages\.recover\.parameters: .*{why}.*to all"):
+            plan(model, config(parameters="sites"))

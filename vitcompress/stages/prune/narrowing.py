@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vitcompress.methods.compensation import Fit, joined, projected
+from vitcompress.methods.folding import averages, sums
 from vitcompress.model.anatomy import Site
 from vitcompress.model.modules.attention import Attention
 from vitcompress.model.modules.block import Block
@@ -22,7 +23,7 @@ from vitcompress.model.sizes import (
 )
 from vitcompress.stages.prune.config import StructureKind
 from vitcompress.stages.prune.selected import fill_norms, is_normed
-from vitcompress.stages.prune.structures import Axis
+from vitcompress.stages.prune.structures import Axis, read_masses
 
 Choice = Mapping[StructureKind, int]
 """An option of each axis of a site, by kind; a kind that is missing stays whole."""
@@ -70,7 +71,7 @@ def narrow_site(
     """Put what stays of `site` after `choice` into the same site of `into`, a copy of its block.
 
     With `fit` the last layer is refitted to give what it gave with all inputs; without, what is
-    removed just goes.
+    removed just goes. Hidden units that join others are not refitted.
     """
     full = size_of(site)
     sizes = sizes_after(full, axes, choice)
@@ -81,6 +82,10 @@ def narrow_site(
     if site.kind == "attention":
         rows = _fill_attention(site.operator, made.operator, axes, choice, fit)
     else:
+        (axis,) = (axis for axis in axes if axis.kind == "hidden")
+        groups = axis.groups(choice["hidden"])
+        if groups is not None:
+            return _fold(site, made, groups)
         rows = _kept(axes, choice)["hidden"][0]
         parts = torch.arange(1 + gates(site.block))[:, None] * site.last.in_features
         outputs, first = (parts + rows).flatten(), site.first
@@ -90,6 +95,18 @@ def narrow_site(
         left = torch.cat([whole[rows], whole[-1:]])
         found = left if fit is None else projected(fit, whole, rows)
         fill(made.last, found[:-1].T, found[-1])
+
+
+def _fold(site: Site, made: Site, groups: Tensor) -> None:
+    """Fill the MLP `made` with that of `site`, hidden units of a group having become one."""
+    first, parts = site.first, 1 + gates(site.block)
+    mean, total = averages(groups, read_masses(site)), sums(groups)
+    weight = torch.cat([mean @ part.double().cpu() for part in first.weight.chunk(parts)])
+    bias = None
+    if first.bias is not None:
+        bias = torch.cat([mean @ part.double().cpu() for part in first.bias.chunk(parts)])
+    fill(made.first, weight, bias)
+    fill(made.last, site.last.weight.double().cpu() @ total.T, site.last.bias)
 
 
 def _fill_attention(

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitcompress.methods import folding
 from vitcompress.methods.compensation import Fit, covariance
 from vitcompress.methods.subspace import NormedHeads, query_key_basis, value_basis
 from vitcompress.model import anatomy
 from vitcompress.model.anatomy import Anatomy, Site
 from vitcompress.model.modules.attention import Attention
-from vitcompress.model.sizes import attention_weights, fill, size_of
+from vitcompress.model.sizes import attention_weights, fill, gates, size_of
 from vitcompress.stages.importance import Importance
 from vitcompress.stages.prune.config import PruneConfig, StructureKind
 from vitcompress.stages.prune.selected import is_normed, is_selected, selectable
@@ -26,6 +27,7 @@ class Axis:
 
     `order` [groups, units]: units in the order of removal; a group is a head where units lie in
     heads. `sizes`: what may stay of each group, falling from all. `losses` [sizes], rising from 0.
+    `into` [units]: of hidden units that are not dropped, which other each joins.
     `normed`: what norms of queries and keys are fitted by, where their dimensions are selected.
     """
 
@@ -34,6 +36,7 @@ class Axis:
     order: Tensor
     sizes: list[int]
     losses: np.ndarray
+    into: Tensor | None = None
     normed: NormedHeads | None = None
 
     @property
@@ -45,6 +48,13 @@ class Axis:
     def middle(self) -> int:
         """The option that removes about half of what may go."""
         return min((len(self.sizes) + 1) // 2, len(self.sizes) - 1)
+
+    def groups(self, option: int) -> Tensor | None:
+        """The place, among the units that stay, of the one that each has joined, [units]; None
+        where units are dropped."""
+        if self.into is None:
+            return None
+        return folding.groups(self.order[0], self.into, self.sizes[option])
 
     def kept(self, option: int) -> Tensor:
         """The units of each group that stay, [groups, size], in rising order."""
@@ -160,6 +170,18 @@ def _rotate_value(attention: Attention, gram: Tensor, metric: Tensor) -> Tensor:
     return turned
 
 
+def first_rows(site: Site) -> Tensor:
+    """What each hidden unit of an MLP is computed by, [units, any], gates and biases included."""
+    layer, parts = site.first, 1 + gates(site.block)
+    biases = [] if layer.bias is None else list(layer.bias[:, None].chunk(parts))
+    return torch.cat([*layer.weight.chunk(parts), *biases], 1).cpu()
+
+
+def read_masses(site: Site) -> Tensor:
+    """What of each hidden unit of an MLP is read: the squares of its column, summed, [units]."""
+    return site.last.weight.double().square().sum(0).cpu()
+
+
 def axes(
     site: Site,
     kinds: Iterable[StructureKind],
@@ -180,7 +202,11 @@ def axes(
             continue
         units = worth[site.name, kind]
         size = units.shape[1]
-        if kind == "hidden" and found.eliminate is not None and config.compensate:
+        into = None
+        if kind == "hidden" and found.fold is not None:
+            order, into, steps = found.fold(first_rows(site), read_masses(site))
+            order, steps, removed = order[None], steps.cumsum(0), np.arange(size + 1)
+        elif kind == "hidden" and found.eliminate is not None and config.compensate:
             step = config.step(kind, size)
             covered = covariance(fit.gram)
             order, steps = found.eliminate(
@@ -194,5 +220,5 @@ def axes(
             removed = np.arange(size + 1)
         known = np.concatenate([[0.0], steps.numpy()])
         losses = np.interp(size - np.array(plain.sizes), removed, known)
-        made.append(replace(plain, order=order, losses=losses))
+        made.append(replace(plain, order=order, losses=losses, into=into))
     return made

@@ -163,7 +163,8 @@ def _fitted(
     for site in track(sites, "choosing units", len(sites)):
         metric, judge = evidence.importance[site.name].metric, judges.inputs[site.name]
         tried: list[tuple[float, Fit, list[Axis]]] = []
-        for damping in _DAMPINGS if config.compensate else _DAMPINGS[:1]:
+        fits_matter = config.compensate and not (saliency.fold and site.kind == "mlp")
+        for damping in _DAMPINGS if fits_matter else _DAMPINGS[:1]:
             given = Fit(moments.inputs[site.name], damping)
             own = structures.axes(site, kinds, config, saliency, given, metric, worth)
             error = narrowing.refit_loss(site, own, given, metric, judge)

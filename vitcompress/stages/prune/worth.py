@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vitcompress import parallel, registry
 from vitcompress.methods import saliency
+from vitcompress.methods.folding import Folding
 from vitcompress.model.anatomy import Anatomy, Site
 from vitcompress.model.sizes import attention_weights, gates
 from vitcompress.stages.importance import Importance
@@ -26,6 +27,9 @@ Key = tuple[str, StructureKind]
 
 Elimination = Callable[[Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
 """As `methods.elimination.eliminate`."""
+
+Fold = Callable[[Tensor, Tensor], Folding]
+"""As `methods.folding.fold`."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Saliency(NamedTuple):
 
     worth: Callable[[Evidence, Site, StructureKind], Tensor]
     eliminate: Elimination | None = None
+    fold: Fold | None = None
 
 
 def saliency_of(name: str) -> Saliency:

@@ -41,7 +41,8 @@ class RecoverConfig(BaseModel):
     `optimizer`: timm's name of one; `rate`: its learning rate, which rises from zero and falls to
     it again. `features`: what the error of the features between blocks counts beside the distance
     of the outputs. `parameters`: `all`; `affine`: norms, biases and scales only; `sites`: those of
-    the attentions and MLPs that most of the distance comes from. Zeros stay zeros.
+    the attentions and MLPs that most of the distance comes from. Zeros stay zeros. `runs`: how many
+    times, each with other views; the weights of all are averaged.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +59,7 @@ class RecoverConfig(BaseModel):
     rate: Annotated[float, Field(gt=0), OnlyOf("distill")] = 5e-5
     features: Annotated[float, Field(ge=0), OnlyOf("distill")] = 2.0
     parameters: Annotated[Parameters, OnlyOf("distill")] = "all"
+    runs: Annotated[int, Field(ge=1, le=100), OnlyOf("distill")] = 1
 
     @field_validator("crops", mode="after")
     @classmethod

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from vitcompress import parallel
+from vitcompress.errors import InputError
 from vitcompress.model.anatomy import Site
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
@@ -15,6 +16,18 @@ from vitcompress.stages.probe import Probe
 
 _IMAGES, _BATCH = 32, 8  # enough to compare sites
 _MATTER = 0.8  # of what all sites bring
+
+
+def check_sites(model: VitModel, where: str) -> None:
+    """Raise `InputError` for a model whose sites cannot be compared with those of the dense one."""
+    why = None
+    if not model.anatomy.sites:
+        why = "its blocks are not of a kind that is known"
+    elif model.architecture.embedding is not None:
+        why = "its stream of tokens is narrower than that of the dense model"
+    if why is not None:
+        name = model.architecture.timm
+        raise InputError(f"{where}: sites of {name} cannot be compared: {why}; set it to all")
 
 
 def sites_that_matter(model: VitModel, context: Context) -> list[str]:

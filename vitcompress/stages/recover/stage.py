@@ -68,7 +68,7 @@ def plan(model: VitModel, config: RecoverConfig) -> StageResult:
     """The model itself, since nothing of its shape changes; skipped where the method cannot be
     applied. Raises `InputError` where its options are at odds."""
     method, facts = method_of(config.method), dict[str, Fact](method=config.method)
-    method.check(config)
+    method.check(model, config)
     if (why := method.obstacle(model)) is None:
         return StageResult(model, facts)
     why = f"{model.architecture.timm}: {why}; it stays as it is"

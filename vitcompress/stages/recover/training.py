@@ -4,7 +4,7 @@ import difflib
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,8 +127,9 @@ def check_training(config: RecoverConfig) -> None:
         )
 
 
-def _distance(look: Look) -> float:
-    return math.inf if math.isnan(look.distance) else look.distance
+def nearest(looks: Sequence[Look]) -> Look:
+    """The one of the least distance, the first of equal ones; NaN is the greatest."""
+    return min(looks, key=lambda look: math.inf if math.isnan(look.distance) else look.distance)
 
 
 def _fits(name: str) -> bool:
@@ -163,10 +164,10 @@ class _Run:
         broken."""
         self.looks.append(Look(self.step, sum(self.losses) / len(self.losses), distance))
         self.losses = []
-        nearest = min(self.looks, key=_distance)  # the first of equal ones
-        if nearest is self.looks[-1]:
+        best = nearest(self.looks)
+        if best is self.looks[-1]:
             self.best = self.student.copied()
-        since = len(self.looks) - 1 - self.looks.index(nearest)
+        since = len(self.looks) - 1 - self.looks.index(best)
         self.over = since == _PATIENCE or not math.isfinite(distance)
 
     def state(self, finished: bool = False) -> dict[str, Any]:

@@ -62,13 +62,15 @@ def _larger(spec: Preprocess) -> Preprocess:
 class Views:
     """Crops of `originals`, of sides between the shares `crops` of theirs.
 
-    All images come once before any comes again.
+    All images come once before any comes again. Each `run` of several with the same seed has views
+    of its own.
     """
 
     originals: Originals
     preprocess: Preprocess
     crops: tuple[float, float]
     seed: int
+    run: int = 0
 
     def batch(self, step: int, size: int) -> Tensor:
         """The views of this process out of `size` for the step of this number, [≤ size, C, H, W].
@@ -81,7 +83,7 @@ class Views:
         view, places = _view(self.preprocess, self.crops), range(step * size, (step + 1) * size)
         own, found = set(parallel.dealt(places)), list[Tensor]()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_drawn(self.seed, _CROPS, step))
+            torch.manual_seed(_drawn(self.seed, _CROPS, step, self.run))
             for place in places:
                 if place in own:
                     found.append(view(self.originals[self._index(place)]))
@@ -92,7 +94,7 @@ class Views:
     def _index(self, place: int) -> int:
         """The image at `place` of the endless row of shuffled sets."""
         turn, place = divmod(place, len(self.originals))
-        random = np.random.default_rng(_drawn(self.seed, _ORDER, turn))
+        random = np.random.default_rng(_drawn(self.seed, _ORDER, turn, self.run))
         return int(random.permutation(len(self.originals))[place])
 
 

@@ -32,7 +32,7 @@ def no_obstacle(model: VitModel) -> str | None:
     return None
 
 
-def no_check(config: RecoverConfig) -> None:
+def no_check(model: VitModel, config: RecoverConfig) -> None:
     """Of a method that any config will do for."""
 
 
@@ -45,12 +45,12 @@ class Method:
     dense model. `watched`: with others, that no stage has learned from, to choose and to stop by.
     What comes of that is judged on further images.
     `obstacle`: why a model cannot be recovered so, in words that go on "NAME: "; None where it can.
-    `check`: raises `InputError` for a config that no model can be recovered by.
+    `check`: raises `InputError` for a config that a model cannot be recovered by.
     """
 
     recover: Callable[[VitModel, RecoverConfig, Context, Context], Recovered]
     obstacle: Callable[[VitModel], str | None] = no_obstacle
-    check: Callable[[RecoverConfig], None] = no_check
+    check: Callable[[VitModel, RecoverConfig], None] = no_check
 
 
 def method_of(name: str) -> Method:

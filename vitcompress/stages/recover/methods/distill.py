@@ -6,7 +6,9 @@ gives many crops, and each of these all its tokens.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,18 +24,25 @@ from vitcompress.stages.probe import probe_against_dense
 from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.recover.methods import Method, Recovered
 from vitcompress.stages.recover.objective import Objective, compared_steps
-from vitcompress.stages.recover.sites import sites_that_matter
-from vitcompress.stages.recover.trainable import finish, trainable
-from vitcompress.stages.recover.training import Look, SavedTraining, check_training, train
+from vitcompress.stages.recover.sites import check_sites, sites_that_matter
+from vitcompress.stages.recover.trainable import Trainable, finish, trainable
+from vitcompress.stages.recover.training import (
+    Look,
+    SavedTraining,
+    check_training,
+    nearest,
+    train,
+)
 from vitcompress.stages.recover.views import Originals, Views
 
 
 def recover(model: VitModel, config: RecoverConfig, fit: Context, watched: Context) -> Recovered:
-    """The model as it was at its best, on the images that are `watched`, while it was trained.
+    """The model as it was at its best, on the images that are `watched`, while it was trained; of
+    several trainings their average, if it is no farther there than the best of them.
 
     Raises `InputError` where too many images cannot be read.
     """
-    saved = SavedTraining(fit.cache, _identity(model, config, fit, watched))
+    identity = _identity(model, config, fit, watched)
     sites = sites_that_matter(model, fit) if config.parameters == "sites" else []
     student = trainable(model.module, config.parameters, sites)
     dense = anatomy_of(placed(fit.dense.module, fit.device))
@@ -46,24 +55,68 @@ def recover(model: VitModel, config: RecoverConfig, fit: Context, watched: Conte
         _fast_type(fit.device),
     )
     sets = [fit.images] if fit.recovery is None else [fit.images, fit.recovery]
-    views = Views(Originals(sets, fit), fit.preprocess, config.crops, fit.seed)
-
+    originals = Originals(sets, fit)
     probe = probe_against_dense(model, watched)
+    distance, start = partial(probe.cost_of, model.module), student.copied()
 
-    def loss(step: int) -> Tensor:
-        own = views.batch(step, config.batch).to(fit.device)
-        return objective.loss(own) * (len(own) / config.batch)
+    def trained(run: int) -> Trained:
+        views = Views(originals, fit.preprocess, config.crops, fit.seed, run)
 
-    looks = train(student, config, loss, partial(probe.cost_of, model.module), saved, fit)
-    facts: dict[str, Fact] = {
-        "views_of": len(views.originals),
+        def loss(step: int) -> Tensor:
+            own = views.batch(step, config.batch).to(fit.device)
+            return objective.loss(own) * (len(own) / config.batch)
+
+        if config.runs > 1:
+            fit.say(f"run {run + 1} of {config.runs}")
+        student.fill(start)
+        saved = SavedTraining(fit.cache, [*identity, run])
+        looks = train(student, config, loss, distance, saved, fit)
+        return Trained(looks, student.copied())
+
+    runs = [trained(run) for run in range(config.runs)]
+    word, facts = model.task.word, dict[str, Fact](views_of=len(originals))
+    if config.runs > 1:
+        facts |= {
+            f"watched_{word}_{name}": found
+            for name, found in averaged(student, runs, distance).items()
+        }
+    facts |= {
         "trained_parameters": sum(value.numel() for value in student.parameters.values()),
         "features_compared": len(objective.compared),
         "computed_in": str(objective.autocast).removeprefix("torch."),
     }
     if sites:
         facts["sites"] = ", ".join(sites)
-    return Recovered(finish(model.module), facts, (_told(looks, model.task.word),))
+    return Recovered(finish(model.module), facts, (_told(runs, word),))
+
+
+class Trained(NamedTuple):
+    """What came of a training: its looks, and the parameters at the best of them."""
+
+    looks: list[Look]
+    parameters: dict[str, Tensor]
+
+    @property
+    def distance(self) -> float:
+        """The least; infinite where there is none."""
+        found = nearest(self.looks).distance
+        return math.inf if math.isnan(found) else found
+
+
+@torch.no_grad()
+def averaged(
+    student: Trainable, runs: Sequence[Trained], distance: Callable[[], float]
+) -> dict[str, float]:
+    """Give `student` the mean of the parameters of all `runs` (in place), in which zeros that all
+    have stay (sparse model soups, 2306.16788); those of the best run, if these are nearer. Returns
+    the distances of both."""
+    best = min(runs, key=lambda run: run.distance)
+    names = best.parameters
+    student.fill({name: torch.stack([r.parameters[name] for r in runs]).mean(0) for name in names})
+    found = {"of_best_run": best.distance, "of_average": distance()}
+    if not found["of_average"] <= found["of_best_run"]:
+        student.fill(best.parameters)
+    return found
 
 
 def _identity(
@@ -73,7 +126,8 @@ def _identity(
     more = None if fit.recovery is None else fit.recovery.fingerprint()
     images = [fit.calibration_fingerprint, more, watched.calibration_fingerprint]
     of_models = [model.fingerprint(), fit.dense.fingerprint()]
-    return [*of_models, config.model_dump(mode="json"), images, fit.seed, fit.device.type]
+    of_config = config.model_dump(mode="json", exclude={"runs"})  # of which each is kept alone
+    return [*of_models, of_config, images, fit.seed, fit.device.type]
 
 
 def _compared(model: VitModel, dense: Anatomy) -> frozenset[int]:
@@ -90,14 +144,22 @@ def _fast_type(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def _told(looks: list[Look], word: str) -> Table:
-    """A row for each look; what is not finite is left out."""
+def _told(runs: Sequence[Trained], word: str) -> Table:
+    """A row for each look of each run; what is not finite is left out."""
 
-    def row(look: Look) -> Row:
+    def row(run: int, look: Look) -> Row:
         found = {"loss": look.loss, word: look.distance}
-        return {"step": look.step, **{k: v for k, v in found.items() if math.isfinite(v)}}
+        known = {k: v for k, v in found.items() if math.isfinite(v)}
+        return {**({"run": run} if len(runs) > 1 else {}), "step": look.step, **known}
 
-    return Table.of("training", map(row, looks))
+    rows = (row(number, look) for number, each in enumerate(runs, 1) for look in each.looks)
+    return Table.of("training", rows)
 
 
-METHOD = Method(recover, check=check_training)
+def _check(model: VitModel, config: RecoverConfig) -> None:
+    check_training(config)
+    if config.parameters == "sites":
+        check_sites(model, f"stages.{config.name}.parameters")
+
+
+METHOD = Method(recover, check=_check)
