@@ -61,8 +61,8 @@ def test_a_recipe_is_found_by_path_or_by_name(folder: Path) -> None:
         ),
         ("recipes/xx.yaml", "there is no such recipe; did you mean recipes/x.yaml?"),
         ("recipes/x.yml", "there is no such recipe; did you mean recipes/x.yaml?"),
-        ("no/where.yaml", "there is no such recipe; give a .yaml file or one of embed-fast, quickstart, "),
-        ("recipes", "a folder, not a recipe; give a .yaml file or one of embed-fast, quickstart, "),
+        ("no/where.yaml", "there is no such recipe; give a .yaml file or one of embed-fast, "),
+        ("recipes", "a folder, not a recipe; give a .yaml file or one of embed-fast, "),
     ],
 )
 def test_a_recipe_that_is_not_there_names_the_nearest(text: str, remedy: str) -> None:
