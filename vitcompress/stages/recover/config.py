@@ -53,7 +53,7 @@ class RecoverConfig(BaseModel):
     images: Annotated[int, Field(gt=0)] | None = None
     held_back: Annotated[float, Field(gt=0, lt=1)] = 0.25
     steps: Annotated[int, Field(gt=0), OnlyOf("distill")] = 300
-    batch: Annotated[int, Field(gt=0), OnlyOf("distill")] = 8
+    batch: Annotated[int, Field(gt=0), OnlyOf("distill")] = 16
     crops: Annotated[tuple[_Share, _Share], OnlyOf("distill")] = (0.5, 1.0)
     optimizer: Annotated[str, OnlyOf("distill")] = "adamw"
     rate: Annotated[float, Field(gt=0), OnlyOf("distill")] = 5e-5

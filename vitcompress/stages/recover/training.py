@@ -25,6 +25,7 @@ _LOOKS = 10  # over all steps
 _PATIENCE = 5  # looks at nothing better, after which the training ends
 _WARM_UP = 0.1  # of all steps
 _LARGEST_GRADIENT = 1.0  # its norm
+_MEMORY = 0.1  # of all steps: how far back the mean of the parameters reaches
 _SAVED_EVERY = 40.0  # seconds
 _UNFIT = ["bnb*", "fused*", "kron*"]  # of other packages; with a state that only pickle can write
 
@@ -54,7 +55,7 @@ class SavedTraining:
 
 
 _TRAINING = ResultKind[dict[str, Any]](
-    "training", 1, torch.save, lambda data: torch.load(io.BytesIO(data), weights_only=True)
+    "training", 2, torch.save, lambda data: torch.load(io.BytesIO(data), weights_only=True)
 )
 
 
@@ -68,11 +69,13 @@ def train(
 ) -> list[Look]:
     """Train `student`, which is left as it was at the best of all looks (in place).
 
-    `loss`: of the number of a step; of several processes, the share of this one. `distance`: of the
-    student as it is, on images to be watched. What was saved of the same training goes on, to the
-    same end.
+    What is looked at is the mean of the parameters over the last steps, from which much of the
+    noise of small batches is gone (Polyak and Juditsky, 1992). `loss`: of the number of a step; of
+    several processes, the share of this one. `distance`: of the student as it is, on images to be
+    watched. What was saved of the same training goes on, to the same end.
     """
-    run = _Run(student, optimizer_of(student, config), student.copied())
+    memory = max(1.0, _MEMORY * config.steps)
+    run = _Run(student, optimizer_of(student, config), student.copied(), memory)
     if (state := saved.load()) is not None:
         run.restore(state)
     last_saved, every = time.monotonic(), max(1, config.steps // _LOOKS)
@@ -84,7 +87,7 @@ def train(
             run.advance(loss, rate_at(step, config))
             if run.step % every == 0 or run.step == config.steps:
                 with torch.no_grad():
-                    run.look(distance())
+                    run.look(distance)
             if time.monotonic() - last_saved > _SAVED_EVERY:
                 saved.save(run.state())
                 last_saved = time.monotonic()
@@ -137,10 +140,14 @@ def _fits(name: str) -> bool:
 
 
 class _Run:
-    """A training on its way: how far it is, and the best so far, at first the `start`."""
+    """A training on its way: how far it is, the mean of its parameters, of which the past counts
+    for `memory` steps, and the best so far, at first the `start`."""
 
-    def __init__(self, student: Trainable, optimizer: Optimizer, start: dict[str, Tensor]) -> None:
+    def __init__(
+        self, student: Trainable, optimizer: Optimizer, start: dict[str, Tensor], memory: float
+    ) -> None:
         self.student, self.optimizer, self.best = student, optimizer, start
+        self.mean, self.memory = {name: value.clone() for name, value in start.items()}, memory
         self.step, self.losses, self.looks = 0, list[float](), list[Look]()
         self.over = False
 
@@ -157,18 +164,25 @@ class _Run:
         self.optimizer.step()
         self.student.keep_zeros()
         self.step += 1
+        with torch.no_grad():
+            for name, value in self.student.parameters.items():
+                self.mean[name].lerp_(value, 1 / min(self.step, self.memory))
         self.losses.append(float(total))
 
-    def look(self, distance: float) -> None:
-        """Keep the student where it is nearer than ever; over where it has long not been, or is
+    def look(self, distance: Callable[[], float]) -> None:
+        """Keep the mean where it is nearer than ever; over where it has long not been, or is
         broken."""
-        self.looks.append(Look(self.step, sum(self.losses) / len(self.losses), distance))
+        now = self.student.copied()
+        self.student.fill(self.mean)
+        found = distance()
+        self.student.fill(now)
+        self.looks.append(Look(self.step, sum(self.losses) / len(self.losses), found))
         self.losses = []
         best = nearest(self.looks)
         if best is self.looks[-1]:
-            self.best = self.student.copied()
+            self.best = {name: value.clone() for name, value in self.mean.items()}
         since = len(self.looks) - 1 - self.looks.index(best)
-        self.over = since == _PATIENCE or not math.isfinite(distance)
+        self.over = since == _PATIENCE or not math.isfinite(found)
 
     def state(self, finished: bool = False) -> dict[str, Any]:
         """All that `restore` needs, of what tensors, numbers and their collections are."""
@@ -180,6 +194,7 @@ class _Run:
             **found,
             "losses": self.losses,
             "now": self.student.copied(),
+            "mean": self.mean,
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -187,6 +202,6 @@ class _Run:
         self.step, self.best, self.over = state["step"], state["best"], state["over"]
         self.looks = [Look(*look) for look in state["looks"]]
         if not self.over:
-            self.losses = state["losses"]
+            self.losses, self.mean = state["losses"], state["mean"]
             self.student.fill(state["now"])
             self.optimizer.load_state_dict(state["optimizer"])
