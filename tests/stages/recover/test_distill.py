@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from helpers.models import BLOCKS, quantized_layers
 from vitcompress.data.images import ImageSet
@@ -21,8 +21,8 @@ from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.recover.methods import distill
 from vitcompress.stages.recover.methods.distill import Trained, averaged
 from vitcompress.stages.recover.stage import plan, recover
-from vitcompress.stages.recover.trainable import trainable
-from vitcompress.stages.recover.training import Look
+from vitcompress.stages.recover.trainable import Trainable, trainable
+from vitcompress.stages.recover.training import Look, SavedTraining, train
 from vitcompress.stages.registry import StageConfig, stage_of
 from vitcompress.stages.stage import StageResult
 
@@ -197,6 +197,7 @@ def test_a_killed_training_goes_on_to_the_same_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = config(steps=6, optimizer=optimizer)
+    monkeypatch.setattr(training, "_MEMORY", 0.5)  # a mean of several steps
     whole = recover(weakened(make_vit()), options, make_context(cache=tmp_path / "other"))
     monkeypatch.setattr(training, "_SAVED_EVERY", -1.0)
     batch, steps = distill.Views.batch, list[int]()
@@ -222,6 +223,26 @@ def test_a_killed_training_goes_on_to_the_same_end(
     fresh = recover(weakened(make_vit()), options, make_context(resume=False))
     assert steps[4:] == [0, 1, 2, 3, 4, 5]
     assert fresh.model.fingerprint() == whole.model.fingerprint()
+
+
+def test_the_mean_of_the_last_steps_is_watched_and_kept(make_context: MakeContext) -> None:
+    module = nn.Linear(1, 1, bias=False)
+    student = Trainable(module, {"weight": module.weight}, {})
+    options = config(steps=100, optimizer="sgd", rate=0.4)
+    passed, watched = list[float](), list[float]()
+
+    def loss(step: int) -> Tensor:  # towards 2 and 0 in turns
+        passed.append(module.weight.item())
+        return (module.weight - (0.0 if step % 2 else 2.0)).square().sum()
+
+    def distance() -> float:
+        watched.append(module.weight.item())
+        return abs(watched[-1] - 1.0)
+
+    context = make_context()
+    train(student, options, loss, distance, SavedTraining(context.cache, "mean"), context)
+    assert watched[0] == pytest.approx(sum(passed[1:11]) / 10, abs=1e-6)  # a tenth of all steps
+    assert module.weight.item() == min(watched, key=lambda value: abs(value - 1.0))
 
 
 @pytest.mark.parametrize("rate", [1e3, 1e38])
