@@ -102,8 +102,8 @@ def message(text: str | bytes, *overrides: str) -> str:
         ("gate:", "6: gate: unknown key; did you mean gates?"),
         (
             "x: 1",
-            "6: x: unknown key; known are version, model, task, data, stages, export, gates, "
-            "search",
+            "6: x: unknown key; known are version, model, task, classes, data, stages, export, "
+            "gates, search",
         ),
         ("gates: {max_drop: {tpo1: 1}}", "6: gates.max_drop.tpo1: unknown key; did you mean top1?"),
         (
