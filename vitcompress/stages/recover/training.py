@@ -147,7 +147,7 @@ class _Run:
         self, student: Trainable, optimizer: Optimizer, start: dict[str, Tensor], memory: float
     ) -> None:
         self.student, self.optimizer, self.best = student, optimizer, start
-        self.mean, self.memory = {name: value.clone() for name, value in start.items()}, memory
+        self.mean, self.memory = student.copied(), memory
         self.step, self.losses, self.looks = 0, list[float](), list[Look]()
         self.over = False
 
@@ -175,12 +175,12 @@ class _Run:
         now = self.student.copied()
         self.student.fill(self.mean)
         found = distance()
-        self.student.fill(now)
         self.looks.append(Look(self.step, sum(self.losses) / len(self.losses), found))
         self.losses = []
         best = nearest(self.looks)
         if best is self.looks[-1]:
-            self.best = {name: value.clone() for name, value in self.mean.items()}
+            self.best = self.student.copied()
+        self.student.fill(now)
         since = len(self.looks) - 1 - self.looks.index(best)
         self.over = since == _PATIENCE or not math.isfinite(found)
 

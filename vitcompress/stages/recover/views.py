@@ -6,6 +6,7 @@ into a file.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class Originals:
     def __len__(self) -> int:
         return self._count
 
-    @property
+    @cached_property
     def blank(self) -> Tensor:
         """Of the size of all, without values: on the device `meta`."""
         return self[0].to("meta")
