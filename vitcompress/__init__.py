@@ -34,8 +34,8 @@ def compress(
     """Run `recipe` on `model` and write the folder `out`, as `vitcompress run` does.
 
     `settings` are overrides such as `"stages.quant.residual=0"`; `options` are the fields of
-    `chain.Options` (seed, device, threads, limit, resume). A failed gate is no error: look at
-    `report.passed`. In processes that torchrun has started they share the work.
+    `chain.Options` (seed, device, threads, limit, resume, low_memory). A failed gate is no error:
+    look at `report.passed`. In processes that torchrun has started they share the work.
 
     Raises:
         errors.InputError: the recipe, the checkpoint or the images are wrong.

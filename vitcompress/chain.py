@@ -17,6 +17,7 @@ from vitcompress.errors import InputError, RunError
 from vitcompress.export import folder
 from vitcompress.export.floats import check_weights
 from vitcompress.measure import cost
+from vitcompress.memory import in_memory, keep, on_disk
 from vitcompress.model.architecture import VitModel
 from vitcompress.recipe import Recipe
 from vitcompress.report.model import Details, StudyReport
@@ -25,7 +26,7 @@ from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
 from vitcompress.stages.order import losing_orders
 from vitcompress.stages.recover.config import RecoverConfig
-from vitcompress.stages.registry import stage_of
+from vitcompress.stages.registry import StageConfig, stage_of
 from vitcompress.stages.stage import StageResult
 
 
@@ -34,6 +35,7 @@ class Options:
     """What concerns the running of a recipe and not its result, but for `seed` and `limit`.
 
     `limit`: at most so many images of each set. `threads`: of onnxruntime when latencies are taken.
+    `low_memory`: weights and statistics lie in temporary files.
     """
 
     seed: int = 0
@@ -41,6 +43,7 @@ class Options:
     threads: int = 1
     limit: int | None = None
     resume: bool = False
+    low_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def sensitivity(recipe: Recipe, options: Options) -> dict[str, Table]:
         if config is recipe.stages[-1]:
             break
         with step(f"{config.name} ({config.type})"):
-            model = agreed(stage.run(model, config, context)).model
+            model = carry_out(config, model, context).model
     if not tables:
         raise InputError("stages: none of these stages has sensitivities to show; add one that has")
     return tables
@@ -135,7 +138,10 @@ def sensitivity(recipe: Recipe, options: Options) -> dict[str, Table]:
 
 def context_of(recipe: Recipe, dense: VitModel, data: RunImages, options: Options) -> Context:
     """What the stages of `recipe` are run with: where any of them recovers, without the images that
-    it holds back. Of several processes, all must have got the same."""
+    it holds back. The tensors of `dense` go to where those of its stages will lie. Of several
+    processes, all must have got the same."""
+    room = on_disk if options.low_memory else in_memory
+    keep(dense.module, room)
     context = Context(
         dense=dense,
         calibration=data.calibration,
@@ -147,6 +153,7 @@ def context_of(recipe: Recipe, dense: VitModel, data: RunImages, options: Option
         evaluation=data.evaluation,
         recovery=data.recovery,
         target=recipe.export.target,
+        room=room,
     )
     if not parallel.alone():
         _check_given(context)
@@ -167,16 +174,18 @@ def _check_given(context: Context) -> None:
         survey(context.images, context.preprocess, max_unreadable=context.max_unreadable)
 
 
-def agreed(result: StageResult) -> StageResult:
-    """What a stage left, its tensors those of the first process (in place): what each computes of
-    the same sums may differ in the last bit from one kind of processor to another.
+def carry_out(config: StageConfig, model: VitModel, context: Context) -> StageResult:
+    """What a stage leaves of `model`, its tensors those of the first process: what each computes
+    of the same sums may differ in the last bit from one kind of processor to another.
 
-    Raises `RunError` where the processes have decided differently.
+    Raises what the stage does, and `RunError` where the processes have decided differently.
     """
+    result = stage_of(config).run(model, config, context)
     described = result.model.architecture.model_dump_json()
     if len(set(parallel.everybody(described))) > 1:
         raise RunError("the processes have chosen differently; let all have processors of one kind")
     parallel.take_over(result.model.module.state_dict().values())
+    keep(result.model.module, context.room)
     return result
 
 

@@ -20,6 +20,7 @@ from vitcompress.cli_options import (
     Device,
     Evaluation,
     Limit,
+    LowMemory,
     ModelArgument,
     Name,
     Quiet,
@@ -118,6 +119,7 @@ def run(
     seed: Seed = 0,
     device: Device = "cpu",
     resume: Resume = False,
+    low_memory: LowMemory = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -132,7 +134,7 @@ def run(
     from vitcompress.report import terminal
 
     target = out or Path("out") / f"{stem(resolved.model.checkpoint)}-{Path(recipe).stem}"
-    options = Options(seed, device, threads, limit, resume)
+    options = Options(seed, device, threads, limit, resume, low_memory)
     report = pipeline.run(resolved, target, options)
     say(terminal.summary(report))
     say(f"written to {target}: open {target / 'report.html'}")
@@ -231,6 +233,7 @@ def sensitivity(
     seed: Seed = 0,
     device: Device = "cpu",
     resume: Resume = False,
+    low_memory: LowMemory = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -251,7 +254,9 @@ def sensitivity(
     from vitcompress import chain
     from vitcompress.report import html, terminal
 
-    options = chain.Options(seed=seed, device=device, limit=limit, resume=resume)
+    options = chain.Options(
+        seed=seed, device=device, limit=limit, resume=resume, low_memory=low_memory
+    )
     tables = chain.sensitivity(resolved, options)
     if not parallel.is_first():
         return

@@ -54,6 +54,12 @@ Device = Annotated[str, typer.Option(help="Where torch runs.", envvar="VITCOMPRE
 Resume = Annotated[
     bool, typer.Option("--resume/--fresh", help="Reuse calibration results of an earlier run.")
 ]
+LowMemory = Annotated[
+    bool,
+    typer.Option(
+        "--low-memory", help="Keep weights and statistics in temporary files (in TMPDIR)."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
 
 

@@ -14,6 +14,7 @@ from vitcompress.cli_options import (
     Device,
     Evaluation,
     Limit,
+    LowMemory,
     Name,
     Quiet,
     Resume,
@@ -66,6 +67,7 @@ def search(
     seed: Seed = 0,
     device: Device = "cpu",
     resume: Resume = True,
+    low_memory: LowMemory = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -90,7 +92,7 @@ def search(
     from vitcompress.search.search import search as searched
 
     target = out or Path("out") / f"{stem(model)}-search"
-    options = Options(seed, device, threads, limit, resume)
+    options = Options(seed, device, threads, limit, resume, low_memory)
     outcome = searched(resolved, target, options, Effort(seconds, trials), study)
     say(terminal.table("search", outcome.report.candidates))
     if outcome.best is None:

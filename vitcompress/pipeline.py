@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vitcompress import gates, output, parallel, targets, trained_size
-from vitcompress.chain import Carried, Options, agreed, context_of, details_of, planned, step
+from vitcompress.chain import Carried, Options, carry_out, context_of, details_of, planned, step
 from vitcompress.console import console
 from vitcompress.data.images import ImageSet, batches
 from vitcompress.dense import load_dense, say_model
@@ -41,7 +41,6 @@ from vitcompress.report.model import (
 from vitcompress.run_images import RunImages, judging, open_run_images
 from vitcompress.stages.context import Context
 from vitcompress.stages.order import losing_orders
-from vitcompress.stages.registry import stage_of
 from vitcompress.stages.stage import Study
 from vitcompress.tasks import Task
 from vitcompress.terms import Floats
@@ -90,7 +89,7 @@ def _follow(recipe: Recipe, dense: VitModel, data: RunImages, context: Context) 
     else and reports."""
     model = dense
     for config in recipe.stages:
-        model = agreed(stage_of(config).run(model, config, context)).model
+        model = carry_out(config, model, context).model
         if config is not recipe.stages[-1]:
             _judged_together(model, recipe, data, context)
     return parallel.from_first()
@@ -130,7 +129,7 @@ class _Run:
                 if (known := self.carried.get(config.name)) is not None:
                     result, seconds = known
                 else:
-                    result = agreed(stage_of(config).run(model, config, self.context))
+                    result = carry_out(config, model, self.context)
                     seconds = time.monotonic() - started
                 model = result.model
                 studies = tuple(map(self._studied, result.studies))

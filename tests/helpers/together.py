@@ -13,7 +13,6 @@ from vitcompress.data.images import open_images
 from vitcompress.export.folder import load_folder
 from vitcompress.recipe import Recipe
 from vitcompress.run_images import RunImages
-from vitcompress.stages.registry import stage_of
 
 
 def environment(rank: int, world: int, port: int) -> dict[str, str]:
@@ -38,7 +37,7 @@ def compress(home: Path, stages: list[dict[str, Any]], rank: int, world: int, po
         context = chain.context_of(recipe, dense, RunImages(images, images), options)
         facts = dict[str, Any]()
         for config in recipe.stages:
-            result = chain.agreed(stage_of(config).run(model, config, context))
+            result = chain.carry_out(config, model, context)
             model, facts = result.model, {**facts, config.name: dict(result.facts)}
     facts["skipped"] = sorted(images.skipped)
     torch.save((model.module.state_dict(), facts), home / f"{world}-{rank}.pt")

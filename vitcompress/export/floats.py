@@ -1,12 +1,12 @@
 """What stays float in a model, stored in float16."""
 
-import copy
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from vitcompress.errors import InputError
+from vitcompress.memory import copied
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import VitModel
 from vitcompress.terms import Floats
@@ -32,7 +32,7 @@ def in_float16(model: VitModel, floats: Floats) -> VitModel:
     """
     if floats == "float32":
         return model
-    module = copy.deepcopy(model.module)
+    module = copied(model.module)
     half, coded = list(model.architecture.half), model.architecture.coded
     for name, parameter in module.named_parameters():
         _check(name, parameter, floats)

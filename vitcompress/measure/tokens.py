@@ -1,6 +1,5 @@
 """What a ViT costs by how many tokens its blocks pass on: multiply-accumulates or milliseconds."""
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +8,7 @@ import numpy as np
 from vitcompress.measure.cost import macs
 from vitcompress.measure.latencies import LatencyTable
 from vitcompress.measure.sites import site_latency, site_macs
+from vitcompress.memory import copied
 from vitcompress.methods.tokens import Widths, method_of
 from vitcompress.model.anatomy import Anatomy, Site, SiteTokens
 from vitcompress.model.architecture import VitModel, set_merging, unfilled
@@ -86,7 +86,7 @@ def schedule_latency(model: VitModel, merging: Merging, table: LatencyTable) -> 
 
     plain = TokenCost(branches, 0, tokens)
     rest = table.rest(model, plain([tokens] * len(halves)))
-    module = copy.deepcopy(model.module)
+    module = copied(model.module)
     set_merging(module, merging)
     architecture = model.architecture.model_copy(update={"merging": merging})
     merged = replace(model, module=module, architecture=architecture)

@@ -4,7 +4,6 @@ In memory such a layer is an ordinary Linear, or a QuantizedLinear, with zeros a
 codes. What is written is laid out as a matrix product reads it, [in, out].
 """
 
-import copy
 from collections.abc import Mapping
 from typing import cast
 
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitcompress.memory import copied
 from vitcompress.methods import compact, packing, patterns
 from vitcompress.model.modules.quantized import (
     QuantizedLinear,
@@ -174,7 +174,7 @@ def exportable(module: nn.Module, layers: Layers) -> nn.Module:
     """`module`, in a copy whose `layers` hold only what is stored of them."""
     if not layers:
         return module
-    module = copy.deepcopy(module)
+    module = copied(module)
     for name, pattern in layers.items():
         layer = module.get_submodule(name)
         if isinstance(layer, QuantizedLinear):

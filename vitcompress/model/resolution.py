@@ -1,9 +1,9 @@
 """A model for images of another size."""
 
-import copy
 from dataclasses import replace
 from typing import Any
 
+from vitcompress.memory import copied
 from vitcompress.model.architecture import VitModel
 
 
@@ -14,7 +14,7 @@ def resized(model: VitModel, grid: tuple[int, int]) -> VitModel | None:
     """
     if model.anatomy.grid is None or not hasattr(model.module, "set_input_size"):
         return None
-    module: Any = copy.deepcopy(model.module)
+    module: Any = copied(model.module)
     height, width = module.patch_embed.patch_size
     size = grid[0] * height, grid[1] * width
     module.set_input_size(img_size=size)

@@ -1,8 +1,8 @@
 """The tail: a last block that computes only the tokens that the head reads."""
 
-import copy
 from dataclasses import replace
 
+from vitcompress.memory import copied
 from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.architecture import VitModel, set_tail
 
@@ -19,7 +19,7 @@ def tailed(model: VitModel) -> VitModel | None:
     """`model` whose last block computes only its prefix tokens; None where there is an obstacle."""
     if tail_obstacle(model.anatomy) is not None:
         return None
-    module, tokens = copy.deepcopy(model.module), model.anatomy.prefix_tokens
+    module, tokens = copied(model.module), model.anatomy.prefix_tokens
     set_tail(module, tokens)
     architecture = model.architecture.model_copy(update={"tail_tokens": tokens})
     return replace(model, module=module, architecture=architecture)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vitcompress import parallel
 from vitcompress.errors import InputError
+from vitcompress.memory import Room, in_memory
 from vitcompress.methods.histogram import Histogram
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.structure import placed
@@ -73,8 +74,8 @@ class _Rows:
     """At most `room` rows, in one block of memory that does not move: small pieces kept among the
     large ones that each batch takes and returns would fragment the heap."""
 
-    def __init__(self, room: int, channels: int) -> None:
-        self.values, self.used = torch.empty(room, channels), 0
+    def __init__(self, values: Tensor) -> None:
+        self.values, self.used = values, 0
         self.sizes = list[int]()  # of what was added
 
     def add(self, values: Tensor) -> None:
@@ -92,17 +93,18 @@ class _Rows:
 
 
 class _Accumulator:
-    def __init__(self, channels: int, outputs: int) -> None:
+    def __init__(self, channels: int, outputs: int, room: Room) -> None:
         self.images = self.tokens = 0
         self.low = torch.full((channels,), torch.inf)
         self.high = torch.full((channels,), -torch.inf)
         self.histogram = Histogram.empty(channels)
+        self.histogram.counts = room(self.histogram.counts)
         self.weight = torch.zeros((), dtype=torch.float64)
         self.squares = torch.zeros((), dtype=torch.float64)
         self.total = torch.zeros(channels, dtype=torch.float64)
-        self.gram = torch.zeros(channels, channels, dtype=torch.float64)
+        self.gram = room(torch.zeros(channels, channels, dtype=torch.float64))
         self.output_weights = torch.zeros(outputs, dtype=torch.float64)
-        self.rows = _Rows(_ROWS, channels)
+        self.rows = _Rows(room(torch.zeros(_ROWS, channels)))
 
     def update(self, x: Tensor, importance: Tensor | None, sample: Pick, before: int) -> None:
         """Add one batch: inputs and importances of outputs, [images, tokens, in or out].
@@ -144,13 +146,16 @@ class _Accumulator:
         counts = {"tokens": torch.tensor(self.tokens), "counts": self.histogram.counts}
         whole = parallel.summed({**own, **counts})
         for name in sums:
-            setattr(self, name, whole[name])
-        self.tokens, self.histogram.counts = int(whole["tokens"]), whole["counts"]
+            getattr(self, name).copy_(whole[name])
+        self.tokens = int(whole["tokens"])
+        self.histogram.counts.copy_(whole["counts"])
         self.rows.share()
 
     def finish(self) -> LayerStatistics:
+        """What came of it, in the place of what was accumulated."""
         mean = (self.weight / self.tokens).clamp_min(1e-30)
         order = torch.randperm(self.rows.used, generator=torch.Generator().manual_seed(0))
+        rows = self.rows.values[: self.rows.used]
         return LayerStatistics(
             low=self.low,
             high=self.high,
@@ -159,8 +164,8 @@ class _Accumulator:
             weight=self.weight / mean,
             effective=self.weight.square() / self.squares.clamp_min(1e-300),
             total=self.total / mean,
-            gram=self.gram / mean,
-            rows=self.rows.values[order],
+            gram=self.gram.div_(mean),
+            rows=rows.copy_(rows[order]),
             output_weights=(self.output_weights / self.output_weights.mean()).float(),
         )
 
@@ -239,14 +244,14 @@ def _draws(
     return draws
 
 
-def _share(found: dict[str, _Accumulator]) -> None:
+def _share(found: dict[str, _Accumulator], room: Room) -> None:
     """Give all processes what they have found together (in place)."""
     if parallel.alone():
         return
     sizes = {name: (len(own.low), len(own.output_weights)) for name, own in found.items()}
     every = {name: size for each in parallel.everybody(sizes) for name, size in each.items()}
     for name, size in every.items():
-        found.setdefault(name, _Accumulator(*size)).share()
+        found.setdefault(name, _Accumulator(*size, room)).share()
 
 
 def _by_image(x: Tensor, images: int) -> Tensor:
@@ -268,11 +273,12 @@ def collect(
     images: int,
     seed: int,
     weights: Weights = "even",
+    room: Room = in_memory,
 ) -> dict[str, LayerStatistics]:
     """Run `model` over `batches` of pixels and gather the statistics of the `layers`' inputs.
 
-    Importances take one backward pass a batch. Raises `InputError` for a layer that the model has
-    but does not call.
+    Importances take one backward pass a batch. `room`: where the statistics are kept. Raises
+    `InputError` for a layer that the model has but does not call.
     """
     gradients = weights != "even"
     generator = torch.Generator().manual_seed(seed)
@@ -300,15 +306,16 @@ def collect(
             importance = _by_image(gradient.square(), batch)
         if importance is not None and weights == "both":
             importance = (1 + importance / importance.mean().clamp_min(1e-30)) / 2
-        accumulator = found.setdefault(name, _Accumulator(x.shape[-1], y.shape[-1]))
-        accumulator.update(x, importance, sample, others)
+        if name not in found:
+            found[name] = _Accumulator(x.shape[-1], y.shape[-1], room)
+        found[name].update(x, importance, sample, others)
 
     def loss(output: Tensor, _: Tensor | None) -> Tensor:
         return (output * model.task.readout(output, generator)).sum()
 
     watches = [Watch(name, partial(see, name), watched) for name in names]
     observe(model.module, watches, unlabelled(counted()), loss if gradients else None)
-    _share(found)
+    _share(found, room)
     if idle := [name for name in names if name not in found]:
         raise InputError(
             f"{', '.join(idle)}: not computed for any image; take it out of the stage with skip"
@@ -328,10 +335,11 @@ def statistics(
     """
     identity = [model.fingerprint(), context.calibration_fingerprint, layers, weights, context.seed]
     if (known := context.cache.get(_CALIBRATION, identity)) is not None:
-        return _unflatten(known)
+        return _unflatten({name: context.room(tensor) for name, tensor in known.items()})
     batches = (pixels.to(context.device) for pixels in context.calibration_batches("calibrating"))
     model = replace(model, module=placed(model.module, context.device))
-    result = collect(model, layers, batches, len(context.images), context.seed, weights)
+    images = len(context.images)
+    result = collect(model, layers, batches, images, context.seed, weights, context.room)
     context.cache.put(_CALIBRATION, identity, _flatten(result))
     return result
 

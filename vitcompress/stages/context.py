@@ -14,6 +14,7 @@ from vitcompress.data.images import Batch, ImageSet, batches, dealt_batches
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.measure.latencies import LatencyTable
+from vitcompress.memory import Room, in_memory
 from vitcompress.model.architecture import VitModel
 from vitcompress.stages.cache import Cache, latencies
 
@@ -30,7 +31,7 @@ class Context:
     be unreadable before the run stops. `evaluation`: images to be shown; a stage measures nothing
     on them. `recovery`: more images to train on. `reserve`: images like those of `calibration`, of
     which no stage learns; None where none were held back for a stage to come. `target`: the runtime
-    that latencies are of.
+    that latencies are of. `room`: where large statistics are kept.
     """
 
     dense: VitModel
@@ -44,6 +45,7 @@ class Context:
     recovery: ImageSet | None = None
     reserve: ImageSet | None = None
     target: str = targets.DEFAULT
+    room: Room = in_memory
 
     @property
     def images(self) -> ImageSet:

@@ -1,6 +1,5 @@
 """Merge: fewer tokens for the same image."""
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +12,7 @@ from vitcompress.errors import InputError
 from vitcompress.measure.cost import dense_macs
 from vitcompress.measure.latencies import LatencyTable
 from vitcompress.measure.tokens import schedule_latency, schedule_macs
+from vitcompress.memory import copied
 from vitcompress.methods import schedule as schedules
 from vitcompress.methods.tokens import method_of
 from vitcompress.model.architecture import VitModel, set_merging, unfilled
@@ -155,7 +155,7 @@ def _scheduled(
 ) -> StageResult:
     """The model with the schedule that was `found`, and what is told of it."""
     merging = scheduling.merging_to(found.kept, found.dropped)
-    module = copy.deepcopy(scheduling.model.module)
+    module = copied(scheduling.model.module)
     row = set_merging(module, merging)
     if tensors is not None:
         row.fill(tensors)

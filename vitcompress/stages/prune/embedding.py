@@ -5,7 +5,6 @@ The stream is turned to its principal directions, of which the last go. LayerNor
 it is refitted to give what it gave.
 """
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress import parallel
+from vitcompress.memory import copied
 from vitcompress.methods.compensation import Fit, joined, projected, with_constant
 from vitcompress.methods.readers import normalised
 from vitcompress.methods.subspace import stream_basis, stream_map
@@ -67,7 +67,7 @@ def narrowed(module: nn.Module, found: Embedding, width: int, compensate: bool) 
 
     With `compensate`, the layers that read it are refitted to give what they gave.
     """
-    made, channels = copy.deepcopy(module), len(found.basis)
+    made, channels = copied(module), len(found.basis)
     resize_embedding(made, width)
     into = stream_map(found.basis, width)
     for old, new in zip(writers(module), writers(made), strict=True):

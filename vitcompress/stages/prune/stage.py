@@ -6,7 +6,6 @@ costs least, and the layers that remain are refitted in closed form, block after
 outputs of the dense model. No labels and no training are needed.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from vitcompress.details import Fact, Row, Table
 from vitcompress.errors import InputError
 from vitcompress.measure.latencies import LatencyTable
+from vitcompress.memory import copied
 from vitcompress.methods.subspace import stream_map
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.embedding import embedding_width, resize_embedding
@@ -107,13 +107,13 @@ def rebuilt(
     `width`: of the stream of tokens that stays.
     """
     if width is None and not any(any(choice.values()) for choice in chosen.values()):
-        return copy.deepcopy(model.module).cpu(), {"narrowed": 0.0}
+        return copied(model.module).cpu(), {"narrowed": 0.0}
     module = _cut(found, chosen, width, compensate)
     distances = {"narrowed": found.probe.cost_of(module)}
     if compensate:
         plain = found.probe.cost_of(_cut(found, chosen, width, False))
         distances = {"not_compensated": plain, **distances}
-        refitted = anatomy_of(copy.deepcopy(module))
+        refitted = anatomy_of(copied(module))
         batches, into = _marked(found.fit, found.held), None
         if found.embedding is not None and width is not None:
             into = stream_map(found.embedding.basis, width)
@@ -129,7 +129,7 @@ def rebuilt(
 
 def _cut(found: PruneStudy, chosen: Chosen, width: Width, compensate: bool) -> nn.Module:
     """The model studied with narrower blocks and a stream of `width`."""
-    module = copy.deepcopy(found.module)
+    module = copied(found.module)
     for name, block in (found.narrowed if compensate else found.cut)(chosen).items():
         module.set_submodule(name, block)
     if found.embedding is not None and width is not None:
@@ -169,7 +169,7 @@ def plan(model: VitModel, config: PruneConfig) -> StageResult:
             "widths": "known when latencies are measured",
         }
         return StageResult(model, unknown)
-    module = copy.deepcopy(model.module)
+    module = copied(model.module)
     if stream.width is not None:
         resize_embedding(module, stream.width)
     parts = by_site(axes)

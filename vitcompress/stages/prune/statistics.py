@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vitcompress import parallel
+from vitcompress.memory import Room, in_memory
 from vitcompress.methods.compensation import with_constant
 from vitcompress.methods.subspace import NormedHeads
 from vitcompress.model.anatomy import Anatomy, Site
@@ -54,20 +55,23 @@ class SiteMoments:
 
 
 def site_moments(
-    anatomy: Anatomy, batches: Iterable[Tensor], importance: dict[str, Importance]
+    anatomy: Anatomy,
+    batches: Iterable[Tensor],
+    importance: dict[str, Importance],
+    room: Room = in_memory,
 ) -> SiteMoments:
     """Moments of what the last layers of all sites get, and of queries and keys.
 
-    `importance`: of the outputs of these layers, by site.
+    `importance`: of the outputs of these layers, by site. `room`: where Gram matrices are kept.
     """
-    inputs, none = dict[str, Tensor](), torch.zeros((), dtype=torch.float64)
+    inputs = dict[str, Tensor]()
     query_key: dict[str, QueryKey] = {}
 
     def see_input(name: str, x: Tensor, _: Tensor, __: Tensor | None) -> None:
         x = with_constant(x)
         weighted = x * importance[name].token_weights(x.shape[1]).to(x.device)[:, None]
-        gram = weighted.flatten(0, 1).T @ x.flatten(0, 1)
-        inputs[name] = inputs.get(name, none) + gram.double().cpu()
+        gram = (weighted.flatten(0, 1).T @ x.flatten(0, 1)).double().cpu()
+        inputs[name] = inputs[name].add_(gram) if name in inputs else room(gram)
 
     def see_heads(site: Site, _: Tensor, y: Tensor, __: Tensor | None) -> None:
         one = _query_key(site.operator, y, importance[site.name])

@@ -1,6 +1,5 @@
 """What can be removed from a model and what that costs, measured on calibration images."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from vitcompress.console import track
 from vitcompress.errors import InputError
+from vitcompress.memory import copied
 from vitcompress.methods.compensation import Fit
 from vitcompress.methods.knapsack import Option, solve_knapsack
 from vitcompress.model.anatomy import Anatomy, Site
@@ -78,7 +78,7 @@ class PruneStudy:
             choice = chosen.get(site.name, {})
             if any(choice.values()):
                 name = names[site.number]
-                block = made.setdefault(name, copy.deepcopy(site.block))
+                block = made.setdefault(name, copied(site.block))
                 own = [axis for axis in self.axes if axis.site == site.name]
                 fit = self.fits[site.name] if compensate else None
                 narrowing.narrow_site(site, block, own, choice, fit)
@@ -107,7 +107,7 @@ def study(model: VitModel, config: PruneConfig, context: Context) -> PruneStudy:
             f"stages.{config.name}.targets: the calibration images have no labels; put them in "
             "one folder a class, or take targets: sampled"
         )
-    anatomy = anatomy_of(copy.deepcopy(model.module).to(context.device))
+    anatomy = anatomy_of(copied(model.module).to(context.device))
     for block in anatomy.blocks:
         block.tokens = None
     anatomy = anatomy_of(anatomy.module)  # which computes more tokens now
@@ -128,7 +128,8 @@ def study(model: VitModel, config: PruneConfig, context: Context) -> PruneStudy:
 
     last = weighed([site.last_name for site in anatomy.sites], "weighing outputs")
     importance = {site.name: last[site.last_name] for site in anatomy.sites}
-    moments = statistics.site_moments(anatomy, on_device(fit, "calibrating"), importance)
+    calibrating = on_device(fit, "calibrating")
+    moments = statistics.site_moments(anatomy, calibrating, importance, context.room)
     if config.rotate:
         structures.rotate(anatomy, kinds, moments, importance)
     random = torch.Generator().manual_seed(context.seed)
@@ -136,7 +137,8 @@ def study(model: VitModel, config: PruneConfig, context: Context) -> PruneStudy:
     evidence = Evidence(anatomy, moments, importance, titled, loss, random)
     judges = moments  # one damping needs no judging
     if config.compensate:
-        judges = statistics.site_moments(anatomy, on_device(held, "judging"), importance)
+        judging = on_device(held, "judging")
+        judges = statistics.site_moments(anatomy, judging, importance, context.room)
     fits, axes = _fitted(config, kinds, evidence, judges)
     stream = None
     if "embedding" in config.structures:

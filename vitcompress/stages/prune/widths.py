@@ -1,6 +1,5 @@
 """Which width of the stream of tokens to choose, when the blocks are narrowed besides."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
@@ -9,6 +8,7 @@ import numpy as np
 
 from vitcompress.console import track
 from vitcompress.details import Row
+from vitcompress.memory import copied
 from vitcompress.model.anatomy import Site
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.embedding import embedding_width, resize_embedding
@@ -131,6 +131,6 @@ def _least(sites: Sequence[Site], axes: Mapping[str, Sequence[Axis]], meter: Sit
 
 def sized(model: VitModel, width: int) -> VitModel:
     """A model like `model` with a stream of `width`, its tensors not there."""
-    module = copy.deepcopy(model.module).to("meta")
+    module = copied(model.module).to("meta")
     resize_embedding(module, width)
     return replace(model, module=module)

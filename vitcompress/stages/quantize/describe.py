@@ -1,6 +1,5 @@
 """A quantized model: its layers in their places, its description, and what it takes to store."""
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import cast
@@ -8,6 +7,7 @@ from typing import cast
 from torch import nn
 
 from vitcompress.errors import InputError
+from vitcompress.memory import copied
 from vitcompress.methods import quantizer
 from vitcompress.model.architecture import (
     QuantizedLayer,
@@ -52,7 +52,7 @@ def planned_bytes(model: VitModel, config: QuantizeConfig, bits: Mapping[str, in
     """Bytes of all tensors of the model with layers of these widths."""
     found = linears_of(model.module, bits)
     layers = {name: empty(found[name], b, config) for name, b in bits.items()}
-    described = with_layers(model, copy.deepcopy(model.module), layers, config)
+    described = with_layers(model, copied(model.module), layers, config)
     return sum(tensor.nbytes for tensor in stored_tensors(described).values())
 
 

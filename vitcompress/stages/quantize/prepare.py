@@ -1,6 +1,5 @@
 """What the quantize stage knows of a model before it decides: statistics, ranges, costs."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -8,6 +7,7 @@ from typing import Literal, cast
 from torch import Tensor, nn
 
 from vitcompress.console import track
+from vitcompress.memory import copied
 from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
@@ -121,7 +121,7 @@ def prepare_quantize(model: VitModel, config: QuantizeConfig, context: Context) 
     """
     allowed = allowed_widths(model, config)[0]
     found = statistics(model, list(allowed), context, _weights(model.anatomy, allowed))
-    anatomy = anatomy_of(copy.deepcopy(model.module))
+    anatomy = anatomy_of(copied(model.module))
     # Foldings first: that of one layer may change the weights of another.
     chosen = {
         name: best_input_range(

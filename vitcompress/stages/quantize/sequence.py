@@ -7,7 +7,6 @@ then rounded with the moments of those inputs (as in GPTAQ, 2504.02692). The las
 is fitted towards what brings the stream of tokens back to that of the float model.
 """
 
-import copy
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 
 from vitcompress import parallel
 from vitcompress.console import track
+from vitcompress.memory import copied
 from vitcompress.methods import quantizer
 from vitcompress.methods.compensation import Moments, covariance, varying, with_constant
 from vitcompress.methods.sparsity import reconstructed
@@ -54,7 +54,7 @@ def round_in_sequence(
     `others`: layers that are in their final form already.
     """
     dense, done = placed(known.anatomy.module, context.device), dict[str, QuantizedLinear]()
-    changed = copy.deepcopy(dense)
+    changed = copied(dense)
     for name, layer in others.items():
         changed.set_submodule(name, placed(layer, context.device))
     pixels = context.calibration_batches("reading images")

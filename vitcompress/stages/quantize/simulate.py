@@ -5,7 +5,6 @@ and weights of attention, are rounded to a few values each. No kernel computes s
 model is there to be measured, and is never exported.
 """
 
-import copy
 from collections.abc import Mapping
 from typing import cast
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from vitcompress.console import track
 from vitcompress.errors import InputError
+from vitcompress.memory import copied
 from vitcompress.methods.grids import Quantizer, fitted
 from vitcompress.methods.reparametrisation import Reparametrisation, identity
 from vitcompress.model.anatomy import Anatomy
@@ -135,7 +135,7 @@ def simulation(
 ) -> nn.Module:
     """A copy of `dense` with the weights of some layers in so many `bits`, and the inputs of these
     layers and of all products of attention as `study` says."""
-    module = copy.deepcopy(dense).cpu()
+    module = copied(dense).cpu()
     anatomy = anatomy_of(module)
     for name in _attentions(anatomy):
         attention = cast(Attention, module.get_submodule(name))

@@ -5,13 +5,13 @@ are judged by the error of each layer's output. How many bits each layer gets is
 budget. Weights are rounded with error feedback, and the mean error that is left goes into the bias.
 """
 
-import copy
 from dataclasses import dataclass
 
 from torch import nn
 
 from vitcompress.console import track
 from vitcompress.details import Fact, Row, Table
+from vitcompress.memory import copied
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.context import Context
@@ -216,7 +216,7 @@ def plan(model: VitModel, config: QuantizeConfig) -> StageResult:
         "quantized_layers": len(layers),
         **({"widths": "the widest; a run chooses them by the KL it measures"} if measured else {}),
     }
-    planned = with_layers(model, copy.deepcopy(model.module), layers, config)
+    planned = with_layers(model, copied(model.module), layers, config)
     rows: list[Row] = [{"layer": name, "bits": bits[name]} for name in layers]
     return StageResult(planned, facts, (Table.of("layers", rows),))
 

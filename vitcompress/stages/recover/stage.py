@@ -5,13 +5,13 @@ neither the method nor any stage before has seen, for images that a stage was fi
 else the model stays as it was. No labels are needed.
 """
 
-import copy
 from dataclasses import replace
 
 from torch import Tensor
 
 from vitcompress.details import Fact
 from vitcompress.errors import InputError
+from vitcompress.memory import copied
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.storage import as_stored
 from vitcompress.model.structure import placed
@@ -34,7 +34,7 @@ def recover(model: VitModel, config: RecoverConfig, context: Context) -> StageRe
     if "skipped" in planned.facts:
         return planned
     fit, watched, held = _split(config, context)
-    module = copy.deepcopy(model.module).to(context.device)
+    module = copied(model.module).to(context.device)
     own = replace(model, module=module)
     judge = probe_against_dense(own, held)
     before = judge.distances_of(module)
@@ -48,7 +48,7 @@ def recover(model: VitModel, config: RecoverConfig, context: Context) -> StageRe
     if mean(before) <= _SAME:
         return _unchanged(model, config, facts, "the model answers as the dense one does already")
     found = method_of(config.method).recover(own, config, fit, watched)
-    recovered = as_stored(replace(model, module=copy.deepcopy(found.module).cpu()))
+    recovered = as_stored(replace(model, module=copied(found.module).cpu()))
     after = judge.distances_of(placed(recovered.module, context.device))
     if after.isfinite().all():
         facts[f"held_back_{model.task.word}_after"] = mean(after)

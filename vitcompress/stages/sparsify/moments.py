@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from vitcompress.memory import Room, in_memory
 from vitcompress.methods.compensation import varying
 from vitcompress.stages.calibrate import LayerStatistics
 
@@ -33,8 +34,9 @@ class LayerMoments:
         return torch.cholesky_inverse(torch.linalg.cholesky(self.hessian))
 
     @classmethod
-    def of(cls, found: LayerStatistics, has_bias: bool) -> "LayerMoments":
-        """Without a bias to make it good, the mean counts like any other error."""
+    def of(cls, found: LayerStatistics, has_bias: bool, room: Room = in_memory) -> "LayerMoments":
+        """Without a bias to make it good, the mean counts like any other error. `room`: where
+        matrices are kept."""
         mean = found.total / found.weight * has_bias
         gram = found.gram / found.weight
         covariance = varying(gram - torch.outer(mean, mean), gram)
@@ -42,7 +44,8 @@ class LayerMoments:
         share = _DAMPING + 0.1 * len(covariance) / max(float(found.effective), 1.0)
         level = share * covariance.diagonal().mean().clamp_min(1e-30)
         eye = torch.eye(len(covariance), dtype=torch.float64)
-        return cls(mean, covariance, covariance + level * eye, found.output_weights)
+        hessian = covariance + level * eye
+        return cls(mean, room(covariance), room(hessian), found.output_weights)
 
     def ordered(self, order: Tensor) -> "LayerMoments":
         """With the inputs in another order, indices [in]."""

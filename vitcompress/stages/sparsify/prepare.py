@@ -1,12 +1,12 @@
 """What the sparsify stage knows of a model before it decides: its layers and their inputs."""
 
-import copy
 from dataclasses import dataclass, replace
 from typing import cast
 
 from torch import Tensor, nn
 
 from vitcompress.console import track
+from vitcompress.memory import copied
 from vitcompress.methods.patterns import Pattern
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
@@ -41,9 +41,11 @@ def prepare_sparsify(model: VitModel, config: SparsifyConfig, context: Context) 
     """
     allowed = allowed_sparsities(model, config)
     found = statistics(model, list(allowed), context, "importance")
-    module = copy.deepcopy(model.module)
+    module = copied(model.module)
     floats = {name: cast(nn.Linear, module.get_submodule(name)) for name in allowed}
-    moments = {n: LayerMoments.of(found.pop(n), _has_bias(floats[n])) for n in allowed}
+    moments = {
+        n: LayerMoments.of(found.pop(n), _has_bias(floats[n]), context.room) for n in allowed
+    }
     known = SparsifySetup(module, model.task, floats, moments, allowed)
     if config.permute and config.reconstruct:
         _order_hidden_units(known)

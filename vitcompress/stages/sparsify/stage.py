@@ -4,7 +4,6 @@ Inputs are weighed by the importance of their token (Fisher information): what c
 where the model's output listens.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -13,6 +12,7 @@ from torch import nn
 
 from vitcompress.console import track
 from vitcompress.details import Fact, Row, Table
+from vitcompress.memory import copied
 from vitcompress.methods import sparsity
 from vitcompress.methods.patterns import Pattern
 from vitcompress.model.architecture import VitModel
@@ -124,7 +124,7 @@ def plan(model: VitModel, config: SparsifyConfig) -> StageResult:
     """A model with as many zeros, not where they will be; budgets are spread evenly."""
     allowed, wanted = allowed_sparsities(model, config), config.density or 1.0
     asked = {n: min(each, key=lambda o: abs(o[1] - wanted)) for n, each in allowed.items()}
-    module, weights = copy.deepcopy(model.module), dict[str, int]()
+    module, weights = copied(model.module), dict[str, int]()
     for name, (pattern, density) in asked.items():
         weight = cast(nn.Linear, module.get_submodule(name)).weight
         weights[name] = weight.numel()
