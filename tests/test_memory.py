@@ -1,8 +1,7 @@
 """What lies in files computes what it computes in memory, and leaves none behind."""
 
-import errno
-import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,11 +59,9 @@ def test_no_file_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(tmp_path.iterdir()) == []  # it has no name from the start
 
 
-def test_a_full_disk_is_told_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
+def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = partial(open, "/dev/full", "wb")
+    monkeypatch.setattr(memory, "NamedTemporaryFile", lambda **_: full())
     with pytest.raises(RunError, match="No space left on device; let TMPDIR name"):
         memory.on_disk(torch.ones(100_000))
 

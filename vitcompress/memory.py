@@ -5,7 +5,6 @@ is a small share of what computing with it costs.
 """
 
 import copy
-import os
 from collections.abc import Callable, Iterator
 from tempfile import NamedTemporaryFile, gettempdir
 from typing import TypeVar
@@ -43,16 +42,18 @@ def lies_on_disk(tensor: Tensor) -> bool:
 
 def _filed(tensor: Tensor) -> Tensor:
     """A copy of `tensor` in a file."""
+    values = tensor.detach().cpu().contiguous()
     with NamedTemporaryFile(prefix="vitcompress-") as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, tensor.nbytes)  # a hole would fail when written to
+            file.write(values.flatten().view(torch.uint8).numpy().data)
+            file.flush()
         except OSError as error:
             raise RunError(
                 f"--low-memory: {gettempdir()}: {error.strerror}; let TMPDIR name a folder on a "
                 "larger disk"
             ) from None
-        room = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
-    return room.view(tensor.shape).copy_(tensor.detach())
+        found = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
+    return found.view(tensor.shape)
 
 
 def keep(module: nn.Module, room: Room) -> None:
