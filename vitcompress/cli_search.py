@@ -73,23 +73,23 @@ def search(
 ) -> None:
     """Search the chain of stages that costs least within the limits on what may be lost."""
     from vitcompress.recipe import check_inputs, find_recipe, load_recipe
+    from vitcompress.searching.config import Limits, settings_of
 
     seconds = None if time_budget is None else _seconds(time_budget)
-    limits = {
+    limits: Limits = {
         "max_drop.top1": max_drop,
         "max.kl": max_kl,
         "min.agreement": min_agreement,
         "min.cosine": min_cosine,
     }
-    told = [f"gates.{gate}={value}" for gate, value in limits.items() if value is not None]
-    told += [] if minimize is None else [f"search.minimize={minimize}"]
+    told = settings_of(limits, minimize)
     given = given_values(model, name, calibration, evaluation, classes)
     resolved = load_recipe(find_recipe(recipe), [*(settings or ()), *told], given)
     check_inputs(resolved)
     from vitcompress.chain import Options
     from vitcompress.report import terminal
-    from vitcompress.search.search import BEST, PAGE, Effort
-    from vitcompress.search.search import search as searched
+    from vitcompress.searching.search import BEST, PAGE, Effort
+    from vitcompress.searching.search import search as searched
 
     target = out or Path("out") / f"{stem(model)}-search"
     options = Options(seed, device, threads, limit, resume, low_memory)

@@ -80,10 +80,11 @@ def print_json(data: Any) -> None:
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Yield `items`, showing a bar on a terminal and a line every 30 seconds elsewhere."""
+    """Yield `items`, showing a bar on terminals and in notebooks, and a line every 30 seconds
+    elsewhere."""
     if console.quiet:
         yield from items
-    elif console.is_terminal:
+    elif console.is_terminal or console.is_jupyter:
         title = TextColumn("  {task.description}", markup=False)
         columns = (title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as progress:

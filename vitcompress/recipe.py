@@ -26,7 +26,7 @@ from vitcompress.errors import InputError
 from vitcompress.model.options import ModelOptions
 from vitcompress.recipe_errors import first_error
 from vitcompress.registry import OneOf
-from vitcompress.search.config import SearchSection
+from vitcompress.searching.config import SearchSection
 from vitcompress.stages.registry import StageConfig
 from vitcompress.terms import Activation, Floats, Output
 from vitcompress.yamltext import Document, dump, override, parse_yaml, read_override, replaced

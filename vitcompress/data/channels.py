@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitcompress.data.decoding import Pixels
+from vitcompress.data.decoding import Picture
 from vitcompress.errors import InputError
 
 _PICTURES = {1: "L", 3: "RGB"}
@@ -12,7 +12,7 @@ _APART = ("L", "LA", "RGB", "RGBA", "RGBX")  # modes whose values are those of t
 _WHOLE = ("uint8", "uint16", "int16")
 
 
-def fitted(image: Pixels, channels: int, floats: bool) -> Image.Image | NDArray[np.float32]:
+def fitted(image: Picture, channels: int, floats: bool) -> Image.Image | NDArray[np.float32]:
     """`image` as a model of so many `channels` takes it.
 
     Where that keeps all values, and no `floats` are asked for, it is a picture, L or RGB. Otherwise
@@ -35,7 +35,7 @@ def fitted(image: Pixels, channels: int, floats: bool) -> Image.Image | NDArray[
     return _floats(np.asarray(image), channels)
 
 
-def _held(array: NDArray[np.generic], channels: int) -> Pixels:
+def _held(array: NDArray[np.generic], channels: int) -> Picture:
     """`array` with its channels last, as a picture where it can be one."""
     axes = {axis for axis in (0, 2) if array.ndim == 3 and array.shape[axis] == channels}
     grey = array.ndim == 2 and channels in _PICTURES
@@ -55,7 +55,7 @@ def _held(array: NDArray[np.generic], channels: int) -> Pixels:
     return Image.fromarray(array) if eight and channels in _PICTURES else array
 
 
-def _picture(image: Image.Image, channels: int) -> Pixels:
+def _picture(image: Image.Image, channels: int) -> Picture:
     """`image` with the channels of a model: a picture for 1 and 3, where it has 8 bits."""
     if image.mode.startswith("I;16") or image.mode == "F":
         return np.asarray(image)

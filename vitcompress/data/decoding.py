@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterable
 from functools import cache
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,23 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLESPERPIXEL, TiffImageFile
 
 from vitcompress.errors import InputError
 
-Pixels = Image.Image | NDArray[Any]
-"""One image: a picture, or an array [H, W], [H, W, C] or [C, H, W] of any type."""
+
+class Prepared(NamedTuple):
+    """The input of a model as whoever gives it has prepared it: `values` float32 [C, H, W]."""
+
+    values: NDArray[np.float32]
+
+
+Picture = Image.Image | NDArray[Any]
+"""A picture, or an array [H, W], [H, W, C] or [C, H, W] of any type."""
+
+Pixels = Picture | Prepared
+"""One image."""
 
 # The only decoders that are tried, whatever a file is called (others start programs, or guess).
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 _ARRAYS = frozenset((".npy", ".npz"))
+_PREPARED = "pixels"  # what the only array of a file of them is called
 _NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
 _TIFF = frozenset((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))
 
@@ -62,10 +73,13 @@ def decode(data: bytes) -> Pixels:
     return image
 
 
-def encode(array: NDArray[Any]) -> bytes:
-    """The bytes that `decode` makes the same `array` of."""
+def encode(image: NDArray[Any] | Prepared) -> bytes:
+    """The bytes that `decode` makes the same `image` of."""
     file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
+    if isinstance(image, Prepared):
+        np.savez(file, allow_pickle=False, **{_PREPARED: image.values})
+    else:
+        np.save(file, image, allow_pickle=False)
     return file.getvalue()
 
 
@@ -76,16 +90,16 @@ def _opened(data: bytes) -> Image.Image:
         raise UnidentifiedImageError("not an image, or cut off at the start") from None
 
 
-def _only_array(data: bytes) -> NDArray[Any]:
+def _only_array(data: bytes) -> NDArray[Any] | Prepared:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         if len(arrays.files) != 1:
             keys = ", ".join(arrays.files) or "none"
             raise InputError(f"holds {len(arrays.files)} arrays ({keys}); an image is one array")
         array: NDArray[Any] = arrays[arrays.files[0]]
-        return array
+        return Prepared(array) if arrays.files == [_PREPARED] else array
 
 
-def _tiff(data: bytes) -> Pixels:
+def _tiff(data: bytes) -> Picture:
     """By Pillow where it keeps all values, else by tifffile. Grey pages of one size are channels of
     one image."""
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vitcompress import parallel
 from vitcompress.console import console, printable
-from vitcompress.data.decoding import Pixels, decode
+from vitcompress.data.decoding import Pixels, Prepared, decode
 from vitcompress.data.labels import labels_of
 from vitcompress.data.preprocess import Preprocess, model_input
 from vitcompress.data.sources import Label, list_source
@@ -243,8 +243,16 @@ def survey(images: ImageSet, spec: Preprocess, *, max_unreadable: float = 0.01) 
 
 
 def check_channels(images: ImageSet, spec: Preprocess) -> None:
-    """Raise `InputError` where the first of `images` has not the channels of the model."""
-    _prepare(images, 0, spec)
+    """Raise `InputError` where the first of `images` has not the channels of the model, or was
+    prepared in another size."""
+    if not isinstance(_prepare(images, 0, spec), str):
+        image = images.read(0)
+        if isinstance(image, Prepared) and image.values.shape[1:] != spec.input_size:
+            size = "×".join(map(str, spec.input_size))
+            raise InputError(
+                f"{images.source}: has prepared pixels {list(image.values.shape)}, and the model "
+                f"takes {size}; prepare them so, or set data.input_size"
+            )
 
 
 def _prepare(images: ImageSet, index: int, spec: Preprocess) -> "torch.Tensor | str":

@@ -103,18 +103,39 @@ def model_input(image: "Pixels", spec: Preprocess) -> "torch.Tensor":
     Before it a picture becomes RGB, or L for a one-channel model, as torchvision's ImageFolder does
     it: transparency is dropped and the EXIF orientation is not applied. Of images with other
     channels, or more than 8 bits, each channel is put through the same steps on its own, in floats;
-    see `channels.fitted`, which also says what is raised.
+    see `channels.fitted`, which also says what is raised. What is prepared already is only resized,
+    where that is asked for; `InputError` for other channels.
     """
     import torch
     from PIL import Image
 
     from vitcompress.data.channels import fitted
+    from vitcompress.data.decoding import Prepared
 
+    if isinstance(image, Prepared):
+        return _resized(torch.from_numpy(image.values), spec)
     found = fitted(image, spec.channels, floats=spec.float_resize)
     if isinstance(found, Image.Image):
         return _transform(spec)(found)
     steps = zip(_by_channel(spec), found, strict=True)
     return torch.cat([prepare(Image.fromarray(values)) for prepare, values in steps])
+
+
+def _resized(pixels: "torch.Tensor", spec: Preprocess) -> "torch.Tensor":
+    """Prepared `pixels` [C, H, W] as large as `spec` has them."""
+    import torch.nn.functional as F
+
+    if pixels.ndim != 3 or len(pixels) != spec.channels:
+        raise InputError(
+            f"has prepared pixels {list(pixels.shape)}, and the model takes {spec.channels} "
+            "channel(s), [C, H, W]"
+        )
+    if not pixels.isfinite().all():
+        raise ValueError("holds pixels that are NaN or infinite")
+    pixels = pixels.float()
+    if pixels.shape[1:] == spec.input_size:
+        return pixels
+    return F.interpolate(pixels[None], spec.input_size, mode="bicubic", antialias=True)[0]
 
 
 @lru_cache(maxsize=16)

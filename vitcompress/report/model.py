@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self
 
@@ -146,6 +147,13 @@ class Report(_Frozen):
     def passed(self) -> bool:
         """Whether every gate holds."""
         return all(gate.passed for gate in self.gates)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the page, in a frame of its own."""
+        from vitcompress.report import html
+
+        page = escape(html.render(self))
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 40em; border: 0"></iframe>'
 
     def to_json(self) -> str:
         """The text of `report.json`; the same report always gives the same text."""

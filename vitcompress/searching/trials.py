@@ -19,9 +19,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vitcompress.errors import InputError
-from vitcompress.search.candidates import Candidate
-from vitcompress.search.predict import Measured
-from vitcompress.search.space import Combination, Space
+from vitcompress.searching.candidates import Candidate
+from vitcompress.searching.predict import Measured
+from vitcompress.searching.space import Combination, Space
 
 _STARTUP = 8  # trials before the sampler trusts what it has seen
 _PROPOSALS = 20  # of the sampler, until one is new

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from vitcompress.errors import InputError
 from vitcompress.recipe import Recipe
-from vitcompress.search.config import Choice
+from vitcompress.searching.config import Choice
 from vitcompress.stages.registry import StageConfig
 
 Combination = tuple[int, ...]

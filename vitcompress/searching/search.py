@@ -27,11 +27,11 @@ from vitcompress.recipe import Recipe, to_yaml
 from vitcompress.report import search as page
 from vitcompress.report.model import Report
 from vitcompress.report.search import SearchReport, Tried
-from vitcompress.search.candidates import Candidate, Workbench, workbench
-from vitcompress.search.goal import excess
-from vitcompress.search.predict import Measured, predicted
-from vitcompress.search.space import Combination, Space, space_of
-from vitcompress.search.trials import Trials
+from vitcompress.searching.candidates import Candidate, Workbench, workbench
+from vitcompress.searching.goal import excess
+from vitcompress.searching.predict import Measured, predicted
+from vitcompress.searching.space import Combination, Space, space_of
+from vitcompress.searching.trials import Trials
 
 BEST, STUDY, FOUND, PAGE = "best", "study.journal", "search.json", "search.html"
 _LOCK = "best.lock"

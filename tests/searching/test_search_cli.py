@@ -18,7 +18,7 @@ from torch import nn
 from helpers.cli import Call
 from vitcompress.measure.runtime import time_in_turns
 from vitcompress.report.model import Report
-from vitcompress.search.search import BEST, FOUND, PAGE, STUDY
+from vitcompress.searching.search import BEST, FOUND, PAGE, STUDY
 
 OPTIONS = {"img_size": 48, "patch_size": 12, "embed_dim": 64, "depth": 2, "num_heads": 2}
 RECIPE = f"""
@@ -51,8 +51,8 @@ def asked(
 ) -> tuple[Any, ...]:
     """A search over 4 candidates, but for its limits."""
     quick = partial(time_in_turns, seconds=0, runs=5)
-    monkeypatch.setattr("vitcompress.search.candidates.time_in_turns", quick)
-    monkeypatch.setattr("vitcompress.search.candidates.export_onnx", export_once)
+    monkeypatch.setattr("vitcompress.searching.candidates.time_in_turns", quick)
+    monkeypatch.setattr("vitcompress.searching.candidates.export_onnx", export_once)
     path = tmp_path / "model.safetensors"
     module = make_module("vit_tiny_patch16_224", **OPTIONS, num_classes=33)
     save_file(module.state_dict(), path)

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from vitcompress.search.predict import Measured, predicted
-from vitcompress.search.space import Combination
+from vitcompress.searching.predict import Measured, predicted
+from vitcompress.searching.space import Combination
 
 COSTS = ((1.0, 0.9, 0.7), (1.0, 0.5), (1.0, 0.8))
 LOSSES = ((0.0, 0.01, 0.04), (0.0, 0.02), (0.0, 0.005))

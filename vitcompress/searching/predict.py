@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vitcompress.search.space import Combination, alone
+from vitcompress.searching.space import Combination, alone
 
 _SMOOTH = 0.05  # of the largest loss, added to all before their ratios: a few images tell no less
 _NEAR = 2  # the power of the share of equal choices that a correction counts by

@@ -21,10 +21,10 @@ from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.structure import placed
 from vitcompress.run_images import open_run_images
-from vitcompress.search.config import Cost
-from vitcompress.search.goal import Limit, limits_of, losses_of
-from vitcompress.search.predict import Measured
-from vitcompress.search.space import Combination, Space
+from vitcompress.searching.config import Cost
+from vitcompress.searching.goal import Limit, limits_of, losses_of
+from vitcompress.searching.predict import Measured
+from vitcompress.searching.space import Combination, Space
 from vitcompress.stages.context import Context
 from vitcompress.stages.registry import StageConfig, stage_of
 

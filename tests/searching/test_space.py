@@ -6,7 +6,7 @@ import pytest
 
 from vitcompress.errors import InputError
 from vitcompress.recipe import Recipe
-from vitcompress.search.space import Space, space_of
+from vitcompress.searching.space import Space, space_of
 
 STAGES: list[dict[str, Any]] = [
     {"name": "tail", "type": "tail"},

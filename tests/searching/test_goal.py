@@ -7,7 +7,7 @@ from torch import Tensor
 from vitcompress import tasks
 from vitcompress.errors import InputError, RunError
 from vitcompress.recipe import Gates
-from vitcompress.search.goal import excess, limits_of, losses_of
+from vitcompress.searching.goal import excess, limits_of, losses_of
 
 GENERATOR = torch.Generator().manual_seed(0)
 DENSE = torch.randn(64, 10, generator=GENERATOR)

@@ -1,5 +1,6 @@
 """What a recipe says of a search."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -7,6 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 Cost = Literal["latency", "bytes", "macs"]
 """What is to be small, as a share of the dense model: the time of one image in the target's
 runtime on this machine, the size of the ONNX file, or multiply-accumulates."""
+
+Limit = Literal["max_drop.top1", "max.kl", "min.agreement", "min.cosine"]
+Limits = Mapping[Limit, float | None]
+"""The gates that a search is told beside those of its recipe."""
 
 Choice = dict[str, Any] | None
 """Keys of a stage and what they are instead; None: the chain without the stage."""
@@ -26,3 +31,9 @@ class SearchSection(BaseModel):
     minimize: Cost = "latency"
     choices: dict[str, Annotated[tuple[Choice, ...], Field(min_length=1)]] = {}
     images: Annotated[int, Field(ge=8)] = 256
+
+
+def settings_of(limits: Limits, minimize: str | None) -> list[str]:
+    """What sets these limits (None: not), and the cost, in a recipe."""
+    told = [f"gates.{gate}={value}" for gate, value in limits.items() if value is not None]
+    return told if minimize is None else [*told, f"search.minimize={minimize}"]
