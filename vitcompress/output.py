@@ -13,6 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Template
+from markupsafe import escape
+
 from vitcompress import processor
 from vitcompress import recipe as recipes
 from vitcompress.console import console
@@ -23,7 +26,7 @@ from vitcompress.report import html, junit, markdown
 from vitcompress.report.model import Artifact, Report
 from vitcompress.targets import Target
 
-ONNX, PREDICT = predict.MODEL, "predict.py"
+ONNX, PREDICT, PAGE = predict.MODEL, "predict.py", "predict.html"
 _PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy")
 
 
@@ -50,9 +53,22 @@ def _passing_folder() -> Path:
     return folder
 
 
-def write_predict(folder: Path) -> None:
-    """The script that runs the ONNX file on images without vitcompress, always the same."""
+def write_predict(folder: Path, name: str, facts: Mapping[str, str]) -> list[Path]:
+    """What runs the ONNX file on images without vitcompress: the script, always the same, and a
+    page for browsers; `name` and `facts`: what the file is called, and says of itself."""
     shutil.copyfile(predict.__file__, folder / PREDICT)
+    home = Path(predict.__file__)
+    names = json.loads(facts.get("class_names", "null"))
+    told = {"task": facts["task"], "class_names": names}
+    told["preprocessing"] = json.loads(facts["preprocessing"])
+    template = Template(home.with_name(f"{PAGE}.j2").read_text(encoding="utf-8"))
+    page = template.render(
+        name=escape(name),
+        facts=json.dumps(told).replace("<", "\\u003c"),
+        script=home.with_suffix(".mjs").read_text(encoding="utf-8"),
+    )
+    (folder / PAGE).write_text(page, encoding="utf-8")
+    return [folder / PREDICT, folder / PAGE]
 
 
 def write_reports(folder: Path, report: Report) -> None:

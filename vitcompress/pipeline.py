@@ -195,9 +195,9 @@ class _Run:
         parity = self._export(model, file, facts, export.floats)
         artifacts = []
         if export.onnx:
-            output.write_predict(self.target)
+            scripts = output.write_predict(self.target, self.dense.architecture.timm, facts)
             artifacts += [output.artifact(file, parity)]
-            artifacts += [output.artifact(self.target / output.PREDICT, {})]
+            artifacts += [output.artifact(script, {}) for script in scripts]
             artifacts += [output.artifact(f, {}) for f in self.target.glob("*.onnx.data")]
         if export.safetensors:
             folder.save_folder(model, self.target)

@@ -62,7 +62,7 @@ def run_folder(vit: VitModel, tmp_path: Path, export_once: Callable[..., object]
     folder.mkdir()
     named = replace(vit, preprocess=HARD, class_names=NAMES)
     export_once(named, folder / output.ONNX, facts_of(named, {}))
-    output.write_predict(folder)
+    output.write_predict(folder, "vit", facts_of(named, {}))
     return folder
 
 
