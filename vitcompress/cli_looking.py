@@ -42,12 +42,14 @@ def predict(
     model: Annotated[
         str, typer.Argument(metavar="RUN", help="An output folder, or the ONNX file of one.")
     ],
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")
+    ],
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="The probability from which an output means yes.")
     ] = 0.5,
-    npy: Annotated[
-        Path | None, typer.Option(help="A .npy file for the outputs, [images, ...].")
+    npz: Annotated[
+        Path | None, typer.Option(help="A .npz file for the outputs [n, ...], and images' names.")
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -62,8 +64,8 @@ def predict(
     try:
         held = script.load(file)
         found = list(script.predictions(held, images, threshold))
-        if npy is not None:
-            script.written(found, npy)
+        if npz is not None:
+            script.written(found, npz)
     except script.BadInput as error:
         raise InputError(str(error)) from error
     if as_json:

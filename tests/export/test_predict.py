@@ -115,13 +115,14 @@ def test_sixteen_bits_are_prepared_as_they_are_in_a_run(tmp_path: Path) -> None:
 def test_alone_it_gives_the_outputs_of_an_evaluation(
     call: Call, run_folder: Path, vit: VitModel, pictures: list[str]
 ) -> None:
-    file = run_folder / "outputs.npy"
+    file = run_folder / "outputs.npz"
     called = [sys.executable, "-I", "-c", ALONE, run_folder / output.PREDICT, *pictures]
-    done = subprocess.run([*called, "--npy", file, "--json"], capture_output=True, text=True)
+    done = subprocess.run([*called, "--npz", file, "--json"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     images = open_images(Path(pictures[0]).parent, labelled=False)
     expected = judge(torch_runner(vit, torch.device("cpu")), images, HARD, 0, "").outputs
-    found = np.load(file)
+    found = np.load(file)["outputs"]
+    assert np.load(file)["images"].tolist() == pictures
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
     told = json.loads(done.stdout)
     assert [each["image"] for each in told] == pictures
@@ -134,6 +135,8 @@ def test_alone_it_gives_the_outputs_of_an_evaluation(
         )
 
     assert call("predict", run_folder, *pictures, "--json").json == told
+    folder = Path(pictures[0]).parent
+    assert call("predict", run_folder, folder, "--json").json == told
     done = call("predict", run_folder / "model.onnx", *pictures)
     assert done.stderr.count("class ") == 5 * len(pictures)
 
@@ -192,12 +195,14 @@ def test_bad_input_is_one_line(
     model, good = run_folder / "model.onnx", pictures[0]
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "no.onnx").write_text("no model")
+    (tmp_path / "empty").mkdir()
     rows: dict[str, list[Any]] = {
         "gone.png: unreadable (No such file": [tmp_path / "gone.png", "--model", model],
         "text.jpg: unreadable (": [good, tmp_path / "text.jpg", "--model", model],
         "gone.onnx: no such file": [good, "--model", tmp_path / "gone.onnx"],
         "no.onnx: onnxruntime ≥ 1.24": [good, "--model", tmp_path / "no.onnx"],
-        "cannot be written to": [good, "--model", model, "--npy", tmp_path / "none" / "x.npy"],
+        "cannot be written to": [good, "--model", model, "--npz", tmp_path / "none" / "x.npz"],
+        "no images in it": [tmp_path / "empty", "--model", model],
     }
     for words, given in rows.items():
         assert predict.main(list(map(str, given))) == 2

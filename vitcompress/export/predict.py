@@ -1,6 +1,6 @@
 """What a model says of images. Needs numpy, Pillow and onnxruntime ≥ 1.24, and nothing else.
 
-    python predict.py image.jpg [...]
+    python predict.py image.jpg folder [...]
 
 The model is the file `model.onnx` beside this one, which says itself how images are prepared and
 what its outputs mean; if it was not exported for onnxruntime, ≥ 1.17 will do. Exit codes: 0 ok ·
@@ -25,6 +25,7 @@ _PREFIX = "vitcompress."
 _TOP = 5
 _SHOWN = 8  # numbers of an embedding that are printed
 _WHOLE = ("uint8", "uint16", "int16")  # integers whose range is known
+_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # The only decoders that are tried, whatever a file is called.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
@@ -106,15 +107,26 @@ def _adds_exactly() -> bool:
 def predictions(
     model: Model, images: Sequence[str], threshold: float = 0.5
 ) -> Iterator[Prediction]:
-    """What `model` says of each of the files `images`, one after the other.
+    """What `model` says of each of the files `images`, one after the other; a folder stands for the
+    images in it, at any depth.
 
     `threshold`: the probability from which an output counts as yes. Raises `BadInput`.
     """
-    for image in images:
+    for image in (each for given in images for each in _files(given)):
         output = model(prepared(Path(image), model.preprocessing))
         if not np.isfinite(output).all():
             raise BadInput(f"{image}: the output is NaN or infinite; give another model or image")
         yield Prediction(image, output, meaning(model, output, threshold))
+
+
+def _files(given: str) -> list[str]:
+    """The images in a folder, sorted; else what is `given`."""
+    if not Path(given).is_dir():
+        return [given]
+    files = sorted(file for file in Path(given).rglob("*") if file.suffix.lower() in _ENDINGS)
+    if not files:
+        raise BadInput(f"{given}: no images in it ({', '.join(_ENDINGS)})")
+    return list(map(str, files))
 
 
 def meaning(model: Model, output: np.ndarray, threshold: float) -> dict[str, Any]:
@@ -249,12 +261,14 @@ def _reason(error: Exception) -> str:
 
 
 def written(found: Sequence[Prediction], file: Path) -> None:
-    """Write the outputs [n, ...] to a .npy. Raises `BadInput` where it cannot be written to."""
+    """Write `outputs` [n, ...] and the names of the `images` [n] to a .npz. Raises `BadInput` where
+    it cannot be written to."""
+    outputs, images = [each.output for each in found], [each.image for each in found]
     try:
         with file.open("wb") as opened:
-            np.save(opened, np.stack([each.output for each in found]))
+            np.savez(opened, outputs=np.stack(outputs), images=np.array(images))
     except OSError as error:
-        raise BadInput(f"--npy {file}: cannot be written to: {_reason(error)}") from None
+        raise BadInput(f"--npz {file}: cannot be written to: {_reason(error)}") from None
 
 
 def told(prediction: Prediction) -> str:
@@ -280,17 +294,17 @@ def as_json(found: Sequence[Prediction], task: str) -> list[dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files and folders")
     parser.add_argument("--model", type=Path, default=Path(__file__).with_name(MODEL))
     parser.add_argument("--threshold", type=float, default=0.5, help="of yes, as a probability")
-    parser.add_argument("--npy", type=Path, help="write the outputs [n, ...] to this file")
+    parser.add_argument("--npz", type=Path, help="write outputs [n, ...] and images to this file")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
     try:
         model = load(given.model)
         found = list(predictions(model, given.images, given.threshold))
-        if given.npy is not None:
-            written(found, given.npy)
+        if given.npz is not None:
+            written(found, given.npz)
     except BadInput as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
