@@ -16,7 +16,7 @@ from vitcompress.cli_options import (
     Threads,
     given_values,
 )
-from vitcompress.console import print_facts, print_json, say
+from vitcompress.console import console, print_facts, print_json, say
 from vitcompress.errors import InputError
 
 
@@ -86,22 +86,38 @@ def evaluate(
     ],
     name: Name = None,
     classes: Classes = None,
+    dense: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="What it was made from, to hold it against.")
+    ] = None,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Measure corrupted images too.")
+    ] = False,
     settings: Settings = None,
     limit: Limit = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure the accuracy of a MODEL on labelled images."""
+    """Measure the accuracy of a MODEL, on average, by class, and on corrupted images."""
     paths.check_path(model, paths.CHECKPOINT)
+    paths.check_path(dense, paths.CHECKPOINT)
     paths.check_path(evaluation, paths.IMAGES)
     from vitcompress.recipe import recipe_without_stages
 
     given = given_values(model, name, None, evaluation, classes)
     recipe = recipe_without_stages(given, settings or ())
+    rival = None
+    if dense is not None:
+        rival = recipe_without_stages({**given, "model.checkpoint": dense}, settings or ())
     from vitcompress import inspection
+    from vitcompress.report import terminal
 
-    facts = inspection.evaluate(recipe, limit)
-    print_json(facts) if as_json else print_facts(facts)
+    found, tables = inspection.evaluate(recipe, limit, rival, robustness)
+    facts = found.model_dump(exclude_none=True)
+    if as_json:
+        return print_json(facts | {table.name: table.rows for table in tables})
+    print_facts(facts)
+    for table in tables:
+        console.print(terminal.table(table.name, table), crop=False)
 
 
 def bench(

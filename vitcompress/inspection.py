@@ -14,8 +14,9 @@ import torch
 from vitcompress import targets, tasks
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.dense import load_dense
+from vitcompress.details import Table
 from vitcompress.errors import InputError
-from vitcompress.evaluation import Runner, judge, torch_runner
+from vitcompress.evaluation import Judged, Runner, judge, torch_runner
 from vitcompress.export import folder
 from vitcompress.export.onnx import TARGET, load_onnx, metadata
 from vitcompress.measure import cost
@@ -25,6 +26,8 @@ from vitcompress.model.origins import of_timm
 from vitcompress.output import ONNX, onnx_bytes
 from vitcompress.place import MANIFEST
 from vitcompress.recipe import Recipe
+from vitcompress.report.model import Metrics
+from vitcompress.robustness import Rivals, by_class, check_corruptible, under_corruptions
 from vitcompress.run_images import Judging, evaluation_images
 
 
@@ -56,16 +59,50 @@ def facts(recipe: Recipe) -> dict[str, Any]:
     return {**_model_facts(model), "origins": _origins(model, recipe)}
 
 
-def evaluate(recipe: Recipe, limit: int | None) -> dict[str, Any]:
-    """The figures on labelled images of the model that `recipe` names. Raises `InputError`."""
+def evaluate(
+    recipe: Recipe, limit: int | None, dense: Recipe | None = None, corrupt: bool = False
+) -> tuple[Metrics, tuple[Table, ...]]:
+    """The figures of the model that `recipe` names on its evaluation images, and tables of what
+    they hide.
+
+    `dense`: names a model to hold it against. `corrupt`: whether to look at corrupted images too.
+    Raises `InputError`.
+    """
     held, data = _runnable(recipe), recipe.data
+    rival = None if dense is None else _runnable(dense)
+    if rival is not None:
+        _check_rival(held, rival, str(dense and dense.model.checkpoint))
+    if corrupt:
+        check_corruptible(held.preprocess)
     classes = Path(data.classes) if data.classes else None
     source, task = str(data.evaluation), held.judging.task
     images = evaluation_images(source, classes, held.judging, limit)
-    if images.labels is None:
-        raise InputError(f"{source}: has no labels that a model of {task.name} is held against")
-    judged = judge(held.run, images, held.preprocess, data.max_unreadable, "evaluating")
-    return judged.figures(task, None).model_dump(include={"images", *task.against_labels})
+    if images.labels is None and rival is None:
+        raise InputError(
+            f"{source}: has no labels that a model of {task.name} is held against; give some, or "
+            "--dense MODEL to hold it against"
+        )
+
+    def judged(run: Runner, title: str) -> Judged:
+        return judge(run, images, held.preprocess, data.max_unreadable, title)
+
+    before = None if rival is None else judged(rival.run, "evaluating the dense model")
+    found, tables = judged(held.run, "evaluating"), list[Table]()
+    if images.labels is not None and task.labels == "classes":
+        tables.append(by_class(found, before, held.judging.class_names))
+    if corrupt:
+        rivals = Rivals(held.run, None if rival is None else rival.run)
+        tables.append(under_corruptions(rivals, task, held.preprocess, judged))
+    return found.figures(task, before), tuple(tables)
+
+
+def _check_rival(held: _Runnable, rival: _Runnable, source: str) -> None:
+    """Raise `InputError` where two models cannot be held against each other."""
+    if (held.judging.task, held.preprocess) != (rival.judging.task, rival.preprocess):
+        raise InputError(
+            f"--dense {source}: takes other images, or has another task; give the model that the "
+            "other was made from"
+        )
 
 
 def _path(recipe: Recipe) -> str:
