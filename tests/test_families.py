@@ -22,10 +22,10 @@ def test_what_is_known_to_work_is_what_plan_says(tmp_path: Path) -> None:
     assert tuple(rows) == support.known()  # else: python tests/benchmarks/families.py --write
 
 
-def test_the_readme_and_the_command_have_the_same_table(
+def test_the_page_and_the_command_have_the_same_table(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = (HERE.parent / "README.md").read_text(encoding="utf-8")
+    text = (HERE.parent / "vitcompress" / "docs" / "families.md").read_text(encoding="utf-8")
     assert support.markdown(support.known()) in text
     listed = call("models", "--json").json
     assert listed["stages"] == [row.model_dump() for row in support.known()]

@@ -289,6 +289,7 @@ def _check_table(out: Path) -> None:
 
 
 app.command()(reported(cli_looking.inspect))
+app.command()(reported(cli_looking.docs))
 app.command()(reported(cli_looking.predict))
 app.command("eval")(reported(cli_looking.evaluate))
 app.command()(reported(cli_looking.bench))

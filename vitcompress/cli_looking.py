@@ -151,3 +151,24 @@ def compare(
     say(terminal.comparison(reports))
     if as_json:
         print_json({run: report.final.model_dump() for run, report in reports.items()})
+
+
+def docs(
+    page: Annotated[
+        str | None, typer.Argument(metavar="[PAGE]", help="The page to read; without it: a list.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Read the documentation."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from vitcompress import docs
+
+    if page is None:
+        for name, title in docs.pages().items():
+            say(f"{name}: {title}")
+        return
+    text = docs.page(page)
+    out = Console()
+    out.print(Markdown(text) if out.is_terminal else text, markup=False, soft_wrap=True)
