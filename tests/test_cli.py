@@ -73,6 +73,14 @@ def test_plan_writes_nothing(call: Call, recipe: Path, tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_stage_that_is_skipped_is_not_in_the_chain(call: Call, recipe: Path) -> None:
+    rows = call("plan", recipe, "--json", "--skip", "tail").json
+    assert [row["stage"] for row in rows] == ["dense", "quant"]
+    assert rows[1]["macs"] == rows[0]["macs"]
+    (only,) = call("plan", recipe, "--json", "--skip", "tail", "--skip", "quant").json
+    assert only["stage"] == "dense"
+
+
 def test_compare_names_what_is_no_run(call: Call, tmp_path: Path) -> None:
     assert f"{tmp_path}: no output folder of a run" in call("compare", tmp_path, code=2).error
     (tmp_path / "report.json").write_text("{}")

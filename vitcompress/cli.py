@@ -12,10 +12,12 @@ from typing import Annotated, NoReturn, ParamSpec, TypeVar
 
 import typer
 
-from vitcompress import cli_looking, cli_search, parallel
+from vitcompress import ci, cli_looking, cli_search, parallel
 from vitcompress.cli_options import (
+    Against,
     AsJson,
     Calibration,
+    Ci,
     Classes,
     Device,
     Evaluation,
@@ -27,6 +29,7 @@ from vitcompress.cli_options import (
     Resume,
     Seed,
     Settings,
+    Skip,
     Threads,
     Version,
     given_values,
@@ -67,6 +70,9 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
             code, leads = parallel.ending(code)
             console.quiet = not leads
             say(message, "bold red")
+            given = kwargs.get("ci_service")
+            if leads and ci.on_github(given if isinstance(given, ci.Service) else None):
+                ci.tell(ci.annotation("error", f"vitcompress {command.__name__}", message))
             raise typer.Exit(code)
 
         with ExitStack() as group:
@@ -113,29 +119,38 @@ def run(
     classes: Classes = None,
     out: Annotated[Path | None, typer.Option(help="The output folder.")] = None,
     settings: Settings = None,
+    skip: Skip = None,
     limit: Limit = None,
     threads: Threads = 1,
     seed: Seed = 0,
     device: Device = "cpu",
     resume: Resume = False,
+    against: Against = None,
+    ci_service: Ci = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a RECIPE on a MODEL; write weights, ONNX and a report; exit 1 when a gate fails."""
-    from vitcompress.recipe import check_inputs, find_recipe, load_recipe
+    from vitcompress.recipe import check_inputs, find_recipe, load_recipe, without
 
     given = given_values(model, name, calibration, evaluation, classes)
-    resolved = load_recipe(find_recipe(recipe), settings or (), given)
+    resolved = without(load_recipe(find_recipe(recipe), settings or (), given), skip or ())
     check_inputs(resolved)
+    from vitcompress.report.model import Report
+
+    earlier = None if against is None else Report.read(against)
     from vitcompress import pipeline
     from vitcompress.chain import Options
-    from vitcompress.report import terminal
+    from vitcompress.report import markdown, terminal
 
     target = out or Path("out") / f"{stem(resolved.model.checkpoint)}-{Path(recipe).stem}"
     options = Options(seed, device, threads, limit, resume)
-    report = pipeline.run(resolved, target, options)
+    report = pipeline.run(resolved, target, options, earlier=earlier)
     say(terminal.summary(report))
     say(f"written to {target}: open {target / 'report.html'}")
+    if ci.on_github(ci_service) and parallel.is_first():
+        ci.tell(*ci.annotations(report))
+        ci.summarise(markdown.render(report))
     if as_json and parallel.is_first():
         print_json(json.loads(report.to_json()))
     if not report.passed:
@@ -182,17 +197,18 @@ def plan(
     model: ModelArgument = None,
     name: Name = None,
     settings: Settings = None,
+    skip: Skip = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Show what a RECIPE would do to a MODEL: layers, MACs, bytes. Writes nothing."""
     from rich.table import Table
 
-    from vitcompress.recipe import check_inputs, find_recipe, load_recipe
+    from vitcompress.recipe import check_inputs, find_recipe, load_recipe, without
     from vitcompress.report.format import size
 
     given = given_values(model, name)
-    resolved = load_recipe(find_recipe(recipe), settings or (), given)
+    resolved = without(load_recipe(find_recipe(recipe), settings or (), given), skip or ())
     check_inputs(resolved, images=False)
     from vitcompress import chain
 

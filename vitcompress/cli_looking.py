@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from vitcompress import paths
+from vitcompress import ci, paths
 from vitcompress.cli_options import (
     AsJson,
+    Ci,
     Classes,
     Limit,
     Name,
@@ -86,6 +87,7 @@ def evaluate(
     classes: Classes = None,
     settings: Settings = None,
     limit: Limit = None,
+    ci_service: Ci = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -122,6 +124,7 @@ def compare(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Output folders of earlier runs.")
     ],
+    ci_service: Ci = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -131,5 +134,8 @@ def compare(
 
     reports = {str(run): Report.read(run) for run in runs}
     say(terminal.comparison(reports))
+    if ci.on_github(ci_service):
+        for run, report in reports.items():
+            ci.tell(*ci.annotations(report, run))
     if as_json:
         print_json({run: report.final.model_dump() for run, report in reports.items()})

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from vitcompress import __version__
+from vitcompress import __version__, ci
+from vitcompress.terms import AGAINST
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a packaged recipe.")
@@ -37,6 +38,10 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe: data.KEY=VALUE."),
 ]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option("--skip", metavar="STAGE", help="Leave a stage of the recipe out."),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many images of each set.")]
 Threads = Annotated[
     int,
@@ -55,6 +60,23 @@ Resume = Annotated[
     bool, typer.Option("--resume/--fresh", help="Reuse calibration results of an earlier run.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
+Ci = Annotated[
+    ci.Service | None,
+    typer.Option(
+        "--ci",
+        help="Errors, failed gates and warnings as annotations, and a summary of the job: by "
+        "default where GITHUB_ACTIONS=true says so.",
+    ),
+]
+Against = Annotated[
+    Path | None,
+    typer.Option(
+        help="An earlier run, its folder or report.json, than which this one must not be worse by "
+        "more than gates.against in the recipe, or else: "
+        + ", ".join(f"{figure} {limit:g}" for figure, limit in AGAINST.items())
+        + " (points; ratios of bytes and latency)."
+    ),
+]
 
 
 def _print_version(wanted: bool) -> None:

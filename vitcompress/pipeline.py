@@ -28,7 +28,7 @@ from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model import image_size
 from vitcompress.model.architecture import VitModel
 from vitcompress.place import writing
-from vitcompress.recipe import Recipe
+from vitcompress.recipe import Gates, Recipe
 from vitcompress.report.figures import told
 from vitcompress.report.model import (
     Artifact,
@@ -52,11 +52,16 @@ _ENOUGH = 50  # images to judge on; gates on fewer say little
 
 @torch.no_grad()
 def run(
-    recipe: Recipe, out: Path, options: Options, carried: Mapping[str, Carried] | None = None
+    recipe: Recipe,
+    out: Path,
+    options: Options,
+    carried: Mapping[str, Carried] | None = None,
+    earlier: Report | None = None,
 ) -> Report:
     """Carry out `recipe` and write the folder `out`, which appears only when all is done.
 
-    `carried`: stages, by name, that were carried out already.
+    `carried`: stages, by name, that were carried out already. `earlier`: a run of the same task
+    that `gates.against` holds this one against.
     Of several processes, the first writes it, and all return its report.
     Raises `InputError`, `RunError` and `ParityError`. A failed gate is no error: see
     `Report.passed`.
@@ -69,6 +74,8 @@ def run(
         torch.manual_seed(options.seed)
         dense = load_dense(recipe)
         say_model(dense)
+        task = judging(recipe, dense).task
+        limits = gates.applying(recipe.gates, task, earlier)
         data = open_run_images(recipe, dense, options.limit, options.seed)
         for _ in planned(recipe, dense, runtime):
             pass  # what is wrong with a late stage is told before the first takes its time
@@ -76,13 +83,21 @@ def run(
         if not parallel.is_first():
             return _follow(recipe, dense, data, context)
         home = Path(scratch)
-        task = judging(recipe, dense).task
-        report = _Run(
+        done = _Run(
             recipe, options, dense, data, context, target, home, runtime, task, carried or {}
         ).carry_out()
+        report = _held_against(done, limits, earlier)
         output.write_reports(target, report)
-        output.write_manifest(target, recipe, options, data.fingerprints())
+        inputs = data.fingerprints() | ({} if earlier is None else {"against": earlier.sha256()})
+        output.write_manifest(target, recipe, options, inputs)
     return parallel.from_first(lambda: report)
+
+
+def _held_against(done: Report, limits: Gates, earlier: Report | None) -> Report:
+    """What was `done`, with its gates."""
+    results = gates.gate_results(limits, done.baseline, done.final, earlier)
+    told = [] if earlier is None else gates.unlike(earlier, done.baseline)
+    return done.model_copy(update={"gates": results, "warnings": [*done.warnings, *told]})
 
 
 def _follow(recipe: Recipe, dense: VitModel, data: RunImages, context: Context) -> Report:
@@ -157,7 +172,6 @@ class _Run:
             stages=stages,
             final=final,
             artifacts=artifacts,
-            gates=gates.gate_results(gates.applying(self.recipe.gates, self.task), baseline, final),
             environment=output.environment(self.options.threads, self.runtime),
             warnings=[
                 *self.data.warnings(),

@@ -184,13 +184,41 @@ class MaxRatio(_Section):
     latency: _Limit | None = None
 
 
+class Against(_Section):
+    """By how much a figure may be worse than in the earlier run that is given as `--against`.
+
+    Percentage points, or shares for cosines, that may be lost; what `kl` and `relative_error` may
+    rise by; and for `bytes`, `macs`, `params` and `latency` the share of the earlier run's that
+    must not be passed. Latencies are compared as shares of the baseline that each was timed with.
+    """
+
+    top1: _Percent | None = None
+    top5: _Percent | None = None
+    map: _Percent | None = None
+    knn: _Percent | None = None
+    agreement: _Percent | None = None
+    cosine: _Share | None = None
+    cosine_p5: _Share | None = None
+    neighbours: _Percent | None = None
+    kl: _Limit | None = None
+    relative_error: _Limit | None = None
+    bytes: _Limit | None = None
+    macs: _Limit | None = None
+    params: _Limit | None = None
+    latency: _Limit | None = None
+
+
 class Gates(_Section):
-    """What must hold in the end; one gate that fails makes the run fail."""
+    """What must hold in the end; one gate that fails makes the run fail.
+
+    `against` counts where an earlier run is given; where nothing is set in it, its defaults do.
+    """
 
     max_drop: MaxDrop = MaxDrop()
     min: Minimum = Minimum()
     max: Maximum = Maximum()
     max_ratio: MaxRatio = MaxRatio()
+    against: Against = Against()
 
 
 class Recipe(_Section):
@@ -272,6 +300,18 @@ def _validated(
     except ValidationError as error:
         what = first_error(error, Recipe, data, document, str(path), applied)
         raise InputError(what) from None
+
+
+def without(recipe: Recipe, skipped: Sequence[str]) -> Recipe:
+    """`recipe` without the stages of such names. Raises `InputError` for one that it has not."""
+    names = [stage.name for stage in recipe.stages]
+    for name in skipped:
+        if name not in names:
+            raise InputError(
+                f"--skip {name}: no such stage; the stages are {', '.join(names) or 'none'}"
+            )
+    left = tuple(stage for stage in recipe.stages if stage.name not in skipped)
+    return recipe.model_copy(update={"stages": left})
 
 
 def check_inputs(recipe: Recipe, images: bool = True) -> None:
