@@ -129,6 +129,29 @@ def test_numbers_out_of_range_are_told_first(
     assert given[0] in call("run", recipe, *given, code=2).told
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["run"], "error: Missing argument 'RECIPE'; "),
+        (["run", "r", "--limt", 3], "error: No such option: --limt (Possible options: "),
+        (["run", "r", "--limit", 0], "error: Invalid value for '--limit': "),
+        (["rnu"], "error: No such command 'rnu'. Did you mean 'run'?; "),
+    ],
+)
+def test_a_wrong_use_is_one_line(
+    call: Call, given: list[object], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (line,) = call(*given, code=2).stderr.splitlines()
+    assert line.startswith(told)
+    assert line.endswith("--help shows its use")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert call(*given, code=2).stderr.splitlines()[1].startswith("::error title=")
+
+
+def test_without_a_command_the_help_is_shown(call: Call) -> None:
+    assert "Usage:" in call(code=2).stdout
+
+
 def test_names_that_are_too_long_are_told(call: Call, recipe: Path, tmp_path: Path) -> None:
     name = "n" * 300
     for given in ((name,), (recipe, name), (recipe, "--calibration", name)):

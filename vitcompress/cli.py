@@ -4,13 +4,15 @@ import functools
 import json
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, NoReturn, ParamSpec, TypeVar
+from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 from vitcompress import ci, cli_looking, cli_search, parallel
 from vitcompress.cli_options import (
@@ -41,7 +43,34 @@ from vitcompress.errors import InputError, VitcompressError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+
+class _Group(TyperGroup):
+    """Tells a wrong use of a command in one line, as everything that is wrong is told."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        given = args[0] if args else options.get("args")
+        if not (sys.argv[1:] if given is None else given):  # which shows the help
+            return super().main(*args, **options)
+        try:
+            code = super().main(*args, **{**options, "standalone_mode": False})
+        except typer.TyperException as error:
+            context = getattr(error, "ctx", None)
+            command = "vitcompress" if context is None else context.command_path
+            reason = error.format_message().rstrip(".")
+            _tell_error(f"error: {reason}; {command} --help shows its use", command, None)
+            code = error.exit_code
+        sys.exit(code)
+
+
+def _tell_error(message: str, command: str, service: ci.Service | None) -> None:
+    console.quiet = False
+    say(message, "bold red")
+    if ci.on_github(service):
+        ci.tell(ci.annotation("error", command, message))
+
+
 app = typer.Typer(
+    cls=_Group,
     help="Compress trained Vision Transformers: checkpoint in, verified ONNX out.",
     epilog="Exit codes: 0 ok · 1 a gate failed · 2 input error · 3 run-time failure · "
     "4 parity failure · 130 interrupted.",
@@ -68,11 +97,10 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
 
         def end(message: str, code: int) -> NoReturn:
             code, leads = parallel.ending(code)
-            console.quiet = not leads
-            say(message, "bold red")
-            given = kwargs.get("ci_service")
-            if leads and ci.on_github(given if isinstance(given, ci.Service) else None):
-                ci.tell(ci.annotation("error", f"vitcompress {command.__name__}", message))
+            if leads:
+                given = kwargs.get("ci_service")
+                service = given if isinstance(given, ci.Service) else None
+                _tell_error(message, f"vitcompress {command.__name__}", service)
             raise typer.Exit(code)
 
         with ExitStack() as group:

@@ -8,8 +8,28 @@ import typer
 from vitcompress import __version__, ci
 from vitcompress.terms import AGAINST
 
+
+def recipe_names(incomplete: str) -> list[tuple[str, str]]:
+    """For completion in a shell: packaged recipes that begin so, with what they say of themselves.
+
+    Where there is none, the shell completes files.
+    """
+    from vitcompress.recipe import packaged_recipes, recipe_summary
+
+    return [
+        (name, recipe_summary(path.read_text(encoding="utf-8")))
+        for name, path in packaged_recipes().items()
+        if name.startswith(incomplete)
+    ]
+
+
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a packaged recipe.")
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe file, or the name of a packaged recipe.",
+        autocompletion=recipe_names,
+    ),
 ]
 ModelArgument = Annotated[
     str | None,

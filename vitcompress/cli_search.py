@@ -21,6 +21,7 @@ from vitcompress.cli_options import (
     Settings,
     Threads,
     given_values,
+    recipe_names,
     stem,
 )
 from vitcompress.console import print_json, say
@@ -32,7 +33,11 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 def search(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint, or timm:NAME.")],
     recipe: Annotated[
-        str, typer.Option(help="A recipe with choices to search, or the name of a packaged one.")
+        str,
+        typer.Option(
+            help="A recipe with choices to search, or the name of a packaged one.",
+            autocompletion=recipe_names,
+        ),
     ] = "vit-search",
     name: Name = None,
     calibration: Calibration = None,
