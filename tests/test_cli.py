@@ -70,6 +70,9 @@ def test_plan_writes_nothing(call: Call, recipe: Path, tmp_path: Path) -> None:
     assert [row["stage"] for row in rows] == ["dense", "tail", "quant"]
     assert rows[1]["macs"] < rows[0]["macs"]
     assert rows[2]["bytes"] < 0.4 * rows[1]["bytes"]
+    told = call("plan", recipe, *WHOLE).told
+    assert "quant: blocks.0-1.attn.qkv (2), blocks.0-1.attn.proj (2), " in told
+    assert "MMACs" in told
     assert sorted(tmp_path.rglob("*")) == before
 
 

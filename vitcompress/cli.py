@@ -233,7 +233,7 @@ def plan(
     from rich.table import Table
 
     from vitcompress.recipe import check_inputs, find_recipe, load_recipe, without
-    from vitcompress.report.format import size
+    from vitcompress.report import format as fmt
 
     given = given_values(model, name)
     resolved = without(load_recipe(find_recipe(recipe), settings or (), given), skip or ())
@@ -245,14 +245,16 @@ def plan(
         return print_json(
             [vars(planned) | {"details": planned.details.model_dump()} for planned in stages]
         )
-    table, names = Table("after stage", "MACs", "tensors", "what"), list[str]()
+    table, layers = Table("after stage", "computes", "tensors", "what"), list[str]()
     for planned in stages:
-        what = ", ".join(f"{key} {value}" for key, value in planned.details.facts.items())
-        table.add_row(planned.stage, f"{planned.macs / 1e9:.3f} G", size(planned.bytes), what)
-        for layers in (each for each in planned.details.tables if each.name == "layers"):
-            names.append(f"{planned.stage}: {', '.join(str(r['layer']) for r in layers.rows)}")
+        facts = planned.details.facts.items()
+        what = ", ".join(f"{fmt.label(key)} {fmt.value(value, key)}" for key, value in facts)
+        table.add_row(planned.stage, fmt.macs(planned.macs), fmt.size(planned.bytes), what)
+        for found in (each for each in planned.details.tables if each.name == "layers"):
+            names = fmt.folded(str(row["layer"]) for row in found.rows)
+            layers.append(f"{planned.stage}: {names}")
     say(table)
-    for line in names:
+    for line in layers:
         say(line)
 
 

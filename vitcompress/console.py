@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from vitcompress.errors import RunError
+from vitcompress.report import format
 
 T = TypeVar("T")
 
@@ -57,8 +58,7 @@ def print_facts(facts: dict[str, Any], indent: str = "") -> None:
             say(f"{indent}{key}", "bold")
             print_facts(value, indent + "  ")
         else:
-            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-            say(f"{indent}{key}: {shown}")
+            say(f"{indent}{key}: {format.value(value, key)}")
 
 
 def print_json(data: Any) -> None:
