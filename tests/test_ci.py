@@ -1,6 +1,7 @@
 """What GitHub is told of a run, and gates against an earlier one."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def test_gates_fail_loudly_on_github_and_against_an_earlier_run(
     against = ("--against", first, "--set", "gates.against={agreement: 0.1, bytes: 0.5}")
     second = tmp_path / "second"
     done = call(*given, "--out", second, *against, code=1)
+    assert re.search(r"stage 1/1: tail \(tail\), about [\d.]+ s left", done.stderr)
     names = {gate["name"]: gate["passed"] for gate in done.json["gates"]}
     assert names == {"against.agreement": True, "against.bytes": False}
     assert "✗ Size at most 0.5× of the earlier run 1×" in done.told

@@ -1,5 +1,6 @@
 """Whole runs at the command line: what lies in the folder, and what is told of it."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,14 @@ def test_a_run_writes_the_whole_folder(
         "junit.xml",
         "recipe.yaml",
         "manifest.json",
+        "run.log",
     }
+    log = (out / "run.log").read_text()
+    assert "stage 2/2: quant (quantize)\n" in log
+    assert "  activations: static\n" in log  # a detail
+    assert "smaller and" in log  # the summary
+    written = json.loads((out / "manifest.json").read_text())["outputs"]
+    assert written["run.log"] == hashlib.sha256(log.encode()).hexdigest()
     assert call("compare", out, "--json").json == {str(out): report["final"]}
     assert report == json.loads((out / "report.json").read_text())
     assert report["final"]["agreement"] >= 95

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from vitcompress import output, parallel, targets
-from vitcompress.console import console, say
+from vitcompress.console import note
 from vitcompress.data.images import survey
 from vitcompress.dense import load_dense, say_model
 from vitcompress.details import Table
@@ -19,6 +19,7 @@ from vitcompress.export.floats import check_weights
 from vitcompress.measure import cost
 from vitcompress.model.architecture import VitModel
 from vitcompress.recipe import Recipe
+from vitcompress.report.format import seconds
 from vitcompress.report.model import Details, StudyReport
 from vitcompress.run_images import RunImages, open_run_images
 from vitcompress.stages.cache import Cache
@@ -83,7 +84,7 @@ def planned(
     `runtime` cannot have, and weights that float16 cannot.
     """
     for line in losing_orders(recipe.stages):
-        say(line)
+        note(line)
     model = dense
     for config in recipe.stages:
         result = stage_of(config).plan(model, config)
@@ -91,7 +92,7 @@ def planned(
         yield config.name, result
     runtime.check_layers(model.architecture.quantized)
     if (advice := runtime.advice(model.architecture.quantized)) is not None:
-        say(f"export.target: {advice}")
+        note(f"export.target: {advice}")
     check_weights(dense, model, recipe.export.floats)
 
 
@@ -192,9 +193,10 @@ def _device(name: str) -> torch.device:
 
 
 @contextmanager
-def step(title: str) -> Iterator[float]:
-    """Say what is being done, and how long it took."""
-    console.print(title, style="bold")
+def step(title: str, left: float | None = None) -> Iterator[float]:
+    """Note what is being done, with the seconds `left` of the run where they are known, and how
+    long it took."""
+    note(title + ("" if left is None else f", about {seconds(left)} left"), "bold")
     start = time.monotonic()
     yield start
-    console.print(f"  done in {time.monotonic() - start:.1f} s")
+    note(f"  done in {seconds(time.monotonic() - start)}")

@@ -33,6 +33,7 @@ from vitcompress.cli_options import (
     Settings,
     Skip,
     Threads,
+    Verbose,
     Version,
     given_values,
     stem,
@@ -93,7 +94,7 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        console.quiet = bool(kwargs.get("quiet"))
+        console.quiet, console.verbose = bool(kwargs.get("quiet")), bool(kwargs.get("verbose"))
 
         def end(message: str, code: int) -> NoReturn:
             code, leads = parallel.ending(code)
@@ -156,6 +157,7 @@ def run(
     against: Against = None,
     ci_service: Ci = None,
     as_json: AsJson = False,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a RECIPE on a MODEL; write weights, ONNX and a report; exit 1 when a gate fails."""
@@ -198,6 +200,7 @@ def export(
     limit: Limit = None,
     threads: Threads = 1,
     as_json: AsJson = False,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Export a MODEL as it is to ONNX, checked against torch on images: a run without stages."""
@@ -278,6 +281,7 @@ def sensitivity(
     device: Device = "cpu",
     resume: Resume = False,
     as_json: AsJson = False,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Show what each part of a MODEL would cost if the stages of a RECIPE compressed it."""

@@ -108,6 +108,7 @@ def _print_version(wanted: bool) -> None:
 Version = Annotated[
     bool, typer.Option("--version", is_eager=True, callback=_print_version, help="The version.")
 ]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Details on stderr, too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
 
 

@@ -20,6 +20,7 @@ from vitcompress.cli_options import (
     Seed,
     Settings,
     Threads,
+    Verbose,
     given_values,
     recipe_names,
     stem,
@@ -72,6 +73,7 @@ def search(
     device: Device = "cpu",
     resume: Resume = True,
     as_json: AsJson = False,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Search the chain of stages that costs least within the limits on what may be lost."""

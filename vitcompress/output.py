@@ -15,7 +15,7 @@ from typing import Any
 
 from vitcompress import processor
 from vitcompress import recipe as recipes
-from vitcompress.console import console
+from vitcompress.console import note
 from vitcompress.export import predict
 from vitcompress.model.architecture import VitModel
 from vitcompress.place import MANIFEST
@@ -23,7 +23,7 @@ from vitcompress.report import html, junit, markdown
 from vitcompress.report.model import Artifact, Report
 from vitcompress.targets import Target
 
-ONNX, PREDICT = predict.MODEL, "predict.py"
+ONNX, PREDICT, LOG = predict.MODEL, "predict.py", "run.log"
 _PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy")
 
 
@@ -46,7 +46,7 @@ def cache_folder() -> Path:
 def _passing_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="vitcompress-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    console.print("no home folder: nothing is kept for --resume; VITCOMPRESS_CACHE names a place")
+    note("no home folder: nothing is kept for --resume; VITCOMPRESS_CACHE names a place")
     return folder
 
 
