@@ -94,6 +94,7 @@ def test_without_a_terminal_notes_have_the_time_and_nothing_is_broken(
     assert re.fullmatch(f"{TIME} (word ){{100}}", first)
     assert second == "word " * 100
     assert len(drawn) == 5  # a head and a row between three rules
+    assert drawn[3].count("cell") == 100
 
 
 def test_details_are_shown_when_asked_for_and_kept_always(

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from vitcompress import ci, cli_looking, cli_search, parallel
+from vitcompress import ci, cli_looking, cli_recipes, cli_search, parallel
 from vitcompress.cli_options import (
     Against,
     AsJson,
@@ -38,7 +38,7 @@ from vitcompress.cli_options import (
     given_values,
     stem,
 )
-from vitcompress.console import console, print_facts, print_json, say
+from vitcompress.console import console, print_json, say
 from vitcompress.errors import InputError, VitcompressError
 
 P = ParamSpec("P")
@@ -222,46 +222,6 @@ def export(
 
 
 @app.command()
-@reported
-def plan(
-    recipe: RecipeArgument,
-    model: ModelArgument = None,
-    name: Name = None,
-    settings: Settings = None,
-    skip: Skip = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Show what a RECIPE would do to a MODEL: layers, MACs, bytes. Writes nothing."""
-    from rich.table import Table
-
-    from vitcompress.recipe import check_inputs, find_recipe, load_recipe, without
-    from vitcompress.report import format as fmt
-
-    given = given_values(model, name)
-    resolved = without(load_recipe(find_recipe(recipe), settings or (), given), skip or ())
-    check_inputs(resolved, images=False)
-    from vitcompress import chain
-
-    stages = chain.plan(resolved)
-    if as_json:
-        return print_json(
-            [vars(planned) | {"details": planned.details.model_dump()} for planned in stages]
-        )
-    table, layers = Table("after stage", "computes", "tensors", "what"), list[str]()
-    for planned in stages:
-        facts = planned.details.facts.items()
-        what = ", ".join(f"{fmt.label(key)} {fmt.value(value, key)}" for key, value in facts)
-        table.add_row(planned.stage, fmt.macs(planned.macs), fmt.size(planned.bytes), what)
-        for found in (each for each in planned.details.tables if each.name == "layers"):
-            names = fmt.folded(str(row["layer"]) for row in found.rows)
-            layers.append(f"{planned.stage}: {names}")
-    say(table)
-    for line in layers:
-        say(line)
-
-
-@app.command()
 @shared
 def sensitivity(
     recipe: RecipeArgument,
@@ -333,64 +293,17 @@ def _check_table(out: Path) -> None:
         raise InputError(f"--out {out}: cannot be written to: {error.strerror}") from None
 
 
+app.command()(reported(cli_recipes.init))
+app.command()(reported(cli_recipes.plan))
+app.command()(reported(cli_recipes.schema))
+app.command()(reported(cli_recipes.recipes))
+app.command()(reported(cli_recipes.models))
 app.command()(reported(cli_looking.inspect))
 app.command()(reported(cli_looking.predict))
 app.command("eval")(reported(cli_looking.evaluate))
 app.command()(reported(cli_looking.bench))
 app.command()(reported(cli_looking.compare))
 app.command()(reported(cli_search.search))
-
-
-@app.command()
-@reported
-def schema() -> None:
-    """Print the JSON schema of recipes."""
-    from vitcompress.recipe import json_schema
-
-    print_json(json_schema())
-
-
-@app.command()
-@reported
-def recipes(as_json: AsJson = False) -> None:
-    """List the packaged recipes."""
-    from vitcompress.recipe import packaged_recipes, recipe_summary
-
-    found = {
-        name: recipe_summary(path.read_text(encoding="utf-8"))
-        for name, path in packaged_recipes().items()
-    }
-    if as_json:
-        return print_json(found)
-    for name, text in found.items():
-        say(f"{name}: {text}")
-
-
-@app.command()
-@reported
-def models(as_json: AsJson = False) -> None:
-    """List the families of models, which stages work on them, and the layouts that are known."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from vitcompress import registry, support
-
-    rooms = ("families", "layouts")
-    found = {room: registry.summaries(f"vitcompress.model.{room}") for room in rooms}
-    rows = support.known()
-    if as_json:
-        return print_json({**found, "stages": [row.model_dump() for row in rows]})
-    print_facts(found)
-    head, *below = support.cells(rows)
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("model (family)", overflow="fold")
-    for stage in head[1:]:
-        table.add_column(stage, min_width=max(map(len, stage.split())))
-    for row, (model, *works) in zip(rows, below, strict=True):
-        table.add_row(f"{model} ({row.family})", *works)
-    say(table)
-    for number, line in enumerate(support.lines(rows), 1):
-        say(f"({number}) {line}")
 
 
 def main() -> None:

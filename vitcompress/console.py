@@ -70,7 +70,7 @@ console = _Console()
 
 def say(what: Any, style: str = "") -> None:
     """Print text, on one line however long, or something that `rich` draws."""
-    console.print(what, style=style, soft_wrap=isinstance(what, str))
+    console.print(what, style=style, soft_wrap=isinstance(what, str), crop=console.is_terminal)
 
 
 def note(text: str, style: str = "", detail: bool = False) -> None:
