@@ -73,7 +73,19 @@ def test_plan_writes_nothing(call: Call, recipe: Path, tmp_path: Path) -> None:
     told = call("plan", recipe, *WHOLE).told
     assert "quant: blocks.0-1.attn.qkv (2), blocks.0-1.attn.proj (2), " in told
     assert "MMACs" in told
+    assert "time and memory are not estimated" in told
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_plan_looks_for_images_that_are_given(call: Call, recipe: Path, tmp_path: Path) -> None:
+    given = ("plan", recipe, "--limit", 40)
+    assert "images of" not in call(*given).told
+    told = call(*given, "--evaluation", "example:glyphs/evaluation").told
+    assert "evaluation: 40 images of example:glyphs/evaluation, labelled" in told
+    assert "calibration: 40 images of example:glyphs/calibration" in told
+    assert "no images found in" in call(*given, "--calibration", tmp_path, code=2).told
+    (tmp_path / "report.json").write_text('{"model": {}, "baseline": {}, "final": {"cosine": 0.9}}')
+    assert "--against: that run has no" in call(*given, "--against", tmp_path, code=2).error
 
 
 def test_a_stage_that_is_skipped_is_not_in_the_chain(call: Call, recipe: Path) -> None:

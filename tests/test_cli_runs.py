@@ -60,6 +60,11 @@ def test_a_run_writes_the_whole_folder(
     assert report["artifacts"][0]["parity"]["passed"]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
+    planned = call("plan", recipe, *WHOLE, "--out", out, "--json").json
+    took = [row["seconds"] for row in planned]
+    assert took == [None, *(stage["seconds"] for stage in report["stages"])]
+    assert 1e8 < report["environment"]["peak_memory_bytes"] < 1e11
+
     pixels = torch.linspace(-1, 1, 3 * 48 * 48).view(1, 3, 48, 48)
     assert torch.allclose(vitcompress.load(out)(pixels), fresh_logits(out, pixels), atol=1e-5)
 

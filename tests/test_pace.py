@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vitcompress.pace import Pace, known_seconds
+from vitcompress.pace import PEAK, Pace, took
 from vitcompress.recipe import Recipe
 from vitcompress.report.model import Metrics, Report, StageReport
 
@@ -30,9 +30,15 @@ def test_seconds_are_those_of_the_same_stages_and_model(tmp_path: Path) -> None:
         StageReport(name="tail", type="tail", seconds=3.0),
         StageReport(name="quant", type="prune", seconds=9.0),
     ]
-    report = Report(model={"name": "vit"}, baseline=Metrics(), final=Metrics(), stages=stages)
+    report = Report(
+        model={"name": "vit"},
+        baseline=Metrics(),
+        final=Metrics(),
+        stages=stages,
+        environment={PEAK: 9},
+    )
     (tmp_path / "report.json").write_text(report.to_json())
     for run in (report, tmp_path):
-        assert known_seconds(run, RECIPE, "vit") == {"tail": 3.0}
-        assert known_seconds(run, RECIPE, "swin") == {}
-    assert known_seconds(tmp_path / "gone", RECIPE, "vit") == {}
+        assert took(run, RECIPE, "vit") == ({"tail": 3.0}, 9)
+        assert took(run, RECIPE, "swin") == ({}, None)
+    assert took(tmp_path / "gone", RECIPE, "vit") == ({}, None)

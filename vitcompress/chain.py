@@ -4,11 +4,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from vitcompress import output, parallel, targets
+from vitcompress import gates, output, parallel, targets
 from vitcompress.console import note
 from vitcompress.data.images import survey
 from vitcompress.dense import load_dense, say_model
@@ -18,10 +19,12 @@ from vitcompress.export import folder
 from vitcompress.export.floats import check_weights
 from vitcompress.measure import cost
 from vitcompress.model.architecture import VitModel
+from vitcompress.pace import Took, took
 from vitcompress.recipe import Recipe
 from vitcompress.report.format import seconds
-from vitcompress.report.model import Details, StudyReport
-from vitcompress.run_images import RunImages, open_run_images
+from vitcompress.report.model import Details, Report, StudyReport
+from vitcompress.report.plan import Planned
+from vitcompress.run_images import RunImages, judging, open_run_images
 from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
 from vitcompress.stages.order import losing_orders
@@ -44,16 +47,6 @@ class Options:
     resume: bool = False
 
 
-@dataclass(frozen=True)
-class Planned:
-    """What a stage would leave: multiply-accumulates, stored bytes, and what is known of it."""
-
-    stage: str
-    macs: int
-    bytes: int
-    details: Details
-
-
 class Carried(NamedTuple):
     """What a stage left, and how many seconds it took."""
 
@@ -61,18 +54,32 @@ class Carried(NamedTuple):
     seconds: float
 
 
-def plan(recipe: Recipe) -> list[Planned]:
-    """What each stage would leave. The first is the dense model.
+def plan(
+    recipe: Recipe,
+    options: Options | None = None,
+    earlier: Report | None = None,
+    before: Path | None = None,
+) -> tuple[list[Planned], Took]:
+    """What each stage would leave, the first being the dense model; and what the stages took in the
+    run that wrote the folder `before`.
 
-    Nothing is written and no image is read.
+    Nothing is written. With `options`, images are looked for as in a run with them, and what it
+    would be refused for is told, as is what it could not be held against in an `earlier` run.
     """
     runtime = targets.load_target(recipe.export.target)
     model = load_dense(recipe)
+    gates.applying(recipe.gates, judging(recipe, model).task, earlier)
+    if options is not None:
+        images = open_run_images(recipe, model, options.limit, options.seed)
+        for name, found in images.sets.items():
+            labelled = "" if found.labels is None else ", labelled"
+            note(f"{name}: {len(found):,} images of {found.source}{labelled}")
     dense = StageResult(model, {"timm": model.architecture.timm})
-    return [
+    stages = [
         Planned(name, cost.macs(left.model), folder.stored_bytes(left.model), details_of(left))
         for name, left in [("dense", dense), *planned(recipe, model, runtime)]
     ]
+    return stages, took(before, recipe, model.architecture.timm)
 
 
 def planned(

@@ -6,10 +6,12 @@ from typing import Annotated
 import typer
 
 from vitcompress.cli_options import (
+    Against,
     AsJson,
     Calibration,
     Classes,
     Evaluation,
+    Limit,
     ModelArgument,
     Name,
     Quiet,
@@ -58,38 +60,40 @@ def plan(
     recipe: RecipeArgument,
     model: ModelArgument = None,
     name: Name = None,
+    calibration: Calibration = None,
+    evaluation: Evaluation = None,
+    classes: Classes = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where an earlier output may lie: what its stages took is told."),
+    ] = None,
     settings: Settings = None,
     skip: Skip = None,
+    limit: Limit = None,
+    against: Against = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Show what a RECIPE would do to a MODEL: layers, MACs, bytes. Writes nothing."""
-    from rich.table import Table
-
     from vitcompress.recipe import check_inputs, find_recipe, load_recipe, without
-    from vitcompress.report import format as fmt
 
-    given = given_values(model, name)
+    given = given_values(model, name, calibration, evaluation, classes)
     resolved = without(load_recipe(find_recipe(recipe), settings or (), given), skip or ())
-    check_inputs(resolved, images=False)
-    from vitcompress import chain
+    looks = calibration is not None or evaluation is not None
+    check_inputs(resolved, images=looks)
+    from vitcompress.report.model import Report
 
-    stages = chain.plan(resolved)
+    earlier = None if against is None else Report.read(against)
+    from vitcompress import chain
+    from vitcompress.report.plan import shown
+
+    options = chain.Options(limit=limit) if looks else None
+    stages, took = chain.plan(resolved, options, earlier, out)
+    rows = [vars(each) | {"details": each.details.model_dump()} for each in stages]
     if as_json:
-        return print_json(
-            [vars(planned) | {"details": planned.details.model_dump()} for planned in stages]
-        )
-    table, layers = Table("after stage", "computes", "tensors", "what"), list[str]()
-    for planned in stages:
-        facts = planned.details.facts.items()
-        what = ", ".join(f"{fmt.label(key)} {fmt.value(value, key)}" for key, value in facts)
-        table.add_row(planned.stage, fmt.macs(planned.macs), fmt.size(planned.bytes), what)
-        for found in (each for each in planned.details.tables if each.name == "layers"):
-            names = fmt.folded(str(row["layer"]) for row in found.rows)
-            layers.append(f"{planned.stage}: {names}")
-    say(table)
-    for line in layers:
-        say(line)
+        return print_json([row | {"seconds": took.seconds.get(row["stage"])} for row in rows])
+    for what in shown(stages, took):
+        say(what)
 
 
 def schema() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from functools import cache
@@ -13,11 +14,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+if sys.platform != "win32":
+    import resource
+
 from vitcompress import processor
 from vitcompress import recipe as recipes
 from vitcompress.console import note
 from vitcompress.export import predict
 from vitcompress.model.architecture import VitModel
+from vitcompress.pace import PEAK
 from vitcompress.place import MANIFEST
 from vitcompress.report import html, junit, markdown
 from vitcompress.report.model import Artifact, Report
@@ -126,5 +131,14 @@ def environment(threads: int, runtime: Target) -> dict[str, Any]:
         "target": f"{runtime.name} {runtime.version}",
         "onnxruntime_threads": threads,
         "batch": 1,
+        PEAK: peak_bytes(),
         **versions(),
     }
+
+
+def peak_bytes() -> int | None:
+    """The most memory that this process has held; None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

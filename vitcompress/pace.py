@@ -3,10 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from vitcompress.errors import InputError
 from vitcompress.recipe import Recipe
 from vitcompress.report.model import Report
+
+PEAK = "peak_memory_bytes"
+"""Where a report says how much memory the process held at most."""
 
 
 @dataclass
@@ -29,16 +33,24 @@ class Pace:
         return scale * sum(self.known[name] for name in stages) + self.last
 
 
-def known_seconds(run: Path | Report | None, recipe: Recipe, model: str) -> dict[str, float]:
-    """By stage of `recipe`, the seconds that it took in an earlier `run` of the same `model`.
+class Took(NamedTuple):
+    """`seconds` by stage, and the most memory that the process held (None: not known)."""
+
+    seconds: Mapping[str, float] = {}
+    peak_bytes: int | None = None
+
+
+def took(run: Path | Report | None, recipe: Recipe, model: str) -> Took:
+    """What the stages of `recipe` took in an earlier `run` of the same `model`.
 
     Stages that this run did not have are left out: all of them, where it is no run.
     """
     try:
         report = Report.read(run) if isinstance(run, Path) else run
     except InputError:
-        return {}
+        return Took()
     if report is None or report.model.get("name") != model:
-        return {}
+        return Took()
     wanted = {(stage.name, stage.type) for stage in recipe.stages}
-    return {s.name: s.seconds for s in report.stages if (s.name, s.type) in wanted}
+    seconds = {s.name: s.seconds for s in report.stages if (s.name, s.type) in wanted}
+    return Took(seconds, report.environment.get(PEAK) if seconds else None)

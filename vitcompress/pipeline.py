@@ -91,7 +91,7 @@ def run(
         if not parallel.is_first():
             return _follow(recipe, dense, data, context)
         home = Path(scratch)
-        known = pace.known_seconds(earlier or out, recipe, dense.architecture.timm)
+        known = pace.took(earlier or out, recipe, dense.architecture.timm).seconds
         done = _Run(
             recipe, options, dense, data, context, target, home, runtime, task, carried or {}, known
         ).carry_out()
