@@ -66,6 +66,10 @@ def test_gates_fail_loudly_on_github_and_against_an_earlier_run(
     outputs = json.loads((first / "manifest.json").read_text())["outputs"]
     assert inputs["against"] == outputs["report.json"]
 
+    call("eval", first, "--evaluation", "example:glyphs/evaluation", "--limit", 16)
+    last = summary.read_text().splitlines()[-2]
+    assert re.fullmatch(f"`{first}` on `example:glyphs/evaluation`: Top-1 .*, Images 16", last)
+
 
 def test_errors_are_annotations_of_every_command(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -21,7 +21,7 @@ from vitcompress.measure import cost
 from vitcompress.model.architecture import VitModel
 from vitcompress.pace import Took, took
 from vitcompress.recipe import Recipe
-from vitcompress.report.format import seconds
+from vitcompress.report.format import roughly, seconds
 from vitcompress.report.model import Details, Report, StudyReport
 from vitcompress.report.plan import Planned
 from vitcompress.run_images import RunImages, judging, open_run_images
@@ -203,7 +203,7 @@ def _device(name: str) -> torch.device:
 def step(title: str, left: float | None = None) -> Iterator[float]:
     """Note what is being done, with the seconds `left` of the run where they are known, and how
     long it took."""
-    note(title + ("" if left is None else f", about {seconds(left)} left"), "bold")
+    note(title + ("" if left is None else f", about {roughly(left)} left"), "bold")
     start = time.monotonic()
     yield start
     note(f"  done in {seconds(time.monotonic() - start)}")

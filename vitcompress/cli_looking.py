@@ -102,6 +102,11 @@ def evaluate(
 
     facts = inspection.evaluate(recipe, limit)
     print_json(facts) if as_json else print_facts(facts)
+    if ci.on_github(ci_service):
+        from vitcompress.report import figures
+        from vitcompress.report.model import Metrics
+
+        ci.summarise(f"`{model}` on `{evaluation}`: {figures.told(Metrics(**facts))}")
 
 
 def bench(

@@ -157,6 +157,6 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
             now = time.monotonic()
             if done and now - beat >= _HEARTBEAT_SECONDS:
                 left = (now - start) / done * (total - done)
-                note(f"  {description}: {done} of {total}, about {format.seconds(left)} left")
+                note(f"  {description}: {done} of {total}, about {format.roughly(left)} left")
                 beat = now
             yield item

@@ -96,6 +96,11 @@ def seconds(value: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def roughly(value: float) -> str:
+    """A time that is an estimate: `35 s`, `4 min`, `1 h 05 min`."""
+    return f"{value:.0f} s" if value < 99.5 else seconds(60 * round(value / 60)).split(" 00 s")[0]
+
+
 def nats(value: float | None) -> str:
     """A divergence: `0.0021`."""
     return DASH if value is None else _signed(f"{value:.2g}")
