@@ -227,5 +227,7 @@ def test_what_cannot_be_held_against_is_refused(
 
 def test_other_images_are_told() -> None:
     assert unlike(EARLIER, BASELINE) == []
+    assert unlike(EARLIER, BASELINE.model_copy(update={"top1": 80.3})) == []
+    assert "knn of its" in unlike(EARLIER, BASELINE.model_copy(update={"knn": None}))[0]
     (line,) = unlike(EARLIER, BASELINE.model_copy(update={"images": 50, "top1": 70.0}))
     assert "images, top1 of its baseline differ" in line

@@ -1,5 +1,6 @@
 """Gates: what a recipe promises, held against what was measured."""
 
+import math
 from collections.abc import Callable
 
 from vitcompress import tasks
@@ -14,6 +15,10 @@ _NOISE = 1e-6
 
 
 _OF_ANY_TASK = {"bytes", "macs", "params", "latency", "speedup"}
+_ALIKE = {
+    **dict.fromkeys(("images", "params", "macs"), 0.0),
+    **dict.fromkeys(("top1", "map", "knn"), 0.5),  # of one model, on another processor
+}
 _BEHIND = {"latency": "speedup"}  # the figure that a limit rests on, where it is another
 
 
@@ -65,14 +70,21 @@ def _against(wanted: Against, task: Task, earlier: Metrics) -> Against:
 
 def unlike(earlier: Report, baseline: Metrics) -> list[str]:
     """What to say of an `earlier` run whose dense model, or whose images, were others."""
-    judged = ("images", "top1", "map", "knn", "params", "macs")
-    differing = [m for m in judged if _figure(m, earlier.baseline) != _figure(m, baseline)]
+    differing = [m for m, room in _ALIKE.items() if _apart(m, earlier.baseline, baseline) > room]
     if not differing:
         return []
     return [
         f"the earlier run is of another model or other images: {', '.join(differing)} of its "
         "baseline differ; gates against it compare unlike things"
     ]
+
+
+def _apart(metric: str, one: Metrics, other: Metrics) -> float:
+    """How far apart two values are: infinitely where one of them was not measured."""
+    values = (_figure(metric, one), _figure(metric, other))
+    if None in values:
+        return 0.0 if values[0] is values[1] else math.inf
+    return abs(_drop(metric, one, other) or 0.0)
 
 
 def gate_results(
