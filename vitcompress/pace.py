@@ -15,8 +15,8 @@ PEAK = "peak_memory_bytes"
 
 @dataclass
 class Pace:
-    """`last`: seconds that the export and the figures of the dense model took, which the last step
-    does for the compressed one. `known`: seconds by stage in an earlier run of the same model.
+    """`last`: seconds of the last step, which does for the compressed model what was done for the
+    dense one, and times both. `known`: seconds by stage in an earlier run of the same model.
     `taken`: those in this run, which say how much faster or slower it is."""
 
     last: float

@@ -23,8 +23,8 @@ from vitcompress.export.floats import in_float16
 from vitcompress.export.onnx import export_onnx, facts_of
 from vitcompress.export.parity import check_parity
 from vitcompress.measure import cost
+from vitcompress.measure.runtime import SECONDS, time_in_turns
 from vitcompress.measure.runtime import logits as onnx_logits
-from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model import image_size
 from vitcompress.model.architecture import VitModel
 from vitcompress.place import writing
@@ -157,7 +157,7 @@ class _Run:
             self.parity_pixels = self._parity_pixels()
             self._export(self.dense, baseline_file, {})
             self.judged_dense = self._judge_onnx(baseline_file)
-        paced = pace.Pace(time.monotonic() - started, self.known)
+        paced = pace.Pace(time.monotonic() - started + 2 * SECONDS, self.known)
         resizing, told_of_it = self._resizing()
         model, stages, warnings = self.dense, list[StageReport](), list[str]()
         names = [config.name for config in self.recipe.stages]
