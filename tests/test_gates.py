@@ -7,7 +7,8 @@ import pytest
 from vitcompress import tasks
 from vitcompress.errors import InputError
 from vitcompress.gates import applying, gate_results, unlike
-from vitcompress.recipe import Against, Gates, load_recipe, packaged_recipes
+from vitcompress.recipe import load_recipe, packaged_recipes
+from vitcompress.recipe_gates import Against, Gates
 from vitcompress.report.model import GateResult, Metrics, Report
 
 BASELINE = Metrics(top1=80.2, top5=95.0, map=63.0, knn=70.5, params=100, macs=1000, bytes=400)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from vitcompress import tasks
 from vitcompress.errors import InputError
-from vitcompress.recipe import Against, Gates, Maximum, MaxRatio
+from vitcompress.recipe_gates import Against, Gates, Maximum, MaxRatio
 from vitcompress.report.model import GateResult, Metrics, Report
 from vitcompress.tasks import Task
 from vitcompress.terms import AGAINST

@@ -28,7 +28,8 @@ from vitcompress.measure.runtime import logits as onnx_logits
 from vitcompress.model import image_size
 from vitcompress.model.architecture import VitModel
 from vitcompress.place import writing
-from vitcompress.recipe import Gates, Recipe
+from vitcompress.recipe import Recipe
+from vitcompress.recipe_gates import Gates
 from vitcompress.report import terminal
 from vitcompress.report.figures import told
 from vitcompress.report.format import label
