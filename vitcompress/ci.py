@@ -57,6 +57,14 @@ def tell(*lines: str) -> None:
     sys.stderr.flush()
 
 
+def tell_report(report: "Report") -> None:
+    """All that a service shows of a run: its annotations, and `report.md` as the summary."""
+    from vitcompress.report import markdown
+
+    tell(*annotations(report))
+    summarise(markdown.render(report))
+
+
 def summarise(text: str) -> None:
     """Append Markdown to the summary of the job, where the service has named a file for it.
 

@@ -171,7 +171,7 @@ def run(
     earlier = None if against is None else Report.read(against)
     from vitcompress import pipeline
     from vitcompress.chain import Options
-    from vitcompress.report import markdown, terminal
+    from vitcompress.report import terminal
 
     target = out or Path("out") / f"{stem(resolved.model.checkpoint)}-{Path(recipe).stem}"
     options = Options(seed, device, threads, limit, resume)
@@ -179,8 +179,7 @@ def run(
     say(terminal.summary(report))
     say(f"written to {target}: open {target / 'report.html'}")
     if ci.on_github(ci_service) and parallel.is_first():
-        ci.tell(*ci.annotations(report))
-        ci.summarise(markdown.render(report))
+        ci.tell_report(report)
     if as_json and parallel.is_first():
         print_json(json.loads(report.to_json()))
     if not report.passed:

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from vitcompress import ci
 from vitcompress.cli_options import (
     AsJson,
     Calibration,
+    Ci,
     Classes,
     Device,
     Evaluation,
@@ -72,6 +74,7 @@ def search(
     seed: Seed = 0,
     device: Device = "cpu",
     resume: Resume = True,
+    ci_service: Ci = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -101,10 +104,15 @@ def search(
     outcome = searched(resolved, target, options, Effort(seconds, trials), study)
     say(terminal.table("search", outcome.report.candidates))
     if outcome.best is None:
-        say("no candidate holds the limits; give more choices, or relax a limit", "bold red")
+        none = "no candidate holds the limits; give more choices, or relax a limit"
+        say(none, "bold red")
+        if ci.on_github(ci_service):
+            ci.tell(ci.annotation("error", "vitcompress search", none))
     else:
         say(terminal.summary(outcome.best))
         say(f"written to {target / BEST}: open {target / PAGE}")
+        if ci.on_github(ci_service):
+            ci.tell_report(outcome.best)
     if as_json:
         best = None if outcome.best is None else json.loads(outcome.best.to_json())
         print_json({"best": best, "candidates": list(outcome.report.candidates.rows)})
