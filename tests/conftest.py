@@ -93,6 +93,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITCOMPRESS_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def no_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the tests run is told to no command."""
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def fresh_logits(tmp_path: Path) -> Callable[[Path, torch.Tensor], torch.Tensor]:
     """A function that returns the logits of a new process that loads the model in a folder.

@@ -70,7 +70,30 @@ def test_plan_writes_nothing(call: Call, recipe: Path, tmp_path: Path) -> None:
     assert [row["stage"] for row in rows] == ["dense", "tail", "quant"]
     assert rows[1]["macs"] < rows[0]["macs"]
     assert rows[2]["bytes"] < 0.4 * rows[1]["bytes"]
+    told = call("plan", recipe, *WHOLE).told
+    assert "quant: blocks.0-1.attn.qkv (2), blocks.0-1.attn.proj (2), " in told
+    assert "MMACs" in told
+    assert "time and memory are not estimated" in told
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_plan_looks_for_images_that_are_given(call: Call, recipe: Path, tmp_path: Path) -> None:
+    given = ("plan", recipe, "--limit", 40)
+    assert "images of" not in call(*given).told
+    told = call(*given, "--evaluation", "example:glyphs/evaluation").told
+    assert "evaluation: 40 images of example:glyphs/evaluation, labelled" in told
+    assert "calibration: 40 images of example:glyphs/calibration" in told
+    assert "no images found in" in call(*given, "--calibration", tmp_path, code=2).told
+    (tmp_path / "report.json").write_text('{"model": {}, "baseline": {}, "final": {"cosine": 0.9}}')
+    assert "--against: that run has no" in call(*given, "--against", tmp_path, code=2).error
+
+
+def test_a_stage_that_is_skipped_is_not_in_the_chain(call: Call, recipe: Path) -> None:
+    rows = call("plan", recipe, "--json", "--skip", "tail").json
+    assert [row["stage"] for row in rows] == ["dense", "quant"]
+    assert rows[1]["macs"] == rows[0]["macs"]
+    (only,) = call("plan", recipe, "--json", "--skip", "tail", "--skip", "quant").json
+    assert only["stage"] == "dense"
 
 
 def test_compare_names_what_is_no_run(call: Call, tmp_path: Path) -> None:
@@ -119,6 +142,29 @@ def test_numbers_out_of_range_are_told_first(
     call: Call, given: tuple[str, int], recipe: Path
 ) -> None:
     assert given[0] in call("run", recipe, *given, code=2).told
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["run"], "error: Missing argument 'RECIPE'; "),
+        (["run", "r", "--limt", 3], "error: No such option: --limt (Possible options: "),
+        (["run", "r", "--limit", 0], "error: Invalid value for '--limit': "),
+        (["rnu"], "error: No such command 'rnu'. Did you mean 'run'?; "),
+    ],
+)
+def test_a_wrong_use_is_one_line(
+    call: Call, given: list[object], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (line,) = call(*given, code=2).stderr.splitlines()
+    assert line.startswith(told)
+    assert line.endswith("--help shows its use")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert call(*given, code=2).stderr.splitlines()[1].startswith("::error title=")
+
+
+def test_without_a_command_the_help_is_shown(call: Call) -> None:
+    assert "Usage:" in call(code=2).stdout
 
 
 def test_names_that_are_too_long_are_told(call: Call, recipe: Path, tmp_path: Path) -> None:

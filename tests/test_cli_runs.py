@@ -1,5 +1,6 @@
 """Whole runs at the command line: what lies in the folder, and what is told of it."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,14 @@ def test_a_run_writes_the_whole_folder(
         "junit.xml",
         "recipe.yaml",
         "manifest.json",
+        "run.log",
     }
+    log = (out / "run.log").read_text()
+    assert "stage 2/2: quant (quantize)\n" in log
+    assert "  activations: static\n" in log  # a detail
+    assert "smaller and" in log  # the summary
+    written = json.loads((out / "manifest.json").read_text())["outputs"]
+    assert written["run.log"] == hashlib.sha256(log.encode()).hexdigest()
     assert call("compare", out, "--json").json == {str(out): report["final"]}
     assert report == json.loads((out / "report.json").read_text())
     assert report["final"]["agreement"] >= 95
@@ -51,6 +59,11 @@ def test_a_run_writes_the_whole_folder(
     assert [stage["name"] for stage in report["stages"]] == ["tail", "quant"]
     assert report["artifacts"][0]["parity"]["passed"]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+    planned = call("plan", recipe, *WHOLE, "--out", out, "--json").json
+    took = [row["seconds"] for row in planned]
+    assert took == [None, *(stage["seconds"] for stage in report["stages"])]
+    assert 1e8 < report["environment"]["peak_memory_bytes"] < 1e11
 
     pixels = torch.linspace(-1, 1, 3 * 48 * 48).view(1, 3, 48, 48)
     assert torch.allclose(vitcompress.load(out)(pixels), fresh_logits(out, pixels), atol=1e-5)

@@ -3,14 +3,25 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from rich.table import Table
 
-from vitcompress.console import console, print_facts, print_json, printable, say
+from vitcompress.console import (
+    console,
+    keep,
+    keeping,
+    note,
+    print_facts,
+    print_json,
+    printable,
+    say,
+)
 from vitcompress.errors import RunError
 
 
@@ -65,6 +76,52 @@ def test_who_stops_reading_messages_does_not_stop_the_work() -> None:
     )
     os.close(write)
     assert (done.returncode, done.stdout) == (0, "finished\n")
+
+
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d"
+
+
+def test_without_a_terminal_notes_have_the_time_and_nothing_is_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_width", None)
+    table = Table("long " * 100)
+    table.add_row("cell " * 100)
+    note("word " * 100)
+    say("word " * 100)
+    say(table)
+    first, second, *drawn = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(f"{TIME} (word ){{100}}", first)
+    assert second == "word " * 100
+    assert len(drawn) == 5  # a head and a row between three rules
+    assert drawn[3].count("cell") == 100
+
+
+def test_details_are_shown_when_asked_for_and_kept_always(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with keeping(tmp_path / "run.log") as log:
+        note("one\ntwo", "bold")
+        note("a \x1b[2Jdetail", detail=True)
+        monkeypatch.setattr(console, "verbose", True)
+        note("another", detail=True)
+        keep("a summary")
+        log.close()
+        note("after")
+    lines = (tmp_path / "run.log").read_text().splitlines()
+    assert all(re.match(f"{TIME} ", line) for line in lines)
+    told = [line.split(maxsplit=2)[2] for line in lines]
+    assert told == ["one", "two", r"a \x1b[2Jdetail", "another", "a summary"]
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.split(maxsplit=2)[2] for line in shown] == ["one", "two", "another", "after"]
+
+
+def test_on_a_terminal_notes_are_as_they_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_force_terminal", True)
+    note("as it is")
+    assert capsys.readouterr().err.strip() == "as it is"
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,10 @@ import pytest
 
 from vitcompress import tasks
 from vitcompress.errors import InputError
-from vitcompress.gates import applying, gate_results
-from vitcompress.recipe import Gates, load_recipe, packaged_recipes
-from vitcompress.report.model import GateResult, Metrics
+from vitcompress.gates import applying, gate_results, unlike
+from vitcompress.recipe import load_recipe, packaged_recipes
+from vitcompress.recipe_gates import Against, Gates
+from vitcompress.report.model import GateResult, Metrics, Report
 
 BASELINE = Metrics(top1=80.2, top5=95.0, map=63.0, knn=70.5, params=100, macs=1000, bytes=400)
 FINAL = Metrics(
@@ -161,3 +162,73 @@ def test_labels_and_lone_figures_are_never_passed_over() -> None:
             applying(Gates.model_validate(wrong), embedding)
     both = Gates.model_validate({"min": {"cosine": 0.9, "agreement": 90, "speedup": 1}})
     assert applying(both, embedding) == Gates.model_validate({"min": {"cosine": 0.9, "speedup": 1}})
+
+
+EARLIER = Report(
+    model={},
+    baseline=BASELINE,
+    final=FINAL.model_copy(
+        update={"top1": 80.4, "kl": 0.01, "bytes": 100, "speedup": 3.0, "cosine": 0.985}
+    ),
+)
+CLASSES = tasks.chosen("classification", 9)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    [
+        ("top1", 0.4),
+        ("agreement", 0.0),
+        ("kl", 0.01),
+        ("cosine", 0.005),
+        ("bytes", 1.01),
+        ("macs", 1.0),
+        ("latency", 1.2),  # 1 / 2.5 of the baseline instead of 1 / 3
+    ],
+)
+def test_against_an_earlier_run(metric: str, value: float) -> None:
+    for limit, passed in ((value, True), (value * 0.99 - 0.001, False)):
+        gates = Gates.model_construct(against=Against.model_construct(**{metric: limit}))
+        (result,) = gate_results(gates, BASELINE, FINAL, EARLIER)
+        assert (result.name, result.passed) == (f"against.{metric}", passed)
+        assert result.value == pytest.approx(value)
+
+
+def test_the_defaults_are_for_what_the_earlier_run_has() -> None:
+    limits = dict(applying(Gates(), CLASSES, EARLIER).against)
+    assert {m: limit for m, limit in limits.items() if limit is not None} == {
+        "top1": 0.5,
+        "agreement": 1.0,
+        "bytes": 1.02,
+        "latency": 1.1,
+    }
+    results = gate_results(applying(Gates(), CLASSES, EARLIER), BASELINE, Metrics(), EARLIER)
+    assert not any(result.passed for result in results)
+    own = Gates.model_validate({"against": {"kl": 0.1}})
+    assert applying(own, CLASSES, EARLIER) == own
+    assert applying(own, CLASSES) == Gates()
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "earlier", "told"),
+    [
+        ("classification", {"cosine": 0.1}, EARLIER.final, "the task classification has no cosine"),
+        ("embedding", {}, Metrics(top1=80, bytes=9), "no figure of the task embedding"),
+        ("classification", {"top1": 1}, Metrics(agreement=9), "no top1, which gates.against.top1"),
+    ],
+)
+def test_what_cannot_be_held_against_is_refused(
+    task: str, given: dict[str, float], earlier: Metrics, told: str
+) -> None:
+    known = tasks.chosen(task, 0 if task == "embedding" else 9)
+    report = EARLIER.model_copy(update={"final": earlier})
+    with pytest.raises(InputError, match=told):
+        applying(Gates.model_validate({"against": given}), known, report)
+
+
+def test_other_images_are_told() -> None:
+    assert unlike(EARLIER, BASELINE) == []
+    assert unlike(EARLIER, BASELINE.model_copy(update={"top1": 80.3})) == []
+    assert "knn of its" in unlike(EARLIER, BASELINE.model_copy(update={"knn": None}))[0]
+    (line,) = unlike(EARLIER, BASELINE.model_copy(update={"images": 50, "top1": 70.0}))
+    assert "images, top1 of its baseline differ" in line

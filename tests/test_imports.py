@@ -57,6 +57,21 @@ def test_a_command_that_computes_nothing_imports_nothing_slow(
     assert found == (code, set())
 
 
+def test_the_shell_completes_recipes_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"_VITCOMPRESS_COMPLETE": "complete_bash", "COMP_WORDS": "vitcompress run qu"}
+    for name, value in {**asked, "COMP_CWORD": "2"}.items():
+        monkeypatch.setenv(name, value)
+    code = (
+        "import atexit, sys; from vitcompress.cli import app\n"
+        f"atexit.register(lambda: print('slow:', *set({SLOW}) & set(sys.modules)))\n"
+        "app(prog_name='vitcompress')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["quickstart", "slow:"], done.stderr
+
+
 @pytest.mark.parametrize(
     "module",
     [

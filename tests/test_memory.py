@@ -24,19 +24,19 @@ def layer() -> nn.Module:
 def test_a_module_in_files_is_the_same_module(layer: nn.Module) -> None:
     x = torch.randn(4, 300)
     before, tensors = layer(x), dict(layer.state_dict())
-    memory.keep(layer, memory.on_disk)
+    memory.move_to(layer, memory.on_disk)
     assert memory.lies_on_disk(layer[0].weight)  # type: ignore[index]
     assert not memory.lies_on_disk(layer[1].running_mean)  # type: ignore[index, arg-type]
     assert torch.equal(layer(x), before)
     assert all(torch.equal(t, tensors[name]) for name, t in layer.state_dict().items())
-    memory.keep(layer, memory.in_memory)
+    memory.move_to(layer, memory.in_memory)
     assert memory.lies_on_disk(layer[0].weight)  # type: ignore[index]
 
 
 def test_a_copy_lies_where_its_source_does_and_is_its_own(layer: nn.Module) -> None:
     in_memory = memory.copied(layer)
     assert not memory.lies_on_disk(in_memory[0].weight)  # type: ignore[index]
-    memory.keep(layer, memory.on_disk)
+    memory.move_to(layer, memory.on_disk)
     twin = memory.copied(layer)
     weight, other = layer[0].weight, twin[0].weight  # type: ignore[index]
     assert memory.lies_on_disk(other)
@@ -87,7 +87,7 @@ def test_stages_leave_the_same_model_in_files(
     for room in (memory.in_memory, memory.on_disk):
         model = make_vit()
         context = make_context(tmp_path / room.__name__, room=room)
-        memory.keep(model.module, room)
+        memory.move_to(model.module, room)
         for config in recipe.stages:
             model = chain.carry_out(config, model, context).model
         weight = model.module.state_dict()["head.weight"]

@@ -4,12 +4,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from vitcompress import output, parallel, targets
-from vitcompress.console import console, say
+from vitcompress import gates, output, parallel, targets
+from vitcompress.console import note
 from vitcompress.data.images import survey
 from vitcompress.dense import load_dense, say_model
 from vitcompress.details import Table
@@ -17,11 +18,14 @@ from vitcompress.errors import InputError, RunError
 from vitcompress.export import folder
 from vitcompress.export.floats import check_weights
 from vitcompress.measure import cost
-from vitcompress.memory import in_memory, keep, on_disk
+from vitcompress.memory import in_memory, move_to, on_disk
 from vitcompress.model.architecture import VitModel
+from vitcompress.pace import Took, took
 from vitcompress.recipe import Recipe
-from vitcompress.report.model import Details, StudyReport
-from vitcompress.run_images import RunImages, open_run_images
+from vitcompress.report.format import roughly, seconds
+from vitcompress.report.model import Details, Report, StudyReport
+from vitcompress.report.plan import Planned
+from vitcompress.run_images import RunImages, judging, open_run_images
 from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
 from vitcompress.stages.order import losing_orders
@@ -46,16 +50,6 @@ class Options:
     low_memory: bool = False
 
 
-@dataclass(frozen=True)
-class Planned:
-    """What a stage would leave: multiply-accumulates, stored bytes, and what is known of it."""
-
-    stage: str
-    macs: int
-    bytes: int
-    details: Details
-
-
 class Carried(NamedTuple):
     """What a stage left, and how many seconds it took."""
 
@@ -63,18 +57,32 @@ class Carried(NamedTuple):
     seconds: float
 
 
-def plan(recipe: Recipe) -> list[Planned]:
-    """What each stage would leave. The first is the dense model.
+def plan(
+    recipe: Recipe,
+    options: Options | None = None,
+    earlier: Report | None = None,
+    before: Path | None = None,
+) -> tuple[list[Planned], Took]:
+    """What each stage would leave, the first being the dense model; and what the stages took in the
+    run that wrote the folder `before`.
 
-    Nothing is written and no image is read.
+    Nothing is written. With `options`, images are looked for as in a run with them, and what it
+    would be refused for is told, as is what it could not be held against in an `earlier` run.
     """
     runtime = targets.load_target(recipe.export.target)
     model = load_dense(recipe)
+    gates.applying(recipe.gates, judging(recipe, model).task, earlier)
+    if options is not None:
+        images = open_run_images(recipe, model, options.limit, options.seed)
+        for name, found in images.sets.items():
+            labelled = "" if found.labels is None else ", labelled"
+            note(f"{name}: {len(found):,} images of {found.source}{labelled}")
     dense = StageResult(model, {"timm": model.architecture.timm})
-    return [
+    stages = [
         Planned(name, cost.macs(left.model), folder.stored_bytes(left.model), details_of(left))
         for name, left in [("dense", dense), *planned(recipe, model, runtime)]
     ]
+    return stages, took(before, recipe, model.architecture.timm)
 
 
 def planned(
@@ -86,7 +94,7 @@ def planned(
     `runtime` cannot have, and weights that float16 cannot.
     """
     for line in losing_orders(recipe.stages):
-        say(line)
+        note(line)
     model = dense
     for config in recipe.stages:
         result = stage_of(config).plan(model, config)
@@ -94,7 +102,7 @@ def planned(
         yield config.name, result
     runtime.check_layers(model.architecture.quantized)
     if (advice := runtime.advice(model.architecture.quantized)) is not None:
-        say(f"export.target: {advice}")
+        note(f"export.target: {advice}")
     check_weights(dense, model, recipe.export.floats)
 
 
@@ -141,7 +149,7 @@ def context_of(recipe: Recipe, dense: VitModel, data: RunImages, options: Option
     it holds back. The tensors of `dense` go to where those of its stages will lie. Of several
     processes, all must have got the same."""
     room = on_disk if options.low_memory else in_memory
-    keep(dense.module, room)
+    move_to(dense.module, room)
     context = Context(
         dense=dense,
         calibration=data.calibration,
@@ -185,7 +193,7 @@ def carry_out(config: StageConfig, model: VitModel, context: Context) -> StageRe
     if len(set(parallel.everybody(described))) > 1:
         raise RunError("the processes have chosen differently; let all have processors of one kind")
     parallel.take_over(result.model.module.state_dict().values())
-    keep(result.model.module, context.room)
+    move_to(result.model.module, context.room)
     return result
 
 
@@ -201,9 +209,10 @@ def _device(name: str) -> torch.device:
 
 
 @contextmanager
-def step(title: str) -> Iterator[float]:
-    """Say what is being done, and how long it took."""
-    console.print(title, style="bold")
+def step(title: str, left: float | None = None) -> Iterator[float]:
+    """Note what is being done, with the seconds `left` of the run where they are known, and how
+    long it took."""
+    note(title + ("" if left is None else f", about {roughly(left)} left"), "bold")
     start = time.monotonic()
     yield start
-    console.print(f"  done in {time.monotonic() - start:.1f} s")
+    note(f"  done in {seconds(time.monotonic() - start)}")

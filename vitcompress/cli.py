@@ -4,18 +4,22 @@ import functools
 import json
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, NoReturn, ParamSpec, TypeVar
+from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
-from vitcompress import cli_looking, cli_search, parallel
+from vitcompress import ci, cli_looking, cli_recipes, cli_search, parallel
 from vitcompress.cli_options import (
+    Against,
     AsJson,
     Calibration,
+    Ci,
     Classes,
     Device,
     Evaluation,
@@ -28,18 +32,47 @@ from vitcompress.cli_options import (
     Resume,
     Seed,
     Settings,
+    Skip,
     Threads,
+    Verbose,
     Version,
     given_values,
     stem,
 )
-from vitcompress.console import console, print_facts, print_json, say
+from vitcompress.console import console, print_json, say
 from vitcompress.errors import InputError, VitcompressError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+
+class _Group(TyperGroup):
+    """Tells a wrong use of a command in one line, as everything that is wrong is told."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        given = args[0] if args else options.get("args")
+        if not (sys.argv[1:] if given is None else given):  # which shows the help
+            return super().main(*args, **options)
+        try:
+            code = super().main(*args, **{**options, "standalone_mode": False})
+        except typer.TyperException as error:
+            context = getattr(error, "ctx", None)
+            command = "vitcompress" if context is None else context.command_path
+            reason = error.format_message().rstrip(".")
+            _tell_error(f"error: {reason}; {command} --help shows its use", command, None)
+            code = error.exit_code
+        sys.exit(code)
+
+
+def _tell_error(message: str, command: str, service: ci.Service | None) -> None:
+    console.quiet = False
+    say(message, "bold red")
+    if ci.on_github(service):
+        ci.tell(ci.annotation("error", command, message))
+
+
 app = typer.Typer(
+    cls=_Group,
     help="Compress trained Vision Transformers: checkpoint in, verified ONNX out.",
     epilog="Exit codes: 0 ok · 1 a gate failed · 2 input error · 3 run-time failure · "
     "4 parity failure · 130 interrupted.",
@@ -62,12 +95,14 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        console.quiet = bool(kwargs.get("quiet"))
+        console.quiet, console.verbose = bool(kwargs.get("quiet")), bool(kwargs.get("verbose"))
 
         def end(message: str, code: int) -> NoReturn:
             code, leads = parallel.ending(code)
-            console.quiet = not leads
-            say(message, "bold red")
+            if leads:
+                given = kwargs.get("ci_service")
+                service = given if isinstance(given, ci.Service) else None
+                _tell_error(message, f"vitcompress {command.__name__}", service)
             raise typer.Exit(code)
 
         with ExitStack() as group:
@@ -114,30 +149,39 @@ def run(
     classes: Classes = None,
     out: Annotated[Path | None, typer.Option(help="The output folder.")] = None,
     settings: Settings = None,
+    skip: Skip = None,
     limit: Limit = None,
     threads: Threads = 1,
     seed: Seed = 0,
     device: Device = "cpu",
     resume: Resume = False,
     low_memory: LowMemory = False,
+    against: Against = None,
+    ci_service: Ci = None,
     as_json: AsJson = False,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a RECIPE on a MODEL; write weights, ONNX and a report; exit 1 when a gate fails."""
-    from vitcompress.recipe import check_inputs, find_recipe, load_recipe
+    from vitcompress.recipe import check_inputs, find_recipe, load_recipe, without
 
     given = given_values(model, name, calibration, evaluation, classes)
-    resolved = load_recipe(find_recipe(recipe), settings or (), given)
+    resolved = without(load_recipe(find_recipe(recipe), settings or (), given), skip or ())
     check_inputs(resolved)
+    from vitcompress.report.model import Report
+
+    earlier = None if against is None else Report.read(against)
     from vitcompress import pipeline
     from vitcompress.chain import Options
     from vitcompress.report import terminal
 
     target = out or Path("out") / f"{stem(resolved.model.checkpoint)}-{Path(recipe).stem}"
     options = Options(seed, device, threads, limit, resume, low_memory)
-    report = pipeline.run(resolved, target, options)
+    report = pipeline.run(resolved, target, options, earlier=earlier)
     say(terminal.summary(report))
     say(f"written to {target}: open {target / 'report.html'}")
+    if ci.on_github(ci_service) and parallel.is_first():
+        ci.tell_report(report)
     if as_json and parallel.is_first():
         print_json(json.loads(report.to_json()))
     if not report.passed:
@@ -157,6 +201,7 @@ def export(
     limit: Limit = None,
     threads: Threads = 1,
     as_json: AsJson = False,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Export a MODEL as it is to ONNX, checked against torch on images: a run without stages."""
@@ -175,43 +220,6 @@ def export(
     say(f"written to {target}")
     if as_json:
         print_json(json.loads(report.to_json()))
-
-
-@app.command()
-@reported
-def plan(
-    recipe: RecipeArgument,
-    model: ModelArgument = None,
-    name: Name = None,
-    settings: Settings = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Show what a RECIPE would do to a MODEL: layers, MACs, bytes. Writes nothing."""
-    from rich.table import Table
-
-    from vitcompress.recipe import check_inputs, find_recipe, load_recipe
-    from vitcompress.report.format import size
-
-    given = given_values(model, name)
-    resolved = load_recipe(find_recipe(recipe), settings or (), given)
-    check_inputs(resolved, images=False)
-    from vitcompress import chain
-
-    stages = chain.plan(resolved)
-    if as_json:
-        return print_json(
-            [vars(planned) | {"details": planned.details.model_dump()} for planned in stages]
-        )
-    table, names = Table("after stage", "MACs", "tensors", "what"), list[str]()
-    for planned in stages:
-        what = ", ".join(f"{key} {value}" for key, value in planned.details.facts.items())
-        table.add_row(planned.stage, f"{planned.macs / 1e9:.3f} G", size(planned.bytes), what)
-        for layers in (each for each in planned.details.tables if each.name == "layers"):
-            names.append(f"{planned.stage}: {', '.join(str(r['layer']) for r in layers.rows)}")
-    say(table)
-    for line in names:
-        say(line)
 
 
 @app.command()
@@ -235,6 +243,7 @@ def sensitivity(
     resume: Resume = False,
     low_memory: LowMemory = False,
     as_json: AsJson = False,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Show what each part of a MODEL would cost if the stages of a RECIPE compressed it."""
@@ -288,6 +297,11 @@ def _check_table(out: Path) -> None:
         raise InputError(f"--out {out}: cannot be written to: {error.strerror}") from None
 
 
+app.command()(reported(cli_recipes.init))
+app.command()(reported(cli_recipes.plan))
+app.command()(reported(cli_recipes.schema))
+app.command()(reported(cli_recipes.recipes))
+app.command()(reported(cli_recipes.models))
 app.command()(reported(cli_looking.inspect))
 app.command()(reported(cli_looking.docs))
 app.command()(reported(cli_looking.predict))
@@ -295,58 +309,6 @@ app.command("eval")(reported(cli_looking.evaluate))
 app.command()(reported(cli_looking.bench))
 app.command()(reported(cli_looking.compare))
 app.command()(reported(cli_search.search))
-
-
-@app.command()
-@reported
-def schema() -> None:
-    """Print the JSON schema of recipes."""
-    from vitcompress.recipe import json_schema
-
-    print_json(json_schema())
-
-
-@app.command()
-@reported
-def recipes(as_json: AsJson = False) -> None:
-    """List the packaged recipes."""
-    from vitcompress.recipe import packaged_recipes, recipe_summary
-
-    found = {
-        name: recipe_summary(path.read_text(encoding="utf-8"))
-        for name, path in packaged_recipes().items()
-    }
-    if as_json:
-        return print_json(found)
-    for name, text in found.items():
-        say(f"{name}: {text}")
-
-
-@app.command()
-@reported
-def models(as_json: AsJson = False) -> None:
-    """List the families of models, which stages work on them, and the layouts that are known."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from vitcompress import registry, support
-
-    rooms = ("families", "layouts")
-    found = {room: registry.summaries(f"vitcompress.model.{room}") for room in rooms}
-    rows = support.known()
-    if as_json:
-        return print_json({**found, "stages": [row.model_dump() for row in rows]})
-    print_facts(found)
-    head, *below = support.cells(rows)
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("model (family)", overflow="fold")
-    for stage in head[1:]:
-        table.add_column(stage, min_width=max(map(len, stage.split())))
-    for row, (model, *works) in zip(rows, below, strict=True):
-        table.add_row(f"{model} ({row.family})", *works)
-    say(table)
-    for number, line in enumerate(support.lines(rows), 1):
-        say(f"({number}) {line}")
 
 
 def main() -> None:

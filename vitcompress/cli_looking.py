@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from vitcompress import paths
+from vitcompress import ci, paths
 from vitcompress.cli_options import (
     AsJson,
+    Ci,
     Classes,
     Limit,
     Name,
@@ -94,6 +95,7 @@ def evaluate(
     ] = False,
     settings: Settings = None,
     limit: Limit = None,
+    ci_service: Ci = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -113,6 +115,10 @@ def evaluate(
 
     found, tables = inspection.evaluate(recipe, limit, rival, robustness)
     facts = found.model_dump(exclude_none=True)
+    if ci.on_github(ci_service):
+        from vitcompress.report import figures
+
+        ci.summarise(f"`{model}` on `{evaluation}`: {figures.told(found)}")
     if as_json:
         return print_json(facts | {table.name: table.rows for table in tables})
     print_facts(facts)
@@ -140,6 +146,7 @@ def compare(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Output folders of earlier runs.")
     ],
+    ci_service: Ci = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -149,6 +156,9 @@ def compare(
 
     reports = {str(run): Report.read(run) for run in runs}
     say(terminal.comparison(reports))
+    if ci.on_github(ci_service):
+        for run, report in reports.items():
+            ci.tell(*ci.annotations(report, run))
     if as_json:
         print_json({run: report.final.model_dump() for run, report in reports.items()})
 

@@ -5,10 +5,31 @@ from typing import Annotated
 
 import typer
 
-from vitcompress import __version__
+from vitcompress import __version__, ci
+from vitcompress.terms import AGAINST
+
+
+def recipe_names(incomplete: str) -> list[tuple[str, str]]:
+    """For completion in a shell: packaged recipes that begin so, with what they say of themselves.
+
+    Where there is none, the shell completes files.
+    """
+    from vitcompress.recipe import packaged_recipes, recipe_summary
+
+    return [
+        (name, recipe_summary(path.read_text(encoding="utf-8")))
+        for name, path in packaged_recipes().items()
+        if name.startswith(incomplete)
+    ]
+
 
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a packaged recipe.")
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe file, or the name of a packaged recipe.",
+        autocompletion=recipe_names,
+    ),
 ]
 ModelArgument = Annotated[
     str | None,
@@ -37,6 +58,10 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe: data.KEY=VALUE."),
 ]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option("--skip", metavar="STAGE", help="Leave a stage of the recipe out."),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many images of each set.")]
 Threads = Annotated[
     int,
@@ -61,6 +86,23 @@ LowMemory = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
+Ci = Annotated[
+    ci.Service | None,
+    typer.Option(
+        "--ci",
+        help="Errors, failed gates and warnings as annotations, and a summary of the job: by "
+        "default where GITHUB_ACTIONS=true says so.",
+    ),
+]
+Against = Annotated[
+    Path | None,
+    typer.Option(
+        help="An earlier run, its folder or report.json, than which this one must not be worse by "
+        "more than gates.against in the recipe, or else: "
+        + ", ".join(f"{figure} {limit:g}" for figure, limit in AGAINST.items())
+        + " (points; ratios of bytes and latency)."
+    ),
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -72,6 +114,7 @@ def _print_version(wanted: bool) -> None:
 Version = Annotated[
     bool, typer.Option("--version", is_eager=True, callback=_print_version, help="The version.")
 ]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Details on stderr, too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
 
 

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from vitcompress import ci
 from vitcompress.cli_options import (
     AsJson,
     Calibration,
+    Ci,
     Classes,
     Device,
     Evaluation,
@@ -21,7 +23,9 @@ from vitcompress.cli_options import (
     Seed,
     Settings,
     Threads,
+    Verbose,
     given_values,
+    recipe_names,
     stem,
 )
 from vitcompress.console import print_json, say
@@ -33,7 +37,11 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 def search(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint, or timm:NAME.")],
     recipe: Annotated[
-        str, typer.Option(help="A recipe with choices to search, or the name of a packaged one.")
+        str,
+        typer.Option(
+            help="A recipe with choices to search, or the name of a packaged one.",
+            autocompletion=recipe_names,
+        ),
     ] = "vit-search",
     name: Name = None,
     calibration: Calibration = None,
@@ -68,7 +76,9 @@ def search(
     device: Device = "cpu",
     resume: Resume = True,
     low_memory: LowMemory = False,
+    ci_service: Ci = None,
     as_json: AsJson = False,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Search the chain of stages that costs least within the limits on what may be lost."""
@@ -96,10 +106,15 @@ def search(
     outcome = searched(resolved, target, options, Effort(seconds, trials), study)
     say(terminal.table("search", outcome.report.candidates))
     if outcome.best is None:
-        say("no candidate holds the limits; give more choices, or relax a limit", "bold red")
+        none = "no candidate holds the limits; give more choices, or relax a limit"
+        say(none, "bold red")
+        if ci.on_github(ci_service):
+            ci.tell(ci.annotation("error", "vitcompress search", none))
     else:
         say(terminal.summary(outcome.best))
         say(f"written to {target / BEST}: open {target / PAGE}")
+        if ci.on_github(ci_service):
+            ci.tell_report(outcome.best)
     if as_json:
         best = None if outcome.best is None else json.loads(outcome.best.to_json())
         print_json({"best": best, "candidates": list(outcome.report.candidates.rows)})

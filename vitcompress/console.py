@@ -1,4 +1,8 @@
-"""What people see: one console on stderr, progress with the time left, and JSON on stdout."""
+"""What people see: one console on stderr, progress with the time left, and JSON on stdout.
+
+Results and errors are said (`say`), the course of the work is noted (`note`): where nobody watches
+a terminal, notes begin with the time, and nothing is broken into lines.
+"""
 
 import json
 import os
@@ -6,17 +10,23 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from vitcompress.errors import RunError
+from vitcompress.report import format
 
 T = TypeVar("T")
 
 _HEARTBEAT_SECONDS = 30.0
+_UNBROKEN = 10_000  # columns
 # Control characters, and the halves of characters by which Python writes bytes that are not UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -27,7 +37,13 @@ def printable(text: str) -> str:
 
 
 class _Console(Console):
-    """Takes what it prints as data: no markup and no emoji codes, and nothing moves the cursor."""
+    """Takes what it prints as data: no markup and no emoji codes, and nothing moves the cursor.
+
+    `verbose`: whether notes on details are shown. `kept`: a file that all notes go to.
+    """
+
+    verbose = False
+    kept: TextIO | None = None
 
     def __init__(self) -> None:
         super().__init__(stderr=True, highlight=False, markup=False, emoji=False)
@@ -35,6 +51,13 @@ class _Console(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         lines = "\n".join(printable(line) for line in text.split("\n"))
         return super().render_str(lines, **options)
+
+    @property
+    def options(self) -> ConsoleOptions:
+        """Without a terminal as wide as it takes, unless a width was set."""
+        known = super().options
+        fixed = self.is_terminal or self._width is not None
+        return known if fixed else replace(known, max_width=_UNBROKEN)
 
     def on_broken_pipe(self) -> None:
         """Go on in silence: that nobody reads any more is no reason to lose the work."""
@@ -47,7 +70,45 @@ console = _Console()
 
 def say(what: Any, style: str = "") -> None:
     """Print text, on one line however long, or something that `rich` draws."""
-    console.print(what, style=style, soft_wrap=isinstance(what, str))
+    console.print(what, style=style, soft_wrap=isinstance(what, str), crop=console.is_terminal)
+
+
+def note(text: str, style: str = "", detail: bool = False) -> None:
+    """Say what the work is at; a `detail` is shown where that is asked for, and always kept."""
+    lines = text.split("\n")
+    keep(text)
+    if detail and not console.verbose:
+        return
+    say(text if console.is_terminal else "\n".join(f"{_now()} {line}" for line in lines), style)
+
+
+def keep(text: str) -> None:
+    """Put `text`, each line with the time, where notes are kept now."""
+    if console.kept is not None:
+        console.kept.writelines(f"{_now()} {printable(line)}\n" for line in text.split("\n"))
+        console.kept.flush()
+
+
+@contextmanager
+def keeping(file: Path | None) -> Iterator[ExitStack]:
+    """Until the end, or until what is yielded is closed, notes go to `file` too (None: nowhere)."""
+    with ExitStack() as kept:
+        if file is not None:
+            console.kept = kept.enter_context(file.open("w", encoding="utf-8"))
+            kept.callback(setattr, console, "kept", None)
+        yield kept
+
+
+def drawn(what: RenderableType) -> str:
+    """What `rich` draws, as plain text."""
+    plain = Console(width=_UNBROKEN, color_system=None, markup=False, emoji=False, highlight=False)
+    with plain.capture() as captured:
+        plain.print(what)
+    return captured.get().rstrip()
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(" ", "seconds")
 
 
 def print_facts(facts: dict[str, Any], indent: str = "") -> None:
@@ -57,8 +118,7 @@ def print_facts(facts: dict[str, Any], indent: str = "") -> None:
             say(f"{indent}{key}", "bold")
             print_facts(value, indent + "  ")
         else:
-            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-            say(f"{indent}{key}: {shown}")
+            say(f"{indent}{key}: {format.value(value, key)}")
 
 
 def print_json(data: Any) -> None:
@@ -98,6 +158,6 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
             now = time.monotonic()
             if done and now - beat >= _HEARTBEAT_SECONDS:
                 left = (now - start) / done * (total - done)
-                console.print(f"  {description}: {done} of {total}, about {left:.0f} s left")
+                note(f"  {description}: {done} of {total}, about {format.roughly(left)} left")
                 beat = now
             yield item

@@ -1,7 +1,7 @@
 """The dense model that a recipe names."""
 
 from vitcompress import gates
-from vitcompress.console import console
+from vitcompress.console import note
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.model.head import Choice
@@ -42,7 +42,7 @@ def load_dense(recipe: Recipe) -> VitModel:
 def say_model(model: VitModel) -> None:
     """Say what came of it, and how images are prepared for it."""
     spec = model.preprocess
-    console.print(
+    note(
         f"{model.architecture.timm}: {_outputs(model)}, images "
         f"{spec.input_size[0]}×{spec.input_size[1]} {spec.interpolation}, crop {spec.crop_pct}, "
         f"mean {spec.mean}, std {spec.std}"

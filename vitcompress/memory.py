@@ -56,7 +56,7 @@ def _filed(tensor: Tensor) -> Tensor:
     return found.view(tensor.shape)
 
 
-def keep(module: nn.Module, room: Room) -> None:
+def move_to(module: nn.Module, room: Room) -> None:
     """Let all tensors of `module` lie in `room` (in place). Raises as that does."""
     for tensor in _tensors(module):
         tensor.data = room(tensor)

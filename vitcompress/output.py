@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from functools import cache
@@ -16,17 +17,22 @@ from typing import Any
 from jinja2 import Template
 from markupsafe import escape
 
+if sys.platform != "win32":
+    import resource
+
 from vitcompress import processor
 from vitcompress import recipe as recipes
-from vitcompress.console import console
+from vitcompress.console import note
 from vitcompress.export import predict
 from vitcompress.model.architecture import VitModel
+from vitcompress.pace import PEAK
 from vitcompress.place import MANIFEST
 from vitcompress.report import html, junit, markdown
 from vitcompress.report.model import Artifact, Report
 from vitcompress.targets import Target
 
-ONNX, PREDICT, PAGE = predict.MODEL, "predict.py", "predict.html"
+ONNX, LOG = predict.MODEL, "run.log"
+PREDICT, PAGE = "predict.py", "predict.html"
 _PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy")
 
 
@@ -49,7 +55,7 @@ def cache_folder() -> Path:
 def _passing_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="vitcompress-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    console.print("no home folder: nothing is kept for --resume; VITCOMPRESS_CACHE names a place")
+    note("no home folder: nothing is kept for --resume; VITCOMPRESS_CACHE names a place")
     return folder
 
 
@@ -142,5 +148,14 @@ def environment(threads: int, runtime: Target) -> dict[str, Any]:
         "target": f"{runtime.name} {runtime.version}",
         "onnxruntime_threads": threads,
         "batch": 1,
+        PEAK: peak_bytes(),
         **versions(),
     }
+
+
+def peak_bytes() -> int | None:
+    """The most memory that this process has held; None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

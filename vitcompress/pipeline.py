@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcompress import gates, output, parallel, targets, trained_size
+from vitcompress import gates, output, pace, parallel, targets, trained_size
 from vitcompress.chain import Carried, Options, carry_out, context_of, details_of, planned, step
-from vitcompress.console import console
+from vitcompress.console import drawn, keep, keeping, note
 from vitcompress.data.images import ImageSet, batches
 from vitcompress.dense import load_dense, say_model
 from vitcompress.errors import ParityError
@@ -23,13 +23,17 @@ from vitcompress.export.floats import in_float16
 from vitcompress.export.onnx import export_onnx, facts_of
 from vitcompress.export.parity import check_parity
 from vitcompress.measure import cost
+from vitcompress.measure.runtime import SECONDS, time_in_turns
 from vitcompress.measure.runtime import logits as onnx_logits
-from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model import image_size
 from vitcompress.model.architecture import VitModel
 from vitcompress.place import writing
 from vitcompress.recipe import Recipe
+from vitcompress.recipe_gates import Gates
+from vitcompress.report import terminal
 from vitcompress.report.figures import told
+from vitcompress.report.format import label
+from vitcompress.report.format import value as fact
 from vitcompress.report.model import (
     Artifact,
     Latency,
@@ -41,7 +45,7 @@ from vitcompress.report.model import (
 from vitcompress.run_images import RunImages, judging, open_run_images
 from vitcompress.stages.context import Context
 from vitcompress.stages.order import losing_orders
-from vitcompress.stages.stage import Study
+from vitcompress.stages.stage import StageResult, Study
 from vitcompress.tasks import Task
 from vitcompress.terms import Floats
 
@@ -51,11 +55,16 @@ _ENOUGH = 50  # images to judge on; gates on fewer say little
 
 @torch.no_grad()
 def run(
-    recipe: Recipe, out: Path, options: Options, carried: Mapping[str, Carried] | None = None
+    recipe: Recipe,
+    out: Path,
+    options: Options,
+    carried: Mapping[str, Carried] | None = None,
+    earlier: Report | None = None,
 ) -> Report:
     """Carry out `recipe` and write the folder `out`, which appears only when all is done.
 
-    `carried`: stages, by name, that were carried out already.
+    `carried`: stages, by name, that were carried out already. `earlier`: a run of the same task
+    that `gates.against` holds this one against.
     Of several processes, the first writes it, and all return its report.
     Raises `InputError`, `RunError` and `ParityError`. A failed gate is no error: see
     `Report.passed`.
@@ -64,10 +73,17 @@ def run(
     place: AbstractContextManager[Path] = nullcontext(out)
     if parallel.is_first():
         place = writing(out)
-    with place as target, TemporaryDirectory(prefix="vitcompress-") as scratch:
+    with (
+        place as target,
+        TemporaryDirectory(prefix="vitcompress-") as scratch,
+        keeping(target / output.LOG if parallel.is_first() else None) as log,
+    ):
         torch.manual_seed(options.seed)
+        note(_told_of(options, runtime), detail=True)
         dense = load_dense(recipe)
         say_model(dense)
+        task = judging(recipe, dense).task
+        limits = gates.applying(recipe.gates, task, earlier)
         data = open_run_images(recipe, dense, options.limit, options.seed)
         for _ in planned(recipe, dense, runtime):
             pass  # what is wrong with a late stage is told before the first takes its time
@@ -75,13 +91,31 @@ def run(
         if not parallel.is_first():
             return _follow(recipe, dense, data, context)
         home = Path(scratch)
-        task = judging(recipe, dense).task
-        report = _Run(
-            recipe, options, dense, data, context, target, home, runtime, task, carried or {}
+        known = pace.took(earlier or out, recipe, dense.architecture.timm).seconds
+        done = _Run(
+            recipe, options, dense, data, context, target, home, runtime, task, carried or {}, known
         ).carry_out()
+        report = _held_against(done, limits, earlier)
         output.write_reports(target, report)
-        output.write_manifest(target, recipe, options, data.fingerprints())
+        keep(drawn(terminal.summary(report)))
+        log.close()  # before its hash is taken
+        inputs = data.fingerprints() | ({} if earlier is None else {"against": earlier.sha256()})
+        output.write_manifest(target, recipe, options, inputs)
     return parallel.from_first(lambda: report)
+
+
+def _told_of(options: Options, runtime: targets.Target) -> str:
+    """What a run rests on, on one line."""
+    known = ", ".join(f"{name} {version}" for name, version in output.versions().items())
+    given = f"seed {options.seed}, device {options.device}, {options.threads} thread(s)"
+    return f"{known}; {runtime.name} {runtime.version}; {given}"
+
+
+def _held_against(done: Report, limits: Gates, earlier: Report | None) -> Report:
+    """What was `done`, with its gates."""
+    results = gates.gate_results(limits, done.baseline, done.final, earlier)
+    told = [] if earlier is None else gates.unlike(earlier, done.baseline)
+    return done.model_copy(update={"gates": results, "warnings": [*done.warnings, *told]})
 
 
 def _follow(recipe: Recipe, dense: VitModel, data: RunImages, context: Context) -> Report:
@@ -115,17 +149,21 @@ class _Run:
     runtime: targets.Target
     task: Task  # that figures are of
     carried: Mapping[str, Carried]
+    known: Mapping[str, float]  # seconds by stage, of an earlier run
 
     def carry_out(self) -> Report:
         baseline_file = self.scratch / "baseline.onnx"
-        with step("baseline: fp32 export, checked and measured"):
+        with step("baseline: fp32 export, checked and measured") as started:
             self.parity_pixels = self._parity_pixels()
             self._export(self.dense, baseline_file, {})
             self.judged_dense = self._judge_onnx(baseline_file)
+        paced = pace.Pace(time.monotonic() - started + 2 * SECONDS, self.known)
         resizing, told_of_it = self._resizing()
         model, stages, warnings = self.dense, list[StageReport](), list[str]()
-        for config in self.recipe.stages:
-            with step(f"{config.name} ({config.type})") as started:
+        names = [config.name for config in self.recipe.stages]
+        for number, config in enumerate(self.recipe.stages, 1):
+            title = f"stage {number}/{len(names)}: {config.name} ({config.type})"
+            with step(title, paced.left(names[number - 1 :])) as started:
                 if (known := self.carried.get(config.name)) is not None:
                     result, seconds = known
                 else:
@@ -137,6 +175,8 @@ class _Run:
                 warnings += [f"{config.name}: {s.note}; {told(s.figures)}" for s in studies]
                 is_last = config is self.recipe.stages[-1]
                 metrics = None if is_last else self._torch_metrics(model)
+                paced.taken[config.name] = seconds
+                self._note_details(result, metrics)
             stages.append(
                 StageReport(
                     name=config.name,
@@ -146,7 +186,7 @@ class _Run:
                     details=details_of(result, studies),
                 )
             )
-        with step("export, parity and measurement"):
+        with step("export, parity and measurement", paced.left([])):
             artifacts, final, baseline = self._finish(model, baseline_file)
         if stages:
             stages[-1] = stages[-1].model_copy(update={"metrics": final})
@@ -156,7 +196,6 @@ class _Run:
             stages=stages,
             final=final,
             artifacts=artifacts,
-            gates=gates.gate_results(gates.applying(self.recipe.gates, self.task), baseline, final),
             environment=output.environment(self.options.threads, self.runtime),
             warnings=[
                 *self.data.warnings(),
@@ -167,6 +206,13 @@ class _Run:
                 *warnings,
             ],
         )
+
+    def _note_details(self, result: StageResult, metrics: Metrics | None) -> None:
+        """What a stage tells, and the figures of what it left."""
+        for key, value in result.facts.items():
+            note(f"  {label(key)}: {fact(value, key)}", detail=True)
+        if metrics is not None:
+            note(f"  {told(metrics)}", detail=True)
 
     def _resizing(self) -> tuple[dict[str, Any], list[str]]:
         """What images of another size than in training cost and save: facts, and a line.
@@ -180,7 +226,7 @@ class _Run:
             images = trained_size.sample(self.data.evaluation)
             judged, resized = (self._judge_torch(each, images) for each in (trained, self.dense))
             facts, line = trained_size.compared(trained, judged, self.dense, resized, self.task)
-        console.print(f"  {line}", soft_wrap=True)
+        note(f"  {line}")
         return {"trained_size": facts}, [line]
 
     def _finish(

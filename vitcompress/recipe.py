@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     WithJsonSchema,
@@ -25,18 +23,12 @@ from vitcompress.data.preprocess import CropMode, Interpolation
 from vitcompress.errors import InputError
 from vitcompress.model.options import ModelOptions
 from vitcompress.recipe_errors import first_error
+from vitcompress.recipe_gates import Gates, Number, Section
 from vitcompress.registry import OneOf
 from vitcompress.searching.config import SearchSection
 from vitcompress.stages.registry import StageConfig
 from vitcompress.terms import Activation, Floats, Output
 from vitcompress.yamltext import Document, dump, override, parse_yaml, read_override, replaced
-
-
-def _no_boolean(value: object) -> object:
-    """YAML's `yes` and `on` are booleans, which would otherwise count as 1."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("float_type", "must be a number")
-    return value
 
 
 def _square(value: object) -> object:
@@ -45,25 +37,17 @@ def _square(value: object) -> object:
 
 _Text = Annotated[str, Field(min_length=1)]
 _Count = Annotated[int, Field(gt=0, strict=True)]
-_Number = Annotated[float, BeforeValidator(_no_boolean)]
 _Size = Annotated[
     tuple[_Count, _Count],
     BeforeValidator(_square),
     WithJsonSchema({"type": ["integer", "array"], "items": {"type": "integer"}}),
 ]
 _Target = Annotated[str, OneOf("vitcompress.targets")]
-_Limit = Annotated[_Number, Field(ge=0)]
 _Class = _Text | Annotated[int, Field(ge=0, strict=True)]
 _Classes = _Text | Annotated[tuple[_Class, ...], Field(min_length=2)]
-_Percent = Annotated[_Number, Field(ge=0, le=100)]
-_Share = Annotated[_Number, Field(ge=0, le=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class HeadSection(_Section):
+class HeadSection(Section):
     """What no tensor tells of a head of several layers.
 
     `activation`: what follows each of its linear layers but the last; `none` where nothing does.
@@ -72,7 +56,7 @@ class HeadSection(_Section):
     activation: Activation | Literal["none"] | None = None
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     """Where the model comes from.
 
     `checkpoint`: a path, `timm:NAME` or `example:glyphs`. `name`: the timm architecture, where the
@@ -94,7 +78,7 @@ class ModelSection(_Section):
     head: HeadSection = HeadSection()
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """Images, and how they are prepared where the model does not tell.
 
     `calibration` and `evaluation`: a folder, a .tar, a .npz or `example:glyphs/SPLIT`. `images`:
@@ -110,10 +94,10 @@ class DataSection(_Section):
     classes: _Text | None = None
     classifier: _Text | None = None
     images: _Count = 256
-    max_unreadable: Annotated[_Number, Field(ge=0, le=1)] = 0.01
-    mean: Annotated[tuple[_Number, ...], Field(min_length=1)] | None = None
-    std: Annotated[tuple[Annotated[_Number, Field(gt=0)], ...], Field(min_length=1)] | None = None
-    crop_pct: Annotated[_Number, Field(gt=0, le=1)] | None = None
+    max_unreadable: Annotated[Number, Field(ge=0, le=1)] = 0.01
+    mean: Annotated[tuple[Number, ...], Field(min_length=1)] | None = None
+    std: Annotated[tuple[Annotated[Number, Field(gt=0)], ...], Field(min_length=1)] | None = None
+    crop_pct: Annotated[Number, Field(gt=0, le=1)] | None = None
     interpolation: Interpolation | None = None
     crop_mode: CropMode | None = None
     input_size: _Size | None = None
@@ -124,7 +108,7 @@ class DataSection(_Section):
         return self.model_dump(include=keys, exclude_none=True)
 
 
-class ExportSection(_Section):
+class ExportSection(Section):
     """Which files to write.
 
     `target`: the runtime that the ONNX file is for. `floats`: what is not quantized is float32, or
@@ -144,56 +128,7 @@ class ExportSection(_Section):
         return self
 
 
-class MaxDrop(_Section):
-    """Percentage points that may be lost."""
-
-    top1: _Percent | None = None
-    top5: _Percent | None = None
-    map: _Percent | None = None
-    knn: _Percent | None = None
-
-
-class Minimum(_Section):
-    """Figures that must be reached: percent, 0 to 1 for cosines, and times for `speedup`."""
-
-    top1: _Percent | None = None
-    top5: _Percent | None = None
-    map: _Percent | None = None
-    knn: _Percent | None = None
-    agreement: _Percent | None = None
-    cosine: _Share | None = None
-    cosine_p5: _Share | None = None
-    neighbours: _Percent | None = None
-    speedup: _Limit | None = None
-
-
-class Maximum(_Section):
-    """Figures that must not be passed: nats for `kl`, and the bytes of the ONNX file."""
-
-    kl: _Limit | None = None
-    relative_error: _Limit | None = None
-    bytes: _Limit | None = None
-
-
-class MaxRatio(_Section):
-    """Shares of the baseline that must not be passed."""
-
-    bytes: _Limit | None = None
-    macs: _Limit | None = None
-    params: _Limit | None = None
-    latency: _Limit | None = None
-
-
-class Gates(_Section):
-    """What must hold in the end; one gate that fails makes the run fail."""
-
-    max_drop: MaxDrop = MaxDrop()
-    min: Minimum = Minimum()
-    max: Maximum = Maximum()
-    max_ratio: MaxRatio = MaxRatio()
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """A chain of stages over a model. Everything but `stages` has a default.
 
     `task`: what the output of the model means; inferred from the number of outputs where not given.
@@ -272,6 +207,18 @@ def _validated(
     except ValidationError as error:
         what = first_error(error, Recipe, data, document, str(path), applied)
         raise InputError(what) from None
+
+
+def without(recipe: Recipe, skipped: Sequence[str]) -> Recipe:
+    """`recipe` without the stages of such names. Raises `InputError` for one that it has not."""
+    names = [stage.name for stage in recipe.stages]
+    for name in skipped:
+        if name not in names:
+            raise InputError(
+                f"--skip {name}: no such stage; the stages are {', '.join(names) or 'none'}"
+            )
+    left = tuple(stage for stage in recipe.stages if stage.name not in skipped)
+    return recipe.model_copy(update={"stages": left})
 
 
 def check_inputs(recipe: Recipe, images: bool = True) -> None:

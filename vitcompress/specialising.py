@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from vitcompress import paths
-from vitcompress.console import say, track
+from vitcompress.console import note, track
 from vitcompress.data.images import ImageSet, batches, open_images
 from vitcompress.data.labels import in_order, normal, read_classes, tells_classes
 from vitcompress.data.sources import list_source
@@ -106,7 +106,7 @@ def images_of(
     line = f"{source}: {len(found)} of {looked_at} images are of the classes to be kept, by {by}"
     if len(found) < min(_LEAST, wanted or _LEAST):
         raise InputError(f"{line}: too few; give more images of them, or keep more classes")
-    say(line)
+    note(line)
     return found
 
 

@@ -24,3 +24,9 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh"]
 Output = Literal["pooled", "token", "average", "joined", "tokens"]
 """Which features are the output of a model without its head: its own pooling of the tokens, the
 class token, the average of all patches, these two joined, or each patch by itself."""
+
+AGAINST = {
+    **{"top1": 0.5, "map": 0.5, "knn": 0.5, "agreement": 1.0, "neighbours": 1.0},
+    **{"cosine": 0.005, "relative_error": 0.01, "bytes": 1.02, "latency": 1.1},
+}
+"""The keys of `gates.against` where a recipe sets none: figures that the earlier run has."""

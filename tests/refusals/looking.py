@@ -11,6 +11,16 @@ LOOKING: dict[str, Row] = {
         lambda home: [(home / "report.json").write_text("{}"), "compare", home][1:],
         ("report.json: not a report of schema 1",),
     ),
+    "a first recipe in the place of another": Row(
+        after(
+            lambda home: (home / "recipe.yaml").write_text("stages: []"),
+            lambda home: ["init", GLYPHS, "-o", home / "recipe.yaml"],
+        ),
+        ("recipe.yaml: is there already; name another file",),
+    ),
+    "a first recipe for nothing": Row(
+        lambda home: ["init", home / "gone.pth"], ("gone.pth: no such file",)
+    ),
     "a race of what is no ONNX file": Row(
         named("x.onnx", b"no", "bench"),
         ("x.onnx: damaged, or not an ONNX file; give one that `export`",),

@@ -36,6 +36,9 @@ RUNS: dict[str, Row] = {
     "a stage that is not there": Row(
         run("--set", "stages.quantize.bits=8"), ("stages.quantize", "quant")
     ),
+    "a stage to skip that is not there": Row(
+        run("--skip", "quantise"), ("--skip quantise: no such stage; the stages are quant",)
+    ),
     "an unknown type of stage": Row(
         run(recipe=RECIPE.replace("quantize", "quantise")),
         ("r.yaml:5", "unknown type; did you mean quantize?"),
@@ -46,6 +49,18 @@ RUNS: dict[str, Row] = {
     "a gate of another task": Row(
         run("--set", "gates.min.cosine=0.9", "--set", "data.evaluation=null"),
         ("gates.min.cosine: the task classification has no cosine", "agreement"),
+    ),
+    "an earlier run that is none": Row(
+        run("--against", "HOME/gone"), ("gone: no output folder of a run, nor its report.json",)
+    ),
+    "an earlier run of another task": Row(
+        after(
+            lambda home: (home / "report.json").write_text(
+                '{"model": {}, "baseline": {}, "final": {"cosine": 0.9, "bytes": 9}}'
+            ),
+            run("--against", "HOME/report.json"),
+        ),
+        ("--against: that run has no figure of the task classification", "same task"),
     ),
     "a device that is not there": Row(
         run("--device", "nonsense"), ("--device nonsense: not to be had here; use cpu",)

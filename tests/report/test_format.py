@@ -14,6 +14,10 @@ from vitcompress.report import format as fmt
         (fmt.count(1_258_000_000), "1.26 G"),
         (fmt.count(5_717_416), "5.72 M"),
         (fmt.count(192), "192"),
+        (fmt.macs(1_254_000_000), "1.25 GMACs"),
+        (fmt.value(185_300_000, "macs"), "185 MMACs"),
+        (fmt.value(5_717_416, "parameters"), "5.72 M"),
+        (fmt.value(99.2, "top1"), "99.2 %"),
         (fmt.percent(98.6), "98.6 %"),
         (fmt.percent(99.97), "99.97 %"),
         (fmt.percent(99.9999), "99.9999 %"),
@@ -37,6 +41,9 @@ from vitcompress.report import format as fmt
         (fmt.milliseconds(1234.5), "1,234 ms"),
         (fmt.seconds(59.96), "1 min 00 s"),
         (fmt.seconds(3900), "1 h 05 min"),
+        (fmt.roughly(35.1), "35 s"),
+        (fmt.roughly(250.0), "4 min"),
+        (fmt.roughly(3900.0), "1 h 05 min"),
         (fmt.nats(0.00213), "0.0021"),
         (fmt.times(2.411), "2.41×"),
         (fmt.ratio(0.012), "0.0120"),
@@ -57,9 +64,32 @@ def test_a_number_is_written_for_people(text: str, wanted: str) -> None:
 @pytest.mark.parametrize(
     "write",
     [
-        fmt.size, fmt.count, fmt.whole, fmt.percent, fmt.points, fmt.relative, fmt.milliseconds,
+        fmt.size, fmt.count, fmt.macs, fmt.whole, fmt.percent,
+        fmt.points, fmt.relative, fmt.milliseconds,
         fmt.seconds, fmt.nats, fmt.times, fmt.ratio, fmt.number, fmt.value,
     ],
 )  # fmt: skip
 def test_what_was_not_measured_is_a_dash(write: fmt.Formatter) -> None:
     assert write(None) == "–"
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        ([], ""),
+        (["head"], "head"),
+        (["blocks.3.attn.qkv"], "blocks.3.attn.qkv"),
+        (
+            [f"blocks.{n}.{kind}" for n in range(12) for kind in ("attn.qkv", "mlp.fc1")],
+            "blocks.0-11.attn.qkv (12), blocks.0-11.mlp.fc1 (12)",
+        ),
+        ([f"b.{n}" for n in (0, 2, 1, 5, 7, 8)], "b.0-2,5,7-8 (6)"),
+        (
+            [f"layers.{s}.blocks.{n}.fc1" for s in (0, 1) for n in (0, 1)],
+            "layers.0.blocks.0-1.fc1 (2), layers.1.blocks.0-1.fc1 (2)",
+        ),
+        (["head.0", "norm", "head.2"], "head.0,2 (2), norm"),
+    ],
+)
+def test_names_that_differ_in_a_number_are_folded(names: list[str], wanted: str) -> None:
+    assert fmt.folded(names) == wanted

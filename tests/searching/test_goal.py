@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vitcompress import tasks
 from vitcompress.errors import InputError, RunError
-from vitcompress.recipe import Gates
+from vitcompress.recipe_gates import Gates
 from vitcompress.searching.goal import excess, limits_of, losses_of
 
 GENERATOR = torch.Generator().manual_seed(0)

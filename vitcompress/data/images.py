@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitcompress import parallel
-from vitcompress.console import console, printable
+from vitcompress.console import note, printable
 from vitcompress.data.decoding import Pixels, Prepared, decode
 from vitcompress.data.labels import labels_of
 from vitcompress.data.preprocess import Preprocess, model_input
@@ -287,7 +287,7 @@ def _skip(images: ImageSet, index: int, reason: str, allowed: int) -> None:
     if name not in images.skipped:
         images.skipped[name] = reason = printable(reason)
         warning = f"warning: {name} is unreadable and left out ({reason})"
-        console.print(warning, style="yellow", soft_wrap=True)
+        note(warning, style="yellow")
     here = [name for name in images.names if name in images.skipped]
     count = len(here)
     if count > allowed or count == len(images):

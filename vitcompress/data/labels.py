@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vitcompress.console import say
+from vitcompress.console import note
 from vitcompress.data.sources import Label, Listing
 from vitcompress.errors import InputError
 
@@ -43,7 +43,7 @@ def labels_of(
         names = read_classes(classes, stored)
     elif listing.class_names and _all_named(listing.class_names, model or ()):
         names = list(model or ())
-        say(f"{source}: classes are told by the names that the model has for them")
+        note(f"{source}: classes are told by the names that the model has for them")
     else:
         names = in_order(listing.class_names, source)
     places = {normal(name): place for place, name in enumerate(names)}
@@ -99,7 +99,7 @@ def in_order(names: Sequence[str], source: str) -> list[str]:
     found = sorted(names, key=lambda name: (natural_key(name), name))
     if found != (plain := sorted(names)):
         at = next(place for place, name in enumerate(found) if name != plain[place])
-        say(
+        note(
             f"{source}: classes are in timm's order, in which class {at} is {found[at]} and not "
             f"{plain[at]} as in torchvision's; --classes FILE gives another"
         )

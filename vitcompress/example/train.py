@@ -23,7 +23,7 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pixel_unshuffle
 
-from vitcompress.console import console
+from vitcompress.console import note
 from vitcompress.example.glyphs import (
     CLASSES,
     MEAN,
@@ -105,7 +105,7 @@ def train(out: Path, minutes: float) -> nn.Module:
         if done * minutes * 60 - reported >= _REPORT_SECONDS:
             reported = done * minutes * 60
             save(model, out)
-            console.print(
+            note(
                 f"  {done * minutes:.1f} of {minutes:g} min, step {step}: loss {named.item():.3f}, "
                 f"mask {traced.item():.3f}, top-1 {accuracy(model, 330):.1%}"
             )
@@ -140,7 +140,7 @@ def main(
 ) -> None:
     """Train the example model and write it as a bare timm state dict."""
     model = train(out, minutes)
-    console.print(f"  {out}: top-1 {accuracy(model, 2000):.2%} of 2000 evaluation images")
+    note(f"  {out}: top-1 {accuracy(model, 2000):.2%} of 2000 evaluation images")
 
 
 if __name__ == "__main__":

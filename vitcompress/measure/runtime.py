@@ -10,7 +10,8 @@ import numpy as np
 from vitcompress.targets import Session
 
 _MIN_RUNS, _MAX_RUNS = 50, 2000
-_SECONDS = 5.0  # a model, at least
+SECONDS = 5.0
+"""How long a model is timed."""
 
 
 def logits(
@@ -43,7 +44,7 @@ class Timing:
 def time_in_turns(
     sessions: Mapping[str, Session],
     pixels: np.ndarray,
-    seconds: float = _SECONDS,
+    seconds: float = SECONDS,
     runs: int = _MIN_RUNS,
 ) -> dict[str, Timing]:
     """Time all sessions on the same `pixels` [n, C, H, W], one run of each in turn.

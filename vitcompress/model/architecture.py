@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 from torch import Tensor, nn
 
 from vitcompress import tasks
-from vitcompress.console import say
+from vitcompress.console import note
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.methods import patterns, quantizer
@@ -205,8 +205,8 @@ def _converted(source: str, key: str | None) -> tuple[Source, str, Converted]:
         )
     layout = layouts.layout_of(found)
     converted = layouts.convert(found, layout)
-    for note in converted.notes:
-        say(note)
+    for line in converted.notes:
+        note(line)
     return found, layout, converted
 
 
@@ -229,7 +229,7 @@ def _told(model: VitModel, converted: Converted) -> VitModel:
     """`model` with the task and the names of classes that its checkpoint tells."""
     names, outputs = converted.classes, model.num_classes
     if names is not None and len(names) != outputs:
-        say(f"{len(names)} class names for {outputs} outputs: they are left out")
+        note(f"{len(names)} class names for {outputs} outputs: they are left out")
         names = None
     return replace(model, task_name=converted.task, class_names=names)
 

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveFloat
 from torch import Tensor, nn
 
-from vitcompress.console import say
+from vitcompress.console import note
 from vitcompress.errors import InputError
 from vitcompress.model.families import head_place
 from vitcompress.model.head import Choice, Head, set_ends, set_layers
@@ -114,7 +114,7 @@ def load_model(
         if key in tensors and not torch.equal(tensors[key], state[key]):
             shapes = f"{list(state[key].shape)} to {list(tensors[key].shape)}"
             size = f", for images of {told(sizes.used)} pixels" if sizes.used else ""
-            say(f"{key} resampled from {shapes}{size}")
+            note(f"{key} resampled from {shapes}{size}")
     return _with_head(model, spec, choice.of(converted.head), source)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitcompress.console import say
+from vitcompress.console import note
 from vitcompress.errors import InputError
 from vitcompress.model.layouts import Converted
 from vitcompress.model.naming import skeleton
@@ -61,7 +61,7 @@ def image_sizes(
     stated = (layout, folder, said, usual, whole)
     trained = next((size for size in stated if size and fits(size)), None)
     if trained is None and (trained := fits.square(model)):
-        say(f"its positions are taken for images of {told(trained)} pixels: a square fits them")
+        note(f"its positions are taken for images of {told(trained)} pixels: a square fits them")
     if trained is None and fits.embedding is not None:
         raise InputError(
             f"{source}: its position embedding {list(fits.embedding.shape)} is no square grid of"

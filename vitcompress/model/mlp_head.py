@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from vitcompress.console import say
+from vitcompress.console import note
 from vitcompress.errors import InputError
 from vitcompress.model.head import ActivationLayer, Head, Layer, LinearLayer, NormLayer
 from vitcompress.model.layouts import Converted
@@ -48,7 +48,7 @@ def described(converted: Converted, activation: str | None, place: str) -> Conve
     first = next(iter(found.values()))
     row, tensors = _row(layers, bool(first[2]), activation, f"{place}: its head {first[1]}")
     told = ", ".join(_told(layer) for layer in row)
-    say(f"{place}: its head is taken for {told} ({_KEY} says what stands between)")
+    note(f"{place}: its head is taken for {told} ({_KEY} says what stands between)")
     rest = {key: tensor for key, tensor in converted.tensors.items() if key not in found}
     return replace(converted, tensors=rest | tensors, head=Head(layers=tuple(row)))
 

@@ -187,18 +187,34 @@ _RULES = {
         lambda name, value, limit: f"{name} is {value}, allowed {limit}",
     ),
 }
+
+
+def _against(how: str, unit: str = "") -> _Rule:
+    return _Rule(
+        lambda name, limit: f"{name} at most {limit} {how} the earlier run",
+        lambda name, value, limit: f"{name} is {value} {how} the earlier run, allowed {limit}",
+        unit,
+    )
+
+
 _UNKNOWN = _Rule(
     lambda name, limit: f"{name}, limit {limit}",
     lambda name, value, limit: f"{name} is {value}, limit {limit}",
 )
 _PERCENT = ("top1", "top5", "map", "knn", "agreement", "neighbours")
 _UNITS = {**dict.fromkeys(_PERCENT, " %"), "speedup": "×"}
+_AGAINST = {
+    **dict.fromkeys(_PERCENT, _against("below", " points")),
+    **dict.fromkeys(("cosine", "cosine_p5"), _against("below")),
+    **dict.fromkeys(("kl", "relative_error"), _against("above")),
+    **dict.fromkeys(("bytes", "macs", "params", "latency"), _against("of", "×")),
+}
 
 
 def _rule(gate: GateResult) -> tuple[_Rule, str, str]:
     """The rule, the metric and the unit of a gate."""
     kind, _, metric = gate.name.partition(".")
-    rule = _RULES.get(kind) if metric else None
+    rule = _AGAINST.get(metric) if kind == "against" else _RULES.get(kind) if metric else None
     if rule is None:
         return _UNKNOWN, gate.name, ""
     return rule, metric, rule.unit or _UNITS.get(metric, "")

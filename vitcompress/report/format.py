@@ -1,6 +1,7 @@
 """How a number is written for people: one spelling for Markdown, HTML and the terminal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import groupby
 from typing import Any
 
 DASH = "–"
@@ -40,6 +41,11 @@ def count(value: float | None) -> str:
     if value is None:
         return DASH
     return f"{value:.0f}" if value < 1000 else _scaled(value, ("", "k", "M", "G", "T"))
+
+
+def macs(value: float | None) -> str:
+    """Multiply-accumulates: `1.25 GMACs`."""
+    return DASH if value is None else _scaled(value, ("MACs", "kMACs", "MMACs", "GMACs", "TMACs"))
 
 
 def whole(value: float | None) -> str:
@@ -90,6 +96,11 @@ def seconds(value: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def roughly(value: float) -> str:
+    """A time that is an estimate: `35 s`, `4 min`, `1 h 05 min`."""
+    return f"{value:.0f} s" if value < 99.5 else seconds(60 * round(value / 60)).split(" 00 s")[0]
+
+
 def nats(value: float | None) -> str:
     """A divergence: `0.0021`."""
     return DASH if value is None else _signed(f"{value:.2g}")
@@ -132,7 +143,10 @@ def number(value: float | None) -> str:
     return _signed(f"{value:,.1f}" if abs(value) >= 10_000 else f"{value:.4g}")
 
 
-_AMOUNTS: dict[str, Formatter] = {"bytes": size, "macs": count, "params": count}
+_AMOUNTS: dict[str, Formatter] = {
+    **{"bytes": size, "macs": macs},
+    **dict.fromkeys(("params", "parameters"), count),
+}
 """By the last word of a key, for whole numbers only: `macs: 0.75` is a fraction."""
 
 _MEASURES: dict[str, Formatter] = {
@@ -140,6 +154,8 @@ _MEASURES: dict[str, Formatter] = {
     "ms": milliseconds,
     "kl": nats,
     "error": ratio,
+    **dict.fromkeys(("top1", "top5", "map", "knn", "agreement"), percent),
+    "speedup": times,
 }
 
 
@@ -163,3 +179,26 @@ def value(item: Any, key: str = "") -> str:
     if isinstance(item, list):
         return ", ".join(value(each, key) for each in item) or DASH
     return str(item) or DASH
+
+
+def folded(names: Iterable[str]) -> str:
+    """Names that differ in their last number alone as one, with how many they are:
+    `blocks.0-11.mlp.fc1 (12), head`."""
+    found = dict[tuple[str, str], list[int]]()
+    for name in names:
+        parts = name.split(".")
+        at = max((i for i, part in enumerate(parts) if part.isdecimal()), default=None)
+        ends = (name, "") if at is None else (".".join(parts[:at]), ".".join(parts[at + 1 :]))
+        found.setdefault(ends, []).extend([] if at is None else [int(parts[at])])
+    return ", ".join(
+        ".".join(filter(None, (start, _ranges(numbers), end)))
+        + (f" ({len(numbers)})" if len(numbers) > 1 else "")
+        for (start, end), numbers in found.items()
+    )
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`0-3,5` of 0, 1, 2, 3 and 5."""
+    runs = groupby(enumerate(sorted(set(numbers))), key=lambda each: each[1] - each[0])
+    ends = ([number for _, number in run] for _, run in runs)
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in ends)

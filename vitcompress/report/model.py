@@ -1,5 +1,6 @@
 """The report of one run, as data: what was measured before, on the way and at the end."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -160,18 +161,24 @@ class Report(_Frozen):
         data = self.model_dump(by_alias=True)
         return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
+    def sha256(self) -> str:
+        """The hash of `report.json`, as the manifest has it."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
     @classmethod
-    def read(cls, folder: Path) -> Self:
-        """The report of the run that wrote `folder`.
+    def read(cls, place: Path) -> Self:
+        """The report of a run: a report.json, or that in the folder which the run wrote.
 
         Raises:
-            InputError: it holds no report that this version can read.
+            InputError: there is no report that this version can read.
         """
-        file = folder / "report.json"
+        file = place if place.is_file() else place / "report.json"
         try:
             return cls.from_json(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{folder}: no output folder of a run ({error})") from error
+            raise InputError(
+                f"{place}: no output folder of a run, nor its report.json ({error})"
+            ) from error
         except InputError as error:
             raise InputError(f"{file}: {error}") from error
 

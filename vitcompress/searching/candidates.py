@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitcompress import output, targets
 from vitcompress.chain import Carried, Options, context_of
-from vitcompress.console import console
+from vitcompress.console import note
 from vitcompress.dense import load_dense, say_model
 from vitcompress.errors import InputError
 from vitcompress.export.floats import in_float16
@@ -100,7 +100,7 @@ class Workbench:
             self.kept.move_to_end(key)
             return self.kept[key]
         resolved = self._resolved(model, config)
-        console.print(f"{config.name} ({config.type})", style="bold")
+        note(f"{config.name} ({config.type})", style="bold")
         start = time.monotonic()
         torch.manual_seed(self.fit.seed)
         result = stage_of(resolved).run(model, resolved, self.fit)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitcompress import gates
 from vitcompress.errors import InputError, RunError
-from vitcompress.recipe import Gates
+from vitcompress.recipe_gates import Gates
 from vitcompress.tasks import Measure, Task
 
 _LOST: dict[str, Callable[[float], float]] = {

@@ -20,7 +20,7 @@ from optuna.trial import Trial
 
 from vitcompress import pipeline
 from vitcompress.chain import Options
-from vitcompress.console import console, say
+from vitcompress.console import note
 from vitcompress.details import Row, Table
 from vitcompress.errors import InputError, ParityError, RunError
 from vitcompress.recipe import Recipe, to_yaml
@@ -111,7 +111,7 @@ class _State:
             if self.effort.guided and not self.trials.waiting():
                 self._propose()
             if (found := self.trials.next()) is None:
-                say("every combination was measured")
+                note("every combination was measured")
                 break
             self._one(*found)
             count += 1
@@ -137,15 +137,15 @@ class _State:
 
     def _one(self, trial: Trial, combination: Combination) -> None:
         told = ", ".join(f"{name}: {what}" for name, what in self.space.told(combination).items())
-        console.print(f"candidate {trial.number + 1}: {told}", style="bold")
+        note(f"candidate {trial.number + 1}: {told}", style="bold")
         try:
             candidate = self.bench.built(combination)
         except (InputError, RunError, ParityError) as error:
-            say(f"  cannot be had: {error}")
+            note(f"  cannot be had: {error}")
             self.trials.failed(trial, str(error))
             return
         over = self._excess(candidate.measured)
-        say(f"  {self._summary(candidate, over)}")
+        note(f"  {self._summary(candidate, over)}")
         self.trials.tell(trial, candidate, over)
         if not (self.out / BEST).is_dir() or not self.trials.waiting():
             self._write_best(candidate)

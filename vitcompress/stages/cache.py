@@ -20,7 +20,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from vitcompress import parallel, targets
-from vitcompress.console import console
+from vitcompress.console import note
 from vitcompress.export.folder import write_tensors
 from vitcompress.measure.latencies import LatencyTable, machine
 
@@ -170,7 +170,7 @@ def _tidy(file: Path) -> None:
 
 
 def _say(text: str) -> None:
-    console.print(f"  {text}")
+    note(f"  {text}")
 
 
 LATENCIES: ResultKind[dict[str, Any]] = values("latency", 1)

@@ -9,7 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from vitcompress import console, parallel, targets
+from vitcompress import parallel, targets
+from vitcompress.console import note, track
 from vitcompress.data.images import Batch, ImageSet, batches, dealt_batches
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
@@ -103,11 +104,11 @@ class Context:
         return fit, back
 
     def say(self, text: str) -> None:
-        console.console.print(f"  {text}")
+        note(f"  {text}")
 
     def track(self, items: Iterable[T], description: str, total: int) -> Iterator[T]:
         """Yield `items`, of which there are `total`, and show how far that is."""
-        return console.track(items, description, total)
+        return track(items, description, total)
 
     def latencies(self) -> AbstractContextManager[LatencyTable]:
         """A table of latencies of this machine to read and fill; what is new in it is kept."""

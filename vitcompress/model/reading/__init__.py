@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcompress.console import printable, say
+from vitcompress.console import note, printable
 from vitcompress.errors import InputError
 from vitcompress.model.layouts import Source, layout_of
 from vitcompress.model.reading.files import INDEX, STANDARD, file_of, json_object, read_file
@@ -88,7 +88,7 @@ def _check_plain(state: Mapping[str, Tensor], place: str) -> None:
             )
     coarse = {t.dtype for t in state.values() if t.is_floating_point() and t.itemsize == 1}
     for name in sorted(str(dtype).removeprefix("torch.") for dtype in coarse):
-        say(f"{place}: holds weights in 8 bits ({name}); they are taken as they are, as float32")
+        note(f"{place}: holds weights in 8 bits ({name}); they are taken as they are, as float32")
 
 
 def _is_expanded(tensor: Tensor) -> bool:

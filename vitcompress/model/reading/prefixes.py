@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from vitcompress.console import say
+from vitcompress.console import note
 from vitcompress.model.reading.heads import State, as_head, is_linear, split
 
 _WRAPPER = "module"  # of data-parallel and averaged models: the name of no layer
@@ -35,7 +35,7 @@ def unprefixed(state: State, known: Known, place: str) -> State:
             return state
         aside = {key.partition(".")[0]: None for key in state.keys() - model.keys() if "." in key}
         if aside:
-            say(f"{place}: of {prefix} only; left out: {', '.join(sorted(aside))}")
+            note(f"{place}: of {prefix} only; left out: {', '.join(sorted(aside))}")
         run = re.compile(rf"^({re.escape(prefix)}\.)+")
         cut = min(len(key) - len(run.sub("", key)) for key in model)
         state = {key[cut:]: tensor for key, tensor in model.items()}

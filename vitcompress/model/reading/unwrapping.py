@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitcompress.console import say
+from vitcompress.console import note
 from vitcompress.errors import InputError
 from vitcompress.model.reading.heads import HEADS, State
 
@@ -39,7 +39,7 @@ def unwrap(content: Any, key: str | None, place: str) -> State:
     }
     if others:
         aside = ", ".join(_told(at) for at in others)
-        say(f"{place}: the model is {_told(chosen)}; not taken: {aside} (model.key chooses)")
+        note(f"{place}: the model is {_told(chosen)}; not taken: {aside} (model.key chooses)")
     parts = {name: held} | {at.rpartition(".")[2]: head for at, head in joined.items()}
     return _flat(parts) if joined else held
 
