@@ -29,7 +29,8 @@ def commands() -> list[tuple[str, list[str]]]:
     """Every call of vitcompress in shell code, in blocks and in lines of text, by page."""
     found = []
     for page, text in TEXTS.items():
-        for code in [*blocks(text, "sh", "bash", "console"), *INLINE.findall(text)]:
+        inline = (" ".join(code.split()) for code in INLINE.findall(text))
+        for code in [*blocks(text, "sh", "bash", "console"), *inline]:
             for line in re.sub(r"\\\n\s*", " ", code).splitlines():
                 for part in line.split("&&"):
                     words = shlex.split(part, comments=True)
