@@ -7,6 +7,7 @@ from vitcompress.report.model import (
     Artifact,
     Details,
     GateResult,
+    Interval,
     Latency,
     Metrics,
     Report,
@@ -44,6 +45,11 @@ def report() -> Report:
         bytes=6_174_211,
         latency_ms=Latency(p50=11.2, p90=11.9, p99=13.4),
         speedup=2.652,
+        intervals={
+            "top1": Interval.of(86.2, 1000),
+            "top5": Interval.of(97.1, 1000),
+            "agreement": Interval.of(98.6, 1000),
+        },
     )
     return Report(
         model={"name": "deit_tiny_patch16_224", "num_classes": 1000},
@@ -107,10 +113,11 @@ def report() -> Report:
 @pytest.fixture
 def failed(report: Report) -> Report:
     """No labels: top-1 is null, and the gate on it cannot hold; another gate is missed."""
-    unlabelled = {"top1": None, "top5": None}
+    agreement = report.final.intervals["agreement"]
+    unlabelled = {"top1": None, "top5": None, "intervals": {"agreement": agreement}}
     return report.model_copy(
         update={
-            "baseline": report.baseline.model_copy(update=unlabelled),
+            "baseline": report.baseline.model_copy(update={**unlabelled, "intervals": {}}),
             "final": report.final.model_copy(update=unlabelled),
             "gates": [
                 GateResult(name="max_drop.top1", limit=1.0, value=None, passed=False),
@@ -124,7 +131,7 @@ def failed(report: Report) -> Report:
 @pytest.fixture
 def embedded(report: Report) -> Report:
     """Of a model without a head."""
-    unlike = {"top1": None, "top5": None, "agreement": None, "kl": None}
+    unlike = {"top1": None, "top5": None, "agreement": None, "kl": None, "intervals": {}}
     alike = {"cosine": 0.99996, "cosine_p5": 0.91234, "neighbours": 96.4, "norm_ratio": 1.01}
     final = report.final.model_copy(update={**unlike, **alike, "knn": 61.0})
     baseline = report.baseline.model_copy(update={**unlike, "knn": 62.5})

@@ -24,7 +24,7 @@ def stage_facts(details: Details) -> list[tuple[str, Fact]]:
     """The facts of a stage, and those of what it studied beside."""
     told = list(details.facts.items())
     for study in details.studies:
-        measured = study.figures.model_dump(exclude_none=True)
+        measured = study.figures.model_dump(exclude_none=True, exclude={"intervals"})
         own = {"note": study.note, **study.facts, **measured}
         told += [(f"{study.name}.{key}", value) for key, value in own.items()]
     return told

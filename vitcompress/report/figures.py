@@ -75,9 +75,25 @@ def change(figure: Figure, before: Metrics, after: Metrics) -> FigureChange:
     return FigureChange(text, "better" if (new < old) == (figure.better == "low") else "worse")
 
 
+def with_interval(figure: Figure, metrics: Metrics) -> str:
+    """The figure, a rate with its interval: `92.2 % (83.0–96.6)`."""
+    told, found = figure.text(figure.read(metrics)), metrics.intervals.get(figure.key)
+    if found is None:
+        return told
+    return f"{told} ({fmt.interval(found.low, found.high).removesuffix(' %')})"
+
+
+INTERVALS = (
+    "In brackets: the 95 % confidence interval of a rate (Wilson), as far as the number of images "
+    "tells. Both models saw the same images, so what changed between them is more certain than "
+    "intervals that overlap suggest."
+)
+
+
 def columns(report: Report) -> list[tuple[str, Metrics]]:
-    """The columns of the comparison: baseline, each stage that was measured, final."""
-    measured = [(stage.name, stage.metrics) for stage in report.stages if stage.metrics]
+    """The columns of the comparison: baseline, each stage that was measured, final, which is what
+    the last stage left."""
+    measured = [(stage.name, stage.metrics) for stage in report.stages[:-1] if stage.metrics]
     return [("Baseline", report.baseline), *measured, ("Final", report.final)]
 
 

@@ -55,6 +55,11 @@ def percent(value: float | None) -> str:
     return f"{next(t for t in (*texts, repr(value)) if value >= 100 or float(t) < 100)} %"
 
 
+def interval(low: float, high: float) -> str:
+    """Between two percentages: `83.0–96.6 %`."""
+    return span(percent(low), percent(high)).replace(" → ", "–")
+
+
 def points(value: float | None) -> str:
     """A difference between two percentages: `−0.2 points`."""
     if value is None:

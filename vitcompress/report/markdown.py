@@ -16,6 +16,7 @@ def render(report: Report) -> str:
         f"**{_text(figures.headline(report))}** {figures.verdict(report)}.",
         *([_list(f"⚠ {_text(warning)}" for warning in report.warnings)] if report.warnings else []),
         _comparison(report),
+        *([figures.INTERVALS] if report.final.intervals else []),
         *_gates(report),
         *_stages(report),
         *_artifacts(report),
@@ -28,7 +29,7 @@ def _comparison(report: Report) -> str:
     columns = figures.columns(report)
     rows = []
     for figure in figures.shown(metrics for _, metrics in columns):
-        values = [figure.text(figure.read(metrics)) for _, metrics in columns]
+        values = [figures.with_interval(figure, metrics) for _, metrics in columns]
         moved = figures.change(figure, report.baseline, report.final).text if figure.change else ""
         rows.append([figure.label, *values, moved])
     heads = [_text(name) for name, _ in columns]

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path, PurePath
+from statistics import NormalDist
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -48,6 +49,27 @@ class Latency(_Frozen):
     p99: float
 
 
+_Z = NormalDist().inv_cdf(0.975)  # of a two-sided interval of 95 %
+
+
+class Interval(_Frozen):
+    """Between which rates (percent) the one that `images` are a sample of lies, with 95 %
+    confidence."""
+
+    low: float
+    high: float
+    images: int
+
+    @classmethod
+    def of(cls, percent: float, images: int) -> Self:
+        """Wilson's score interval of a rate that was observed on so many independent images."""
+        share, z2 = percent / 100, _Z**2 / images
+        middle = (share + z2 / 2) / (1 + z2)
+        half = math.sqrt(share * (1 - share) * z2 + z2**2 / 4) / (1 + z2)
+        low, high = 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
+        return cls(low=min(low, percent), high=max(high, percent), images=images)
+
+
 class Metrics(_Frozen):
     """The figures of one model. A figure that was not measured is None, never guessed."""
 
@@ -81,6 +103,8 @@ class Metrics(_Frozen):
     latency_ms: Latency | None = None
     speedup: float | None = None
     """p50 of the baseline over this p50, both timed in turns in the same run."""
+    intervals: dict[str, Interval] = Field(default_factory=dict)
+    """By figure, of those that are rates of images."""
 
 
 class StudyReport(_Frozen):

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitcompress.methods.saliency import fisher_readout
-from vitcompress.tasks import Task, not_negative
+from vitcompress.tasks import Task, all_images, not_negative
 
 
 def distance(output: Tensor, dense: Tensor) -> Tensor:
@@ -65,4 +65,5 @@ TASK = Task(
     against_dense={"agreement": agreement, "kl": kl},
     against_labels={"top1": top1, "top5": top5},
     expected_drops={"top1": expected_drop},
+    rates=dict.fromkeys(("agreement", "top1", "top5"), all_images),
 )

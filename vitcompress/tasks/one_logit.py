@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from vitcompress.tasks import Task, multi_label
+from vitcompress.tasks import Task, all_images, multi_label
 
 
 def explained(output: Tensor) -> Tensor:
@@ -25,4 +25,5 @@ TASK = Task(
     explained=explained,
     against_dense={"agreement": multi_label.agreement, "kl": multi_label.kl},
     against_labels={"top1": top1},
+    rates=dict.fromkeys(("agreement", "top1"), all_images),
 )
