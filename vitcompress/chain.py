@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from vitcompress.export.floats import check_weights
 from vitcompress.measure import cost
 from vitcompress.model.architecture import VitModel
 from vitcompress.recipe import Recipe
-from vitcompress.report.model import Details, StudyReport
+from vitcompress.report.model import Details, Made, StudyReport
 from vitcompress.run_images import RunImages, open_run_images
 from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
@@ -34,6 +34,7 @@ class Options:
     """What concerns the running of a recipe and not its result, but for `seed` and `limit`.
 
     `limit`: at most so many images of each set. `threads`: of onnxruntime when latencies are taken.
+    `made`: what the report says of how it came about.
     """
 
     seed: int = 0
@@ -41,6 +42,7 @@ class Options:
     threads: int = 1
     limit: int | None = None
     resume: bool = False
+    made: Made = field(default_factory=Made)
 
 
 @dataclass(frozen=True)

@@ -127,12 +127,14 @@ def run(
     given = given_values(model, name, calibration, evaluation, classes)
     resolved = load_recipe(find_recipe(recipe), settings or (), given)
     check_inputs(resolved)
-    from vitcompress import pipeline
+    from vitcompress import output, pipeline
     from vitcompress.chain import Options
     from vitcompress.report import terminal
+    from vitcompress.report.model import Made
 
     target = out or Path("out") / f"{stem(resolved.model.checkpoint)}-{Path(recipe).stem}"
-    options = Options(seed, device, threads, limit, resume)
+    made = Made(recipe=Path(recipe).stem, command=output.command())
+    options = Options(seed, device, threads, limit, resume, made)
     report = pipeline.run(resolved, target, options)
     say(terminal.summary(report))
     say(f"written to {target}: open {target / 'report.html'}")
@@ -163,12 +165,14 @@ def export(
     given = given_values(model, name, calibration, evaluation, classes)
     recipe = recipe_without_stages(given, settings or ())
     check_inputs(recipe)
-    from vitcompress import pipeline
+    from vitcompress import output, pipeline
     from vitcompress.chain import Options
     from vitcompress.report import terminal
+    from vitcompress.report.model import Made
 
+    made = Made(recipe="export", command=output.command())
     target = out or Path("out") / f"{stem(model)}-fp32"
-    report = pipeline.run(recipe, target, Options(threads=threads, limit=limit))
+    report = pipeline.run(recipe, target, Options(threads=threads, limit=limit, made=made))
     say(terminal.summary(report))
     say(f"written to {target}")
     if as_json:

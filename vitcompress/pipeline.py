@@ -167,6 +167,7 @@ class _Run:
                 *told_of_it,
                 *warnings,
             ],
+            made=self.options.made.model_copy(update={"date": output.now()}),
         )
 
     def _resizing(self) -> tuple[dict[str, Any], list[str]]:

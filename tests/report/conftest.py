@@ -9,6 +9,7 @@ from vitcompress.report.model import (
     GateResult,
     Interval,
     Latency,
+    Made,
     Metrics,
     Report,
     StageReport,
@@ -29,6 +30,9 @@ LAYERS = [
     for block in range(3)
     for place, name in enumerate(("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"))
 ]
+
+
+CHARTED = {"bits": "", "output_error": "Squared error"}
 
 
 @pytest.fixture
@@ -61,6 +65,7 @@ def report() -> Report:
             macs=1_258_000_000,
             bytes=22_913_024,
             latency_ms=Latency(p50=29.7, p90=31.2, p99=35.0),
+            speedup=1.0,
         ),
         stages=[
             StageReport(
@@ -76,7 +81,7 @@ def report() -> Report:
                 metrics=final.model_copy(update={"bytes": None, "latency_ms": None}),
                 details=Details(
                     facts={"score": "lrp", "group_size": None},
-                    tables=(Table.of("layers", LAYERS, charted=("bits", "output_error")),),
+                    tables=(Table.of("layers", LAYERS, CHARTED),),
                     galleries=(
                         Gallery("relevance", ("before",), (Pictures("0.jpg", (PICTURE,)),)),
                     ),
@@ -107,6 +112,7 @@ def report() -> Report:
         ],
         environment={"onnxruntime": "1.32.0", "threads": 1},
         warnings=["2 images could not be read"],
+        made=Made(recipe="vit-int8", command="vitcompress run vit-int8", date="2026-11-27T23:41Z"),
     )
 
 

@@ -32,5 +32,5 @@ def test_hostile_text_stays_text(report: Report) -> None:
     text = markdown.render(hostile)
     assert "<script" not in text
     assert "<img" not in text
-    assert r"# &lt;script>\|\`x\` # big, compressed" in text
+    assert r"# &lt;script>\|\`x\` # big, vit-int8" in text
     assert r"- ⚠ a \| b \*c\* &lt;img>" in text

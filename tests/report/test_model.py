@@ -24,7 +24,7 @@ def test_json_has_the_promised_shape(report: Report) -> None:
     assert text == report.to_json()
     assert list(data) == [
         "schema", "model", "baseline", "stages", "final", "artifacts", "gates", "environment",
-        "warnings",
+        "warnings", "made",
     ]  # fmt: skip
     assert data["schema"] == 1
     assert set(data["stages"][0]) == {"name", "type", "seconds", "metrics", "details"}
@@ -33,7 +33,9 @@ def test_json_has_the_promised_shape(report: Report) -> None:
     assert details["facts"] == {"score": "lrp", "group_size": None}
     (layers,) = details["tables"]
     assert layers["name"] == "layers"
-    assert layers["columns"][-1] == {"name": "output_error", "unit": "", "chart": True}
+    caption = "Squared error"
+    charted = {"name": "output_error", "unit": "", "chart": True, "caption": caption}
+    assert layers["columns"][-1] == charted
     assert layers["rows"][0]["bits"] == 8
     assert details["galleries"][0]["rows"] == [{"caption": "0.jpg", "sources": [PICTURE]}]
     assert details["studies"][0]["figures"]["top1"] == 80.5

@@ -1,6 +1,6 @@
 """What a report says, before any markup: the figures by name, their change, gates in words."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal
@@ -88,6 +88,36 @@ INTERVALS = (
     "tells. Both models saw the same images, so what changed between them is more certain than "
     "intervals that overlap suggest."
 )
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a stage did to one figure: the change, or the figure that it led to."""
+
+    label: str
+    text: str
+    note: str
+    trend: Literal["better", "worse", "same"] = "same"
+
+
+_OF_STAGES = (
+    *("macs", "params", "top1", "map", "knn", "agreement", "kl", "relative_error", "cosine"),
+)
+
+
+def gains(before: Metrics, after: Metrics) -> Iterator[Gain]:
+    """What led from one model to the next, of what is measured between stages."""
+    for figure in (BY_KEY[key] for key in _OF_STAGES):
+        old, new = figure.read(before), figure.read(after)
+        if new is None or (figure.key == "params" and old == new):
+            continue
+        if figure.change is None:
+            was = f"{figure.text(old)} before" if old is not None else ""
+            yield Gain(figure.label, with_interval(figure, after), was)
+        else:
+            moved = change(figure, before, after)
+            ends = fmt.span(figure.text(old), with_interval(figure, after))
+            yield Gain(figure.label, moved.text, ends, moved.trend)
 
 
 def columns(report: Report) -> list[tuple[str, Metrics]]:
@@ -225,6 +255,18 @@ def gate_limit(gate: GateResult) -> str:
     rule, metric, unit = _rule(gate)
     name = BY_KEY[metric].label if metric in BY_KEY else metric
     return rule.limit(name, _with_unit(gate.limit, unit))
+
+
+def gate_doubt(gate: GateResult, report: Report) -> str:
+    """Why the images do not settle whether the gate holds; empty where they do."""
+    kind, _, metric = gate.name.partition(".")
+    found = report.final.intervals.get(metric)
+    if kind not in ("min", "max") or found is None or not found.low < gate.limit < found.high:
+        return ""
+    return (
+        f"{found.images} images do not settle it: the 95 % interval is "
+        f"{fmt.interval(found.low, found.high)}"
+    )
 
 
 def gate_value(gate: GateResult) -> str:

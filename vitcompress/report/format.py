@@ -1,6 +1,7 @@
 """How a number is written for people: one spelling for Markdown, HTML and the terminal."""
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 DASH = "–"
@@ -93,6 +94,11 @@ def seconds(value: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def date(value: str) -> str:
+    """`2026-11-27T23:41Z` as `27 November 2026, 23:41 UTC`."""
+    return f"{datetime.fromisoformat(value):%-d %B %Y, %H:%M} UTC" if value else ""
 
 
 def nats(value: float | None) -> str:

@@ -12,12 +12,12 @@ from vitcompress.report.model import Report
 def render(report: Report) -> str:
     """`report.md`."""
     blocks = [
-        f"# {_text(figures.model_name(report))}, compressed",
-        f"**{_text(figures.headline(report))}** {figures.verdict(report)}.",
+        f"# {_text(figures.model_name(report))}, {_text(report.made.recipe or 'compressed')}",
+        f"**{figures.verdict(report)}.** {_text(figures.headline(report))}",
         *([_list(f"⚠ {_text(warning)}" for warning in report.warnings)] if report.warnings else []),
+        *_gates(report),
         _comparison(report),
         *([figures.INTERVALS] if report.final.intervals else []),
-        *_gates(report),
         *_stages(report),
         *_artifacts(report),
         *_environment(report),
@@ -81,6 +81,8 @@ def _artifacts(report: Report) -> Iterator[str]:
 def _environment(report: Report) -> Iterator[str]:
     if report.environment:
         yield "## Environment"
+        if report.made.command:
+            yield f"{_code(report.made.command)}, {fmt.date(report.made.date)}"
         yield _list(
             f"{_text(fmt.label(key))}: {_text(fmt.value(item, key))}"
             for key, item in report.environment.items()

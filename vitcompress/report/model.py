@@ -153,6 +153,14 @@ class GateResult(_Frozen):
     passed: bool
 
 
+class Made(_Frozen):
+    """How a report came about: by which recipe (its name) and command, and when (ISO 8601, UTC)."""
+
+    recipe: str = ""
+    command: str = ""
+    date: Annotated[str, Field(pattern=r"^(\d{4}-\d\d-\d\dT\d\d:\d\dZ)?$")] = ""
+
+
 class Report(_Frozen):
     """Everything a run has to say. JSON, Markdown, HTML and JUnit are renderings of it."""
 
@@ -165,6 +173,7 @@ class Report(_Frozen):
     gates: list[GateResult] = Field(default_factory=list)
     environment: Facts = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
+    made: Made = Made()
 
     @property
     def passed(self) -> bool:

@@ -67,6 +67,11 @@ class Task:
         """What a distance is called in tables: some tasks measure it in KL."""
         return "kl" if "kl" in self.against_dense else "distance"
 
+    @property
+    def distance_words(self) -> str:
+        """As `word`, for a caption, with the unit."""
+        return "KL in nats" if self.word == "kl" else "Distance"
+
     def compared(self, outputs: Tensor, dense: Tensor) -> dict[str, float | None]:
         """The figures of `outputs` against those of the dense model, both [n, ...].
 

@@ -84,7 +84,8 @@ def knn(outputs: Tensor, labels: Tensor) -> float | None:
 def _shared(labels: Tensor) -> Tensor:
     """Whether another image has the label, [n] → bool [n]."""
     _, label, images = labels.unique(return_inverse=True, return_counts=True)
-    return images[label] > 1
+    shared: Tensor = images[label] > 1
+    return shared
 
 
 def _with_shared_label(outputs: Tensor, labels: Tensor) -> int:
