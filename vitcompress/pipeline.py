@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vitcompress import gates, output, parallel, targets, trained_size
 from vitcompress.chain import Carried, Options, agreed, context_of, details_of, planned, step
+from vitcompress.changes import changes, class_names
 from vitcompress.console import console
 from vitcompress.data.images import ImageSet, batches
 from vitcompress.dense import load_dense, say_model
@@ -32,6 +33,7 @@ from vitcompress.recipe import Recipe
 from vitcompress.report.figures import told
 from vitcompress.report.model import (
     Artifact,
+    Changes,
     Latency,
     Metrics,
     Report,
@@ -148,7 +150,7 @@ class _Run:
                 )
             )
         with step("export, parity and measurement"):
-            artifacts, final, baseline = self._finish(model, baseline_file)
+            artifacts, final, baseline, changed = self._finish(model, baseline_file)
         if stages:
             stages[-1] = stages[-1].model_copy(update={"metrics": final})
         return Report(
@@ -167,6 +169,7 @@ class _Run:
                 *told_of_it,
                 *warnings,
             ],
+            changes=changed,
             made=self.options.made.model_copy(update={"date": output.now()}),
         )
 
@@ -187,8 +190,9 @@ class _Run:
 
     def _finish(
         self, model: VitModel, baseline_file: Path
-    ) -> tuple[list[Artifact], Metrics, Metrics]:
-        """Write and check the artifacts; the figures of the exported file and of the baseline."""
+    ) -> tuple[list[Artifact], Metrics, Metrics, Changes]:
+        """Write and check the artifacts; the figures of the exported file and of the baseline, and
+        what has changed between them."""
         export = self.recipe.export
         model = in_float16(model, export.floats)
         home = self.target if export.onnx else self.scratch
@@ -231,7 +235,17 @@ class _Run:
             return self._figures(figures).model_copy(update=measured)
 
         final = metrics(model, file, judged, "final")
-        return artifacts, final, metrics(self.dense, baseline_file, self.judged_dense, "baseline")
+        baseline = metrics(self.dense, baseline_file, self.judged_dense, "baseline")
+        return artifacts, final, baseline, self._changes(judged)
+
+    def _changes(self, judged: Judged) -> Changes:
+        """How these outputs of the final model differ from the dense ones."""
+        images, by = self.data.evaluation, judging(self.recipe, self.dense)
+        listed = self.recipe.data.classes
+        known = by.class_names if by.outputs > 1 else None  # one output answers yes or no
+        names = class_names(images, known, Path(listed) if listed else None)
+        look = self.dense.preprocess
+        return changes(self.task, self.judged_dense, judged, images, look, names)
 
     def _export(
         self, model: VitModel, file: Path, facts: dict[str, str], floats: Floats = "float32"

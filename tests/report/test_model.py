@@ -24,7 +24,7 @@ def test_json_has_the_promised_shape(report: Report) -> None:
     assert text == report.to_json()
     assert list(data) == [
         "schema", "model", "baseline", "stages", "final", "artifacts", "gates", "environment",
-        "warnings", "made",
+        "warnings", "made", "changes",
     ]  # fmt: skip
     assert data["schema"] == 1
     assert set(data["stages"][0]) == {"name", "type", "seconds", "metrics", "details"}

@@ -6,7 +6,7 @@ from operator import attrgetter
 from typing import Literal
 
 from vitcompress.report import format as fmt
-from vitcompress.report.model import GateResult, Metrics, Report
+from vitcompress.report.model import Changes, GateResult, Metrics, Report
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,32 @@ def gains(before: Metrics, after: Metrics) -> Iterator[Gain]:
             moved = change(figure, before, after)
             ends = fmt.span(figure.text(old), with_interval(figure, after))
             yield Gain(figure.label, moved.text, ends, moved.trend)
+
+
+def measured(measure: str, value: float) -> str:
+    """What sets an image apart, by the word for it."""
+    texts: dict[str, fmt.Formatter] = {"cosine": fmt.similarity, "kl": fmt.nats}
+    return texts.get(measure, fmt.ratio)(value)
+
+
+def changes_told(found: Changes) -> str:
+    """How many answers have changed, and to what end."""
+    if found.changed is None:
+        ends = {"cosine": "the lowest cosine to", "kl": "the largest KL from"}
+        word = ends.get(found.measure, "the largest distance from")
+        return f"The images whose outputs have {word} those of the dense model."
+    if not found.changed:
+        return f"None of {fmt.whole(found.images)} images has another answer than before."
+    told = f"{fmt.whole(found.changed)} of {fmt.whole(found.images)} images have another answer"
+    if found.lost is None or found.gained is None:
+        return f"{told} than before."
+    wrong = found.changed - found.lost - found.gained
+    parts = (
+        (found.lost, "right before and no more"),
+        (found.gained, "right only now"),
+        (wrong, "wrong both times"),
+    )
+    return f"{told} than before: {', '.join(f'{n} {words}' for n, words in parts if n)}."
 
 
 def columns(report: Report) -> list[tuple[str, Metrics]]:

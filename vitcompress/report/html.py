@@ -54,6 +54,7 @@ def render(report: Report) -> str:
             columns=figures.columns(report),
             figures=figures.shown(metrics for _, metrics in figures.columns(report)),
             overview=overview(report),
+            changes_told=figures.changes_told(report.changes) if report.changes else "",
             parts=list(_parts(report)),
             has_onnx=any(artifact.path == "predict.py" for artifact in report.artifacts),
         )
@@ -88,6 +89,7 @@ def _environment() -> Environment:
         gate_limit=figures.gate_limit,
         gate_doubt=figures.gate_doubt,
         with_interval=figures.with_interval,
+        measured=figures.measured,
         INTERVALS=figures.INTERVALS,
         gate_value=figures.gate_value,
         facts_of=details.stage_facts,

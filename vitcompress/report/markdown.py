@@ -18,6 +18,7 @@ def render(report: Report) -> str:
         *_gates(report),
         _comparison(report),
         *([figures.INTERVALS] if report.final.intervals else []),
+        *_changes(report),
         *_stages(report),
         *_artifacts(report),
         *_environment(report),
@@ -48,6 +49,16 @@ def _gates(report: Report) -> Iterator[str]:
             for gate in report.gates
         ]
         yield _table(["", "Gate", "Measured"], rows, right=(2,))
+
+
+def _changes(report: Report) -> Iterator[str]:
+    if (found := report.changes) is None or found.changed is None:
+        return
+    yield "## Answers that changed"
+    yield figures.changes_told(found)
+    if found.classes:
+        rows = [[_text(c.name), str(c.images), str(c.before), str(c.after)] for c in found.classes]
+        yield _table(["Class", "Images", "Right before", "Right now"], rows, right=(1, 2, 3))
 
 
 def _stages(report: Report) -> Iterator[str]:

@@ -153,6 +153,50 @@ class GateResult(_Frozen):
     passed: bool
 
 
+class ChangedAnswer(_Frozen):
+    """The classes that the dense model and the compressed one name, and the one of the label."""
+
+    before: str
+    after: str
+    label: str | None
+
+
+class ChangedImage(_Frozen):
+    """An image that comes out otherwise. `picture`: a data URI. `value`: in `Changes.measure`."""
+
+    image: str
+    picture: str
+    value: float
+    answer: ChangedAnswer | None
+
+
+class ClassLoss(_Frozen):
+    """Of a class: how many images there are, and how many were named rightly before and after."""
+
+    name: str
+    images: int
+    before: int
+    after: int
+
+
+class Changes(_Frozen):
+    """Where the final model departs from the dense one.
+
+    `changed`: how many of the `images` have another answer; None of a task without answers. `lost`
+    and `gained`: how many of these were right before, and are now; None without labels. `measure`:
+    of the outputs of an image: `cosine`, `kl` in nats, or `distance`. `shown`: some of the changed
+    images, or those that have moved most. `classes`: those that lost most.
+    """
+
+    images: int
+    changed: int | None
+    lost: int | None
+    gained: int | None
+    measure: str
+    shown: tuple[ChangedImage, ...]
+    classes: tuple[ClassLoss, ...]
+
+
 class Made(_Frozen):
     """How a report came about: by which recipe (its name) and command, and when (ISO 8601, UTC)."""
 
@@ -174,6 +218,7 @@ class Report(_Frozen):
     environment: Facts = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
     made: Made = Made()
+    changes: Changes | None = None
 
     @property
     def passed(self) -> bool:

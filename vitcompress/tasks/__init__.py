@@ -43,6 +43,7 @@ class Task:
     `expected_drops`: by figure of `against_labels`, by how much it is lower than that of the dense
     model, from the outputs of both alone.
     `rates`: the figures that are a share of images, and of how many: their sampling error is known.
+    `answers`: outputs → the class that each names, int64 [n]; None where they name none.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Task:
     against_labels: Mapping[str, Measure]
     expected_drops: Mapping[str, Measure] = field(default_factory=dict)
     rates: Mapping[str, Counted] = field(default_factory=dict)
+    answers: Callable[[Tensor], Tensor] | None = None
 
     @property
     def figures(self) -> tuple[str, ...]:

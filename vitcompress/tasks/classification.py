@@ -18,6 +18,11 @@ def explained(output: Tensor) -> Tensor:
     return output.amax(-1)
 
 
+def answers(output: Tensor) -> Tensor:
+    """The class with the largest logit, [n, classes] → [n]."""
+    return output.argmax(-1)
+
+
 def kl(outputs: Tensor, dense: Tensor) -> float:
     """Mean KL in nats."""
     return float(distance(outputs, dense).mean())
@@ -66,4 +71,5 @@ TASK = Task(
     against_labels={"top1": top1, "top5": top5},
     expected_drops={"top1": expected_drop},
     rates=dict.fromkeys(("agreement", "top1", "top5"), all_images),
+    answers=answers,
 )

@@ -153,4 +153,5 @@ def zero_shot(classes: Tensor) -> Task:
         },
         against_dense={"agreement": between(classification.agreement), **TASK.against_dense},
         rates={**classification.TASK.rates, **TASK.rates},
+        answers=lambda outputs: (_direction(outputs) @ directions.T).argmax(-1),
     )

@@ -10,6 +10,11 @@ def explained(output: Tensor) -> Tensor:
     return output.flatten(1).abs().sum(1)
 
 
+def answers(output: Tensor) -> Tensor:
+    """1 where the logit is positive, else 0: [n, 1] → [n]."""
+    return (output.flatten() > 0).long()
+
+
 def top1(outputs: Tensor, labels: Tensor) -> float:
     """Percent of the images with a positive logit where the label [n] is 1, and only there."""
     return 100 * float(((outputs.flatten() > 0) == (labels == 1)).double().mean())
@@ -26,4 +31,5 @@ TASK = Task(
     against_dense={"agreement": multi_label.agreement, "kl": multi_label.kl},
     against_labels={"top1": top1},
     rates=dict.fromkeys(("agreement", "top1"), all_images),
+    answers=answers,
 )
