@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn, ParamSpec, TypeVar
 
 import typer
 
-from vitcompress import cli_looking, cli_search, parallel
+from vitcompress import cli_looking, cli_search, parallel, paths
 from vitcompress.cli_options import (
     AsJson,
     Calibration,
@@ -242,7 +242,7 @@ def sensitivity(
     from vitcompress.recipe import check_inputs, find_recipe, load_recipe
 
     if out is not None:
-        _check_table(out)
+        paths.check_out(out, (".json", ".html"), "name it .json, or .html for pictures")
     file, given = find_recipe(recipe), given_values(model, name, calibration)
     resolved = load_recipe(file, settings or (), given)
     if score is not None:
@@ -270,21 +270,6 @@ def sensitivity(
         say(f"written to {out}")
     if as_json:
         print_json(rows)
-
-
-def _check_table(out: Path) -> None:
-    """Raise `InputError` where the file `out` cannot be written, or has no name of a known kind."""
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"--out {out}: there is no folder {out.parent}; make it first")
-    if out.suffix not in (".json", ".html"):
-        raise InputError(f"--out {out}: name it .json, or .html for pictures")
-    try:
-        new = not out.exists()
-        out.open("a").close()
-        if new:
-            out.unlink()
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be written to: {error.strerror}") from None
 
 
 app.command()(reported(cli_looking.inspect))

@@ -176,6 +176,20 @@ def size_ratio(report: Report) -> float | None:
     return before / after if before and after else None
 
 
+def share(baseline: Metrics, metrics: Metrics, cost: str) -> float | None:
+    """`cost` in percent of the baseline's; that of latency comes from timings taken in turns."""
+    if cost == "latency":
+        return 100 / metrics.speedup if metrics.speedup else None
+    before, after = getattr(baseline, cost), getattr(metrics, cost)
+    return 100 * after / before if before and after is not None else None
+
+
+def alike(reports: Iterable[Report]) -> bool:
+    """Whether all are of one model on one set of images, as far as figures tell."""
+    found = ((model_name(report), report.baseline) for report in reports)
+    return len({(name, b.images, b.top1, b.map, b.knn) for name, b in found}) == 1
+
+
 def gain(ratio: float | None, more: str, less: str, alike: str) -> str:
     """`2.41× faster`, `1.20× slower` where the ratio is below one, `1.00× as fast` near it."""
     if ratio is None or ratio <= 0:

@@ -1,5 +1,6 @@
 """Reports as self-contained HTML pages: no script, no network, light and dark."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -67,6 +68,11 @@ def sensitivity_page(title: str, tables: Mapping[str, Table]) -> str:
     return template.render(title=title, tables=tables)
 
 
+def compare_page(**told: object) -> str:
+    """A page of the runs that `vitcompress compare` was given."""
+    return _environment().get_template("compare.html.j2").render(**told)
+
+
 def search_page(**told: object) -> str:
     """A page of what `vitcompress search` tried."""
     return _environment().get_template("search.html.j2").render(**told)
@@ -90,6 +96,7 @@ def _environment() -> Environment:
         gate_doubt=figures.gate_doubt,
         with_interval=figures.with_interval,
         measured=figures.measured,
+        breakable=_breakable,
         INTERVALS=figures.INTERVALS,
         gate_value=figures.gate_value,
         facts_of=details.stage_facts,
@@ -144,6 +151,11 @@ def _way(ratio: float | None) -> str:
     if ratio is None or fmt.times(1.0) in (fmt.times(ratio), fmt.times(1 / ratio)):
         return "same"
     return "better" if ratio > 1 else "worse"
+
+
+def _breakable(name: str) -> Markup:
+    """A path that may be broken behind its separators, and nowhere else."""
+    return Markup("<wbr>").join(re.split(r"(?<=[/_.-])", name))
 
 
 def _cell(table: Table, row: Mapping[str, Fact], column: Column) -> Markup:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from vitcompress.report import figures, svg
 from vitcompress.report.figures import Figure
-from vitcompress.report.model import Interval, Metrics, Report
+from vitcompress.report.model import Interval, Report
 from vitcompress.report.scatter import segment
 
 _HEIGHT, _ACROSS = 300, 96  # pixels down, and percent across up to the last tick
@@ -70,20 +70,12 @@ def _line(report: Report, figure: Figure, cost: str) -> Iterator[_Spot]:
     last = report.stages[-1].name if report.stages else "exported"
     names = ["baseline", *(name for name, _ in columns[1:-1]), last]
     for name, (_, metrics) in zip(names, columns, strict=True):
-        share, value = _share(report.baseline, metrics, cost), figure.read(metrics)
+        share, value = figures.share(report.baseline, metrics, cost), figure.read(metrics)
         if share is not None and value is not None:
             named = name if metrics is report.baseline else _NAMES.get(cost, name)
             rate = figures.with_interval(figure, metrics)
             told = f"{name}: {figure.label} {rate}, {_COSTS[cost]} {share:.0f} % of the baseline's"
             yield _Spot(cost, share, value, metrics.intervals.get(figure.key), named, told)
-
-
-def _share(baseline: Metrics, metrics: Metrics, cost: str) -> float | None:
-    """`cost` in percent of the baseline's; that of latency comes from timings taken in turns."""
-    if cost == "latency":
-        return 100 / metrics.speedup if metrics.speedup else None
-    before, after = getattr(baseline, cost), getattr(metrics, cost)
-    return 100 * after / before if before and after is not None else None
 
 
 def _drawn(lines: list[list[_Spot]], figure: Figure) -> Markup:

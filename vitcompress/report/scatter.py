@@ -37,15 +37,16 @@ def front(places: Sequence[tuple[float, float]]) -> set[int]:
 def scatter(points: Sequence[Point], across: str, up: str) -> Markup:
     """The points, axes from zero; those of the kinds best and front are joined by a line."""
     _, right, columns = svg.axis(0.0, max((p.x for p in points), default=1.0))
-    _, top, rows = svg.axis(0.0, max((p.y for p in points), default=1.0))
+    heights = [point.y for point in points] or [1.0]
+    least, top, rows = svg.axis(min(heights), max(heights))
     bottom = _HEIGHT - svg.BOTTOM
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return 96 * x / right, bottom - (bottom - svg.TOP) * y / top
+        return 96 * x / right, bottom - (bottom - svg.TOP) * (y - least) / (top - least)
 
     parts = [part for tick in rows for part in svg.level(place(0, tick)[1], fmt.number(tick))]
     for tick in columns:
-        parts.append(svg.text(place(tick, 0)[0], bottom + 18, fmt.number(tick), "middle"))
+        parts.append(svg.text(place(tick, least)[0], bottom + 18, fmt.number(tick), "middle"))
     joined = sorted((p.x, p.y) for p in points if p.kind in ("best", "front"))
     parts += [segment(place(*one), place(*other)) for one, other in pairwise(joined)]
     for point in sorted(points, key=lambda p: _RADIUS[p.kind]):
@@ -55,8 +56,8 @@ def scatter(points: Sequence[Point], across: str, up: str) -> Markup:
                 '<circle class="{}" cx="{:.2f}%" cy="{:.1f}" r="{}"><title>{}</title></circle>'
             ).format(point.kind, x, y, _RADIUS[point.kind], point.told)
         )
-        if point.name:
-            parts.append(svg.text(x, y - 11, point.name, svg.anchor(x), "name"))
+    named = [(*place(point.x, point.y), point.name) for point in points if point.name]
+    parts += svg.names(named, bottom)
     return svg.plot(_HEIGHT, f"{up} against {across}: {len(points)} points", parts)
 
 
