@@ -42,7 +42,7 @@ class _Answers:
         """Whether an answer was right and is no more."""
         if self.labels is None:
             return np.zeros(len(self.before), bool)
-        return (self.before == self.labels) & (self.after != self.labels)
+        return np.logical_and(self.before == self.labels, self.after != self.labels)
 
     @property
     def gained(self) -> NDArray[np.bool_]:

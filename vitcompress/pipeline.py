@@ -300,7 +300,7 @@ def _few(images: int) -> list[str]:
     if images >= _ENOUGH:
         return []
     share = 100 / images
-    return [f"all figures rest on {images} images only, of which one is {share:.3g} points"]
+    return [f"all figures rest on {images} images only, so one image is {share:.3g} points"]
 
 
 def _check_reload(home: Path, model: VitModel, pixels: Tensor) -> dict[str, Any]:

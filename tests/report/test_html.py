@@ -87,7 +87,7 @@ def test_the_decision_comes_first(report: Report, failed: Report) -> None:
     marks = (
         "27 November 2026, 23:41 UTC deit_tiny_patch16_224, vit-int8",
         "2 of 3 gates failed",
-        "✗ failed Agreement at least 99 % 98.6 % 1000 images do not settle it",
+        "✗ failed Agreement at least 99 % 98.6 % 1,000 images do not settle it",
         "3.71× smaller and 2.65× faster",
         "What was gained, and at what cost",
         "Stage by stage",
@@ -178,7 +178,7 @@ def test_layers_become_a_table_and_a_chart(report: Report) -> None:
     assert parsed.seen.count("rect") == 12
     assert page.count('<i class="bar">') == 24  # two columns of error, twelve layers
     assert "<title>2 fc2: 0.0330</title>" in page
-    assert "layers (12)" in parsed.text
+    assert "Table: layers (12)" in parsed.text
     assert parsed.seen.count("img") == 1
     assert "simulated.top1 80.5" in parsed.text
     assert "blocks.1.attn.proj 8 static – 0.00400 0.0210" in parsed.text

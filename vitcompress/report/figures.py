@@ -84,8 +84,8 @@ def with_interval(figure: Figure, metrics: Metrics) -> str:
 
 
 INTERVALS = (
-    "In brackets: the 95 % confidence interval of a rate (Wilson), as far as the number of images "
-    "tells. Both models saw the same images, so what changed between them is more certain than "
+    "Beside a rate: the 95 % confidence interval (Wilson) that the number of images leaves. "
+    "Both models saw the same images, so what changed between them is more certain than "
     "intervals that overlap suggest."
 )
 
@@ -133,17 +133,16 @@ def changes_told(found: Changes) -> str:
         word = ends.get(found.measure, "the largest distance from")
         return f"The images whose outputs have {word} those of the dense model."
     if not found.changed:
-        return f"None of {fmt.whole(found.images)} images has another answer than before."
-    told = f"{fmt.whole(found.changed)} of {fmt.whole(found.images)} images have another answer"
+        return f"None of the {fmt.whole(found.images)} answers changed."
+    told = f"The answer changed on {fmt.whole(found.changed)} of {fmt.whole(found.images)} images"
     if found.lost is None or found.gained is None:
-        return f"{told} than before."
-    wrong = found.changed - found.lost - found.gained
+        return f"{told}."
     parts = (
-        (found.lost, "right before and no more"),
-        (found.gained, "right only now"),
-        (wrong, "wrong both times"),
+        (found.lost, "no longer right"),
+        (found.gained, "newly right"),
+        (found.changed - found.lost - found.gained, "wrong before and after"),
     )
-    return f"{told} than before: {', '.join(f'{n} {words}' for n, words in parts if n)}."
+    return f"{told}: {', '.join(f'{fmt.whole(n)} {words}' for n, words in parts if n)}."
 
 
 def columns(report: Report) -> list[tuple[str, Metrics]]:
@@ -215,8 +214,13 @@ def headline(report: Report) -> str:
         figure = BY_KEY[key]
         moved = change(figure, report.baseline, final)
         if moved.text != fmt.DASH:
-            ends = (figure.text(figure.read(metrics)) for metrics in (report.baseline, final))
-            lost.append(f"{name} {moved.text} ({fmt.span(*ends)})")
+            ends = [figure.text(figure.read(metrics)) for metrics in (report.baseline, final)]
+            alike = f"{name} unchanged at {ends[1]}"
+            lost.append(
+                alike
+                if moved.trend == "same" and ends[0] == ends[1]
+                else f"{name} {moved.text} ({fmt.span(*ends)})"
+            )
     for value, alike in (
         (final.agreement, f"{fmt.percent(final.agreement)} agreement with the dense model"),
         (final.kl, f"KL {fmt.nats(final.kl)} nats from the dense model"),
@@ -304,7 +308,7 @@ def gate_doubt(gate: GateResult, report: Report) -> str:
     if kind not in ("min", "max") or found is None or not found.low < gate.limit < found.high:
         return ""
     return (
-        f"{found.images} images do not settle it: the 95 % interval is "
+        f"{fmt.whole(found.images)} images do not settle it: the 95 % interval is "
         f"{fmt.interval(found.low, found.high)}"
     )
 

@@ -154,9 +154,13 @@ _MEASURES: dict[str, Formatter] = {
 }
 
 
+_ABBREVIATIONS = {"kl": "KL", "macs": "MACs", "lrp": "LRP", "mlp": "MLP", "onnx": "ONNX"}
+
+
 def label(key: str) -> str:
-    """A key of the report as words: `weight_error` as `weight error`."""
-    return key.replace("_", " ")
+    """A key of the report as words: `weight_error` as `weight error`, `held_back_kl` as `held back
+    KL`."""
+    return " ".join(_ABBREVIATIONS.get(word, word) for word in key.split("_"))
 
 
 def value(item: Any, key: str = "") -> str:

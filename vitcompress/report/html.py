@@ -94,7 +94,7 @@ def _environment() -> Environment:
         change=figures.change,
         gate_limit=figures.gate_limit,
         gate_doubt=figures.gate_doubt,
-        with_interval=figures.with_interval,
+        interval=fmt.interval,
         measured=figures.measured,
         breakable=_breakable,
         INTERVALS=figures.INTERVALS,

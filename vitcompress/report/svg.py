@@ -17,8 +17,8 @@ HEIGHT = 200
 TOP, BOTTOM = 12, 26
 COLOURS = 6
 """How many series colours the style sheet has (`.s0` to `.s5`); `.s6` is for all others."""
-_NARROW = 290  # pixels across that a chart has on a phone
-_LETTER = 7  # pixels that a letter takes at most, on average
+_NARROW = 262  # pixels across that a chart has on a phone
+_LETTER = 7.5  # pixels that a letter takes at most, on average
 
 
 def colour(index: int) -> str:
@@ -108,6 +108,8 @@ def axis(least: float, most: float, zero: bool = True) -> tuple[float, float, li
     """A range that holds all values, and `zero` where it should, ending on round ticks."""
     if zero:
         least, most = min(least, 0.0), max(most, 0.0)
+    if least == most:
+        most += abs(most) or 1.0
     rough = max(most - least, 1e-30, 1e-9 * max(abs(least), abs(most))) / 4
     magnitude: float = 10.0 ** math.floor(math.log10(rough))
     step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough * 0.999)

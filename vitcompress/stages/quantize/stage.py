@@ -226,7 +226,7 @@ def plan(model: VitModel, config: QuantizeConfig) -> StageResult:
 
 
 def _average(bits: dict[str, int], floats: dict[str, nn.Linear]) -> float:
-    """Bits of a weight, in the mean."""
+    """Bits of a weight, on average."""
     weights = {name: floats[name].weight.numel() for name in bits}
     return sum(weights[name] * b for name, b in bits.items()) / sum(weights.values())
 
