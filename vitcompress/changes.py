@@ -42,7 +42,8 @@ class _Answers:
         """Whether an answer was right and is no more."""
         if self.labels is None:
             return np.zeros(len(self.before), bool)
-        return np.logical_and(self.before == self.labels, self.after != self.labels)
+        lost: NDArray[np.bool_] = (self.before == self.labels) & (self.after != self.labels)
+        return lost
 
     @property
     def gained(self) -> NDArray[np.bool_]:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from vitcompress.details import Table
-from vitcompress.report import html
+from vitcompress.report import compare, html, search
+from vitcompress.report.compare import Run
 from vitcompress.report.model import ChangedAnswer, ChangedImage, Changes, ClassLoss, Report
 
 WIDTHS = (390, 1280)
@@ -23,6 +24,18 @@ FLAGS = (
 PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGA"
     "WjR9awAAAABJRU5ErkJggg=="
+)
+
+SEARCHED = search.SearchReport(
+    "a model",
+    "latency",
+    "kl",
+    tuple(
+        search.Tried({"quant": "8 bits"}, {"latency": 0.9 - n / 10}, 0.01 * n, {}, n < 4)
+        for n in range(6)
+    ),
+    3,
+    Table.of("stages", [{"stage": "quant", "latency_ratio": 0.75}]),
 )
 
 # What each frame holds, measured with everything unfolded.
@@ -166,6 +179,13 @@ def test_pages_fit_and_can_be_read(
         "failed": html.render(failed),
         "embedded": html.render(embedded),
         "sensitivity": html.sensitivity_page("model", {"stage": table}),
+        "search": search.render(SEARCHED),
+        "compare": compare.render(
+            {
+                "out/a-folder-with-a-long-name/first": Run(report, {"a": "1"}),
+                "out/a-folder-with-a-long-name/second": Run(full(report), {"a": "x" * 90}),
+            }
+        ),
     }
     found = laid_out(chromium, pages, dark, tmp_path)
     for name, page in found.items():
@@ -174,6 +194,8 @@ def test_pages_fit_and_can_be_read(
         assert page["untold"] == [], name
         assert page["faint"] == [], name
         assert (page["ground"] < 0.2) == dark, name
+    assert found["compare 390"]["charts"] == 2
+    assert found["search 390"]["charts"] == 1
     assert found["report 390"]["charts"] == found["report 1280"]["charts"] == 5
 
 
