@@ -134,7 +134,7 @@ def test_what_are_no_prepared_images_is_refused(images: Any, reason: str, tmp_pa
 
 def test_options_are_those_of_a_run() -> None:
     hints = get_type_hints(api.RunOptions)
-    assert hints == get_type_hints(Options)
+    assert hints == {n: h for n, h in get_type_hints(Options).items() if n != "made"}
 
 
 @pytest.mark.parametrize("name", vitcompress.__all__)

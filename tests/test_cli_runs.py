@@ -49,7 +49,16 @@ def test_a_run_writes_the_whole_folder(
     assert "smaller and" in log  # the summary
     written = json.loads((out / "manifest.json").read_text())["outputs"]
     assert written["run.log"] == hashlib.sha256(log.encode()).hexdigest()
-    assert call("compare", out, "--json").json == {str(out): report["final"]}
+    beside = {"baseline": report["baseline"], "gates": report["gates"]}
+    page = tmp_path / "compared.html"
+    compared = call("compare", out, "--json", "--out", page).json
+    assert compared == {str(out): {**report["final"], **beside}}
+    assert "They do not." in page.read_text()
+    assert report["changes"]["images"] == 66
+    assert report["changes"]["changed"] == round(66 * (1 - report["final"]["agreement"] / 100))
+    assert len(report["changes"]["shown"]) == report["changes"]["changed"]
+    assert report["made"]["recipe"] == recipe.stem
+    assert report["final"]["intervals"]["top1"]["images"] == 66
     assert report == json.loads((out / "report.json").read_text())
     assert report["final"]["agreement"] >= 95
     assert report["final"]["images"] == 66

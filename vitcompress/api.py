@@ -15,7 +15,7 @@ from vitcompress.dense import load_dense
 from vitcompress.export.folder import load_folder
 from vitcompress.pipeline import run
 from vitcompress.recipe import Recipe, check_inputs, find_recipe, load_recipe
-from vitcompress.report.model import Report
+from vitcompress.report.model import Made, Report
 from vitcompress.searching import config
 from vitcompress.searching.search import Effort, Outcome
 from vitcompress.searching.search import search as searched
@@ -74,7 +74,8 @@ def compress(
     """
     sources = _Sources(model, name, calibration, evaluation, classes)
     with parallel.joined(), _resolved(recipe, sources, settings) as resolved:
-        return run(resolved, Path(out), Options(**options))
+        made = Made(recipe=Path(recipe).stem)
+        return run(resolved, Path(out), Options(**options, made=made))
 
 
 def search(

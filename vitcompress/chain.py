@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from vitcompress.model.architecture import VitModel
 from vitcompress.pace import Took, took
 from vitcompress.recipe import Recipe
 from vitcompress.report.format import roughly, seconds
-from vitcompress.report.model import Details, Report, StudyReport
+from vitcompress.report.model import Details, Made, Report, StudyReport
 from vitcompress.report.plan import Planned
 from vitcompress.run_images import RunImages, judging, open_run_images
 from vitcompress.stages.cache import Cache
@@ -39,7 +39,8 @@ class Options:
     """What concerns the running of a recipe and not its result, but for `seed` and `limit`.
 
     `limit`: at most so many images of each set. `threads`: of onnxruntime when latencies are taken.
-    `low_memory`: weights and statistics lie in temporary files.
+    `low_memory`: weights and statistics lie in temporary files. `made`: what the report says of how
+    it came about.
     """
 
     seed: int = 0
@@ -48,6 +49,7 @@ class Options:
     limit: int | None = None
     resume: bool = False
     low_memory: bool = False
+    made: Made = field(default_factory=Made)
 
 
 class Carried(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from vitcompress import ci, cli_looking, cli_recipes, cli_search, parallel
+from vitcompress import ci, cli_looking, cli_recipes, cli_search, parallel, paths
 from vitcompress.cli_options import (
     Against,
     AsJson,
@@ -168,15 +168,16 @@ def run(
     given = given_values(model, name, calibration, evaluation, classes)
     resolved = without(load_recipe(find_recipe(recipe), settings or (), given), skip or ())
     check_inputs(resolved)
-    from vitcompress.report.model import Report
+    from vitcompress.report.model import Made, Report
 
     earlier = None if against is None else Report.read(against)
-    from vitcompress import pipeline
+    from vitcompress import output, pipeline
     from vitcompress.chain import Options
     from vitcompress.report import terminal
 
     target = out or Path("out") / f"{stem(resolved.model.checkpoint)}-{Path(recipe).stem}"
-    options = Options(seed, device, threads, limit, resume, low_memory)
+    made = Made(recipe=Path(recipe).stem, command=output.command())
+    options = Options(seed, device, threads, limit, resume, low_memory, made)
     report = pipeline.run(resolved, target, options, earlier=earlier)
     say(terminal.summary(report))
     say(f"written to {target}: open {target / 'report.html'}")
@@ -210,12 +211,14 @@ def export(
     given = given_values(model, name, calibration, evaluation, classes)
     recipe = recipe_without_stages(given, settings or ())
     check_inputs(recipe)
-    from vitcompress import pipeline
+    from vitcompress import output, pipeline
     from vitcompress.chain import Options
     from vitcompress.report import terminal
+    from vitcompress.report.model import Made
 
+    made = Made(recipe="export", command=output.command())
     target = out or Path("out") / f"{stem(model)}-fp32"
-    report = pipeline.run(recipe, target, Options(threads=threads, limit=limit))
+    report = pipeline.run(recipe, target, Options(threads=threads, limit=limit, made=made))
     say(terminal.summary(report))
     say(f"written to {target}")
     if as_json:
@@ -250,7 +253,7 @@ def sensitivity(
     from vitcompress.recipe import check_inputs, find_recipe, load_recipe
 
     if out is not None:
-        _check_table(out)
+        paths.check_out(out, (".json", ".html"), "name it .json, or .html for pictures")
     file, given = find_recipe(recipe), given_values(model, name, calibration)
     resolved = load_recipe(file, settings or (), given)
     if score is not None:
@@ -280,21 +283,6 @@ def sensitivity(
         say(f"written to {out}")
     if as_json:
         print_json(rows)
-
-
-def _check_table(out: Path) -> None:
-    """Raise `InputError` where the file `out` cannot be written, or has no name of a known kind."""
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"--out {out}: there is no folder {out.parent}; make it first")
-    if out.suffix not in (".json", ".html"):
-        raise InputError(f"--out {out}: name it .json, or .html for pictures")
-    try:
-        new = not out.exists()
-        out.open("a").close()
-        if new:
-            out.unlink()
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be written to: {error.strerror}") from None
 
 
 app.command()(reported(cli_recipes.init))

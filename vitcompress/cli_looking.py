@@ -146,21 +146,30 @@ def compare(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Output folders of earlier runs.")
     ],
+    out: Annotated[
+        Path | None, typer.Option(help="A file for a page with pictures, .html.")
+    ] = None,
     ci_service: Ci = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Put the figures of several runs side by side."""
+    if out is not None:
+        paths.check_out(out, (".html",), "name it .html")
+    from vitcompress.report import compare as comparing
     from vitcompress.report import terminal
-    from vitcompress.report.model import Report
 
-    reports = {str(run): Report.read(run) for run in runs}
-    say(terminal.comparison(reports))
+    found = {str(run): comparing.read(run) for run in runs}
+    reports = {name: run.report for name, run in found.items()}
+    console.print(terminal.comparison(reports, console.width), crop=False)
     if ci.on_github(ci_service):
         for run, report in reports.items():
             ci.tell(*ci.annotations(report, run))
+    if out is not None:
+        out.write_text(comparing.render(found), encoding="utf-8")
+        say(f"written to {out}")
     if as_json:
-        print_json({run: report.final.model_dump() for run, report in reports.items()})
+        print_json(comparing.as_json(found))
 
 
 def docs(

@@ -1,6 +1,6 @@
 """What a stage tells beside its model, as plain data: facts, tables and pictures."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -17,11 +17,13 @@ _PLAIN = ConfigDict(extra="forbid", allow_inf_nan=False)
 @dataclass(frozen=True, config=_PLAIN)
 class Column:
     """`unit`: that of the values, where the last word of `name` does not tell it. `chart`: whether
-    it is worth a chart, in a table whose first column names layers or blocks."""
+    it is worth a chart, in a table whose first column names layers, blocks or steps. `caption`:
+    what such a chart shows, in words with the unit."""
 
     name: str
     unit: str = ""
     chart: bool = False
+    caption: str = ""
 
 
 @dataclass(frozen=True, config=_PLAIN)
@@ -34,12 +36,17 @@ class Table:
 
     @classmethod
     def of(
-        cls, name: str, rows: Iterable[Mapping[str, Fact]], charted: Collection[str] = ()
+        cls, name: str, rows: Iterable[Mapping[str, Fact]], charted: Mapping[str, str] | None = None
     ) -> "Table":
-        """A table whose columns are the keys of `rows`, in the order in which they first appear."""
+        """A table whose columns are the keys of `rows`, in the order in which they first appear.
+
+        `charted`: the columns that are worth a chart, and the captions of these.
+        """
         found = tuple(dict(row) for row in rows)
         keys = dict.fromkeys(key for row in found for key in row)
-        return cls(name, tuple(Column(key, chart=key in charted) for key in keys), found)
+        captions = charted or {}
+        columns = (Column(k, chart=k in captions, caption=captions.get(k, "")) for k in keys)
+        return cls(name, tuple(columns), found)
 
 
 @dataclass(frozen=True, config=_PLAIN)

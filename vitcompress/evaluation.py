@@ -15,7 +15,7 @@ from vitcompress.data.sources import Label
 from vitcompress.errors import RunError
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.structure import placed
-from vitcompress.report.model import Metrics
+from vitcompress.report.model import Interval, Metrics
 from vitcompress.tasks import Task
 
 _BATCH = 16
@@ -38,10 +38,16 @@ class Judged:
         would pass for a good one in a report.
         """
         outputs, found = torch.from_numpy(self.outputs), dict[str, float | None]()
+        counted = dict[str, int]()
         if self.labels is not None:
-            found |= task.judged(outputs, torch.tensor(self.labels))
+            labels = torch.tensor(self.labels)
+            found |= task.judged(outputs, labels)
+            counted |= task.counted(task.against_labels, outputs, labels)
         if dense is not None:
-            found |= task.compared(outputs, torch.from_numpy(dense.outputs))
+            reference = torch.from_numpy(dense.outputs)
+            found |= task.compared(outputs, reference)
+            if dense is not self:  # that a model agrees with itself is no observation
+                counted |= task.counted(task.against_dense, outputs, reference)
         for name, value in found.items():
             if value is not None and not isfinite(value):
                 broken = int((~outputs.isfinite()).flatten(1).any(1).sum())
@@ -51,7 +57,12 @@ class Judged:
                     f"{name} is {value}: {why if broken else none}; give an intact model, or "
                     "change the stage that breaks it"
                 )
-        return Metrics.model_validate({"images": len(outputs), **found})
+        intervals = {
+            name: Interval.of(rate, counted[name])
+            for name, rate in found.items()
+            if name in counted and rate is not None
+        }
+        return Metrics.model_validate({"images": len(outputs), **found, "intervals": intervals})
 
 
 def judge(

@@ -5,10 +5,12 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -137,6 +139,16 @@ def provenance(recipe: recipes.Recipe, dense: VitModel) -> dict[str, str]:
 def versions() -> dict[str, str]:
     packages = {name: version(name) for name in ("vitcompress", *_PACKAGES)}
     return {"python": platform.python_version(), **packages}
+
+
+def command() -> str:
+    """What this process was called by, as it would be typed."""
+    return shlex.join(["vitcompress", *sys.argv[1:]])
+
+
+def now() -> str:
+    """The time of day, to the minute, in UTC: `2026-11-27T23:41Z`."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ")
 
 
 def environment(threads: int, runtime: Target) -> dict[str, Any]:

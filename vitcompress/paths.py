@@ -26,3 +26,19 @@ def check_path(path: str | None, absent: str) -> None:
         raise InputError("a path that is given is empty: it must not be empty; leave it out")
     if path is not None and not path.startswith(BUILT_IN) and not exists(path):
         raise InputError(f"{path}: {absent}")
+
+
+def check_out(out: Path, kinds: tuple[str, ...], remedy: str) -> None:
+    """Raise `InputError` where the file `out` cannot be written, or is not called as one of
+    `kinds`; `remedy`: how to call it."""
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if out.suffix not in kinds:
+        raise InputError(f"--out {out}: {remedy}")
+    try:
+        new = not out.exists()
+        out.open("a").close()
+        if new:
+            out.unlink()
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written to: {error.strerror}") from None

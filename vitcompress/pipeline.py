@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vitcompress import gates, output, pace, parallel, targets, trained_size
 from vitcompress.chain import Carried, Options, carry_out, context_of, details_of, planned, step
+from vitcompress.changes import changes, class_names
 from vitcompress.console import drawn, keep, keeping, note
 from vitcompress.data.images import ImageSet, batches
 from vitcompress.dense import load_dense, say_model
@@ -36,6 +37,7 @@ from vitcompress.report.format import label
 from vitcompress.report.format import value as fact
 from vitcompress.report.model import (
     Artifact,
+    Changes,
     Latency,
     Metrics,
     Report,
@@ -187,7 +189,7 @@ class _Run:
                 )
             )
         with step("export, parity and measurement", paced.left([])):
-            artifacts, final, baseline = self._finish(model, baseline_file)
+            artifacts, final, baseline, changed = self._finish(model, baseline_file)
         if stages:
             stages[-1] = stages[-1].model_copy(update={"metrics": final})
         return Report(
@@ -205,6 +207,8 @@ class _Run:
                 *told_of_it,
                 *warnings,
             ],
+            changes=changed,
+            made=self.options.made.model_copy(update={"date": output.now()}),
         )
 
     def _note_details(self, result: StageResult, metrics: Metrics | None) -> None:
@@ -231,8 +235,9 @@ class _Run:
 
     def _finish(
         self, model: VitModel, baseline_file: Path
-    ) -> tuple[list[Artifact], Metrics, Metrics]:
-        """Write and check the artifacts; the figures of the exported file and of the baseline."""
+    ) -> tuple[list[Artifact], Metrics, Metrics, Changes]:
+        """Write and check the artifacts; the figures of the exported file and of the baseline, and
+        what has changed between them."""
         export = self.recipe.export
         model = in_float16(model, export.floats)
         home = self.target if export.onnx else self.scratch
@@ -275,7 +280,17 @@ class _Run:
             return self._figures(figures).model_copy(update=measured)
 
         final = metrics(model, file, judged, "final")
-        return artifacts, final, metrics(self.dense, baseline_file, self.judged_dense, "baseline")
+        baseline = metrics(self.dense, baseline_file, self.judged_dense, "baseline")
+        return artifacts, final, baseline, self._changes(judged)
+
+    def _changes(self, judged: Judged) -> Changes:
+        """How these outputs of the final model differ from the dense ones."""
+        images, by = self.data.evaluation, judging(self.recipe, self.dense)
+        listed = self.recipe.data.classes
+        known = by.class_names if by.outputs > 1 else None  # one output answers yes or no
+        names = class_names(images, known, Path(listed) if listed else None)
+        look = self.dense.preprocess
+        return changes(self.task, self.judged_dense, judged, images, look, names)
 
     def _export(
         self, model: VitModel, file: Path, facts: dict[str, str], floats: Floats = "float32"
@@ -330,7 +345,7 @@ def _few(images: int) -> list[str]:
     if images >= _ENOUGH:
         return []
     share = 100 / images
-    return [f"all figures rest on {images} images only, of which one is {share:.3g} points"]
+    return [f"all figures rest on {images} images only, so one image is {share:.3g} points"]
 
 
 def _check_reload(home: Path, model: VitModel, pixels: Tensor) -> dict[str, Any]:

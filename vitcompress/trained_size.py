@@ -51,7 +51,7 @@ def compared(
         "input_size": size,
         "macs": macs,
         "macs_ratio": ratio,
-        "figures": own.model_dump(exclude_none=True),
-        "resized": against.model_dump(exclude_none=True),
+        "figures": own.model_dump(exclude_none=True, exclude={"intervals"}),
+        "resized": against.model_dump(exclude_none=True, exclude={"intervals"}),
     }
     return facts, line

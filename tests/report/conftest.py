@@ -7,7 +7,9 @@ from vitcompress.report.model import (
     Artifact,
     Details,
     GateResult,
+    Interval,
     Latency,
+    Made,
     Metrics,
     Report,
     StageReport,
@@ -30,6 +32,9 @@ LAYERS = [
 ]
 
 
+CHARTED = {"bits": "", "output_error": "Squared error"}
+
+
 @pytest.fixture
 def report() -> Report:
     """Quantized, every figure measured, all gates passed."""
@@ -44,6 +49,11 @@ def report() -> Report:
         bytes=6_174_211,
         latency_ms=Latency(p50=11.2, p90=11.9, p99=13.4),
         speedup=2.652,
+        intervals={
+            "top1": Interval.of(86.2, 1000),
+            "top5": Interval.of(97.1, 1000),
+            "agreement": Interval.of(98.6, 1000),
+        },
     )
     return Report(
         model={"name": "deit_tiny_patch16_224", "num_classes": 1000},
@@ -55,6 +65,7 @@ def report() -> Report:
             macs=1_258_000_000,
             bytes=22_913_024,
             latency_ms=Latency(p50=29.7, p90=31.2, p99=35.0),
+            speedup=1.0,
         ),
         stages=[
             StageReport(
@@ -70,7 +81,7 @@ def report() -> Report:
                 metrics=final.model_copy(update={"bytes": None, "latency_ms": None}),
                 details=Details(
                     facts={"score": "lrp", "group_size": None},
-                    tables=(Table.of("layers", LAYERS, charted=("bits", "output_error")),),
+                    tables=(Table.of("layers", LAYERS, CHARTED),),
                     galleries=(
                         Gallery("relevance", ("before",), (Pictures("0.jpg", (PICTURE,)),)),
                     ),
@@ -101,16 +112,18 @@ def report() -> Report:
         ],
         environment={"onnxruntime": "1.32.0", "threads": 1},
         warnings=["2 images could not be read"],
+        made=Made(recipe="vit-int8", command="vitcompress run vit-int8", date="2026-11-27T23:41Z"),
     )
 
 
 @pytest.fixture
 def failed(report: Report) -> Report:
     """No labels: top-1 is null, and the gate on it cannot hold; another gate is missed."""
-    unlabelled = {"top1": None, "top5": None}
+    agreement = report.final.intervals["agreement"]
+    unlabelled = {"top1": None, "top5": None, "intervals": {"agreement": agreement}}
     return report.model_copy(
         update={
-            "baseline": report.baseline.model_copy(update=unlabelled),
+            "baseline": report.baseline.model_copy(update={**unlabelled, "intervals": {}}),
             "final": report.final.model_copy(update=unlabelled),
             "gates": [
                 GateResult(name="max_drop.top1", limit=1.0, value=None, passed=False),
@@ -124,7 +137,7 @@ def failed(report: Report) -> Report:
 @pytest.fixture
 def embedded(report: Report) -> Report:
     """Of a model without a head."""
-    unlike = {"top1": None, "top5": None, "agreement": None, "kl": None}
+    unlike = {"top1": None, "top5": None, "agreement": None, "kl": None, "intervals": {}}
     alike = {"cosine": 0.99996, "cosine_p5": 0.91234, "neighbours": 96.4, "norm_ratio": 1.01}
     final = report.final.model_copy(update={**unlike, **alike, "knn": 61.0})
     baseline = report.baseline.model_copy(update={**unlike, "knn": 62.5})

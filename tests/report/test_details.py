@@ -16,7 +16,7 @@ def test_facts_of_studies_follow_those_of_the_stage(report: Report) -> None:
 
 def test_columns_are_those_of_all_rows() -> None:
     rows: list[dict[str, Fact]] = [{"step": 1, "kl": -0.5}, {"step": 2, "note": "last"}]
-    table = Table.of("steps", rows, charted=("kl",))
+    table = Table.of("steps", rows, charted={"kl": ""})
     assert table.columns == (Column("step"), Column("kl", chart=True), Column("note"))
     assert [numeric(table, column) for column in table.columns] == [True, True, False]
     assert peak(table, table.columns[1]) == 0.5
@@ -32,7 +32,7 @@ def test_layers_are_charted_by_block_and_kind() -> None:
         {"layer": "head.0", "output_error": None, "bits": 8},
         {"layer": "head.2", "output_error": 0.6, "bits": 8},
     ]
-    (chart,) = charts(Table.of("layers", rows, charted=("output_error", "bits")))
+    (chart,) = charts(Table.of("layers", rows, charted={"output_error": "", "bits": ""}))
     assert chart.column.name == "output_error"  # bits do not vary
     assert chart.groups == ["0", "1", "2.5", "patch_embed", "head.0", "head.2"]
     assert chart.values == {
@@ -45,7 +45,7 @@ def test_layers_are_charted_by_block_and_kind() -> None:
 
 def test_names_that_fall_together_are_not_charted() -> None:
     rows = [{"layer": f"blocks.0.{side}.fc", "error": n} for n, side in enumerate("ab")]
-    assert not list(charts(Table.of("layers", rows, charted=("error",))))
+    assert not list(charts(Table.of("layers", rows, charted={"error": ""})))
 
 
 def test_what_parts_would_cost_is_charted() -> None:
@@ -54,5 +54,5 @@ def test_what_parts_would_cost_is_charted() -> None:
         for i in range(3)
         for kind in ("value", "hidden")
     ]
-    (chart,) = charts(Table.of("sensitivities", rows, charted=("kl_less_50%",)))
+    (chart,) = charts(Table.of("sensitivities", rows, charted={"kl_less_50%": ""}))
     assert (chart.groups, list(chart.values)) == (["0", "1", "2"], ["value", "hidden"])

@@ -1,7 +1,7 @@
 import pytest
 
 from vitcompress.report import figures
-from vitcompress.report.model import GateResult, Metrics, Report
+from vitcompress.report.model import Changes, GateResult, Metrics, Report
 
 
 def test_headline_tells_gain_and_loss(report: Report) -> None:
@@ -44,6 +44,45 @@ def test_what_is_no_faster_is_not_called_so(speedup: float, report: Report) -> N
     same = report.final.model_copy(update={"speedup": speedup})
     told = figures.headline(report.model_copy(update={"final": same}))
     assert told.startswith("3.71× smaller and 1.00× as fast; ")
+
+
+def test_what_has_not_changed_is_told_so(report: Report) -> None:
+    same = report.final.model_copy(update={"top1": report.baseline.top1})
+    told = figures.headline(report.model_copy(update={"final": same}))
+    assert "; top-1 unchanged at 86.4 %, 98.6 % agreement" in told
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ((0, 0, 0), "None of the 1,000 answers changed."),
+        ((9, None, None), "The answer changed on 9 of 1,000 images."),
+        (
+            (9, 4, 3),
+            "The answer changed on 9 of 1,000 images: 4 no longer right, 3 newly right, "
+            "2 wrong before and after.",
+        ),
+        ((4, 4, 0), "The answer changed on 4 of 1,000 images: 4 no longer right."),
+    ],
+)
+def test_changes_in_words(counts: tuple[int, int | None, int | None], told: str) -> None:
+    changed, lost, gained = counts
+    found = Changes(
+        images=1000, changed=changed, lost=lost, gained=gained, measure="kl", shown=(), classes=()
+    )
+    assert figures.changes_told(found) == told
+
+
+def test_a_limit_within_the_interval_is_not_settled(report: Report) -> None:
+    inside, outside = (
+        GateResult(name="min.agreement", limit=limit, value=98.6, passed=True)
+        for limit in (98.0, 97.0)
+    )
+    assert figures.gate_doubt(inside, report) == (
+        "1,000 images do not settle it: the 95 % interval is 97.7–99.2 %"
+    )
+    assert figures.gate_doubt(outside, report) == ""
+    assert figures.gate_doubt(report.gates[1], report) == ""  # of bytes
 
 
 def test_speed_is_never_worked_out_from_separate_timings(report: Report) -> None:

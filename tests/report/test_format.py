@@ -53,7 +53,7 @@ from vitcompress.report import format as fmt
         (fmt.span(fmt.DASH, "11.2 ms"), "– → 11.2 ms"),
         (fmt.value(True), "yes"),
         (fmt.value([1, 0.25, None]), "1, 0.25, –"),
-        (fmt.value({"macs": 0.75, "peak_bytes": 22_900_000}), "macs 0.75, peak bytes 22.9 MB"),
+        (fmt.value({"macs": 0.75, "peak_bytes": 22_900_000}), "MACs 0.75, peak bytes 22.9 MB"),
         (fmt.value([]), "–"),
     ],
 )

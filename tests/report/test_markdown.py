@@ -11,9 +11,10 @@ def test_tables_are_whole_and_null_is_a_dash(report: Report, failed: Report, emp
         for block in text.split("\n\n"):
             widths = {line.count("|") for line in block.splitlines() if line.startswith("|")}
             assert len(widths) <= 1, block
-    assert "| Top-1 | 86.4 % | 86.2 % | 86.2 % | −0.2 points |" in markdown.render(report)
-    assert "| Top-1 | – | 86.2 % | – | – |" in markdown.render(failed)
-    assert "| Size | 22.9 MB | – | 6.17 MB | −73 % |" in markdown.render(report)
+    assert "| Top-1 | 86.4 % | 86.2 % (83.9–88.2) | −0.2 points |" in markdown.render(report)
+    assert "| Top-1 |" not in markdown.render(failed)
+    assert "| Agreement | – | 98.6 % (97.7–99.2) |  |" in markdown.render(failed)
+    assert "| Size | 22.9 MB | 6.17 MB | −73 % |" in markdown.render(report)
 
 
 def test_a_failing_gate_shows(report: Report, failed: Report) -> None:
@@ -31,5 +32,5 @@ def test_hostile_text_stays_text(report: Report) -> None:
     text = markdown.render(hostile)
     assert "<script" not in text
     assert "<img" not in text
-    assert r"# &lt;script>\|\`x\` # big, compressed" in text
+    assert r"# &lt;script>\|\`x\` # big, vit-int8" in text
     assert r"- ⚠ a \| b \*c\* &lt;img>" in text

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from vitcompress.details import Table
 from vitcompress.errors import InputError
-from vitcompress.report.model import Artifact, Details, GateResult, Metrics, Report
+from vitcompress.report.model import Artifact, Details, GateResult, Interval, Metrics, Report
 
 PICTURE = "data:image/png;base64,AA"  # that of the report
 
@@ -24,7 +24,7 @@ def test_json_has_the_promised_shape(report: Report) -> None:
     assert text == report.to_json()
     assert list(data) == [
         "schema", "model", "baseline", "stages", "final", "artifacts", "gates", "environment",
-        "warnings",
+        "warnings", "made", "changes",
     ]  # fmt: skip
     assert data["schema"] == 1
     assert set(data["stages"][0]) == {"name", "type", "seconds", "metrics", "details"}
@@ -33,7 +33,9 @@ def test_json_has_the_promised_shape(report: Report) -> None:
     assert details["facts"] == {"score": "lrp", "group_size": None}
     (layers,) = details["tables"]
     assert layers["name"] == "layers"
-    assert layers["columns"][-1] == {"name": "output_error", "unit": "", "chart": True}
+    caption = "Squared error"
+    charted = {"name": "output_error", "unit": "", "chart": True, "caption": caption}
+    assert layers["columns"][-1] == charted
     assert layers["rows"][0]["bits"] == 8
     assert details["galleries"][0]["rows"] == [{"caption": "0.jpg", "sources": [PICTURE]}]
     assert details["studies"][0]["figures"]["top1"] == 80.5
@@ -42,10 +44,28 @@ def test_json_has_the_promised_shape(report: Report) -> None:
     assert set(data["final"]) == {
         "images", "top1", "top5", "map", "knn", "agreement", "kl", "relative_error", "cosine",
         "cosine_p5", "neighbours", "norm_ratio", "params", "macs", "bytes", "latency_ms", "speedup",
+        "intervals",
     }  # fmt: skip
     assert data["final"]["latency_ms"] == {"p50": 11.2, "p90": 11.9, "p99": 13.4}
+    assert set(data["final"]["intervals"]["top1"]) == {"low", "high", "images"}
     assert data["baseline"]["agreement"] is None
     assert data["stages"][0]["metrics"] is None
+
+
+@pytest.mark.parametrize(
+    ("hits", "images", "low", "high"),
+    [  # Newcombe, Statistics in Medicine 17 (1998), table I, method 3
+        (81, 263, 25.53, 36.62),
+        (15, 148, 6.24, 16.05),
+        (0, 20, 0.0, 16.11),
+        (1, 29, 0.61, 17.18),
+        (20, 20, 83.89, 100.0),
+    ],
+)
+def test_intervals_are_wilsons(hits: int, images: int, low: float, high: float) -> None:
+    found = Interval.of(100 * hits / images, images)
+    assert (found.low, found.high) == (pytest.approx(low, abs=5e-3), pytest.approx(high, abs=5e-3))
+    assert found.low <= 100 * hits / images <= found.high
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

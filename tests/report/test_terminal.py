@@ -29,13 +29,22 @@ def test_runs_side_by_side(report: Report, failed: Report) -> None:
     smaller = report.model_copy(
         update={"final": report.final.model_copy(update={"bytes": 3_100_000})}
     )
-    text = _rendered(terminal.comparison({"out/a": report, "out/b": smaller}))
+    text = _rendered(terminal.comparison({"out/a": report, "out/b": smaller}, 80))
     lines = text.splitlines()
     assert lines[0].split() == ["baseline", "out/a", "out/b"]
     assert lines[1].split() == ["Size", "22.9", "MB", "6.17", "MB", "3.10", "MB"]
     assert lines[-1].split() == ["Gates", "passed", "–", "yes", "yes"]
-    other = _rendered(terminal.comparison({"out/a": report, "out/b": failed}))
+    other = _rendered(terminal.comparison({"out/a": report, "out/b": failed}, 80))
     assert "! not one model on one set of images" in other
+
+
+def test_names_of_runs_are_not_broken(report: Report) -> None:
+    names = [f"out/a-folder-with-a-long-name-{n}" for n in range(3)]
+    text = _rendered(terminal.comparison(dict.fromkeys(names, report), 80))
+    assert [line.split() for line in text.splitlines()[:3]] == [
+        [f"[{n}]", name] for n, name in enumerate(names, 1)
+    ]
+    assert text.splitlines()[3].split() == ["baseline", "[1]", "[2]", "[3]"]
 
 
 def test_gates_and_warnings(report: Report, failed: Report, empty: Report) -> None:

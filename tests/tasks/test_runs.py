@@ -22,7 +22,7 @@ from vitcompress.export.onnx import metadata
 from vitcompress.model.architecture import VitModel
 from vitcompress.pipeline import run
 from vitcompress.recipe import Recipe, recipe_without_stages
-from vitcompress.report.model import Report
+from vitcompress.report.model import Interval, Report
 from vitcompress.run_images import Judging, evaluation_images
 from vitcompress.tasks import chosen
 from vitcompress.tasks.embedding import zero_shot
@@ -74,7 +74,7 @@ def recipe_of(
 
 def measured(report: Report) -> set[str]:
     cost = {"images", "params", "macs", "bytes", "latency_ms", "speedup"}
-    return set(report.final.model_dump(exclude_none=True)) - cost
+    return set(report.final.model_dump(exclude_none=True, exclude={"intervals"})) - cost
 
 
 LABELS = (np.arange(COUNT) % 7 > 3).astype(int)
@@ -138,8 +138,22 @@ def test_without_labels_figures_are_those_against_the_dense_model(
 ) -> None:
     values = np.random.default_rng(0).normal(size=(COUNT, outputs or 8)).astype(np.float32)
     dense, other = Judged(values, None), Judged(values + 0.1, None)
-    figures = other.figures(chosen(task, outputs), dense).model_dump(exclude_none=True)
-    assert set(figures) == found | {"images"}
+    figures = other.figures(chosen(task, outputs), dense)
+    told = figures.model_dump(exclude_none=True, exclude={"intervals"})
+    assert set(told) == found | {"images"}
+    if task != "multi_label":  # whose outputs of one image are no independent observations
+        assert set(figures.intervals) == found & {"agreement", "neighbours"}
+
+
+def test_a_rate_has_the_interval_of_the_images_that_it_counts() -> None:
+    values = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    dense = Judged(values, (0, 0, 0, 0, 1, 1, 1, 2, 3))
+    found = dense.figures(chosen(None, 0), dense)
+    assert found.intervals["knn"].images == 7  # of two images no other has the label
+    assert "neighbours" not in found.intervals  # the model is held against itself
+    moved = Judged(values + 0.1, dense.labels).figures(chosen(None, 0), dense)
+    assert moved.neighbours is not None
+    assert moved.intervals["neighbours"] == Interval.of(moved.neighbours, 9)
 
 
 @pytest.mark.parametrize(

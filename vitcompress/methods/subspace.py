@@ -141,7 +141,7 @@ def selected_norm(
 
     With u and v the normed queries and keys over all dimensions, logits are Σ (γ u + β) γ' v, keys
     centred, since what all keys of a query share changes no softmax (nor does the bias of keys).
-    The norm over fewer dimensions divides by their own deviation: in the mean over tokens it gives
+    The norm over fewer dimensions divides by their own deviation: on average over tokens it gives
     u_S / s, centred over S for LayerNorm, with s² the mean square of what stays. New logits are
     Σ_S (a u + b) v, linear in a and b: their least squared error over all pairs of a query and a
     key has the normal matrix (E[u uᵀ] ∘ E[v vᵀ]), summed over heads, and its solution is drawn a

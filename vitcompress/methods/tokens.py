@@ -45,7 +45,7 @@ class Merge:
     `kept` [B, k] and `gone` [B, n − k]: indices, together all tokens. `target` [B, n − k]: the
     place in `kept` of the token that takes each one in. `share` [B or 1, n − k or 1]: how much of
     it is taken in, 0 for a token that is dropped; None: all. `weight` [B, n]: how much each counts
-    in the mean; None: its size. `mixed`: whether a token that takes others in becomes the mean;
+    on average; None: its size. `mixed`: whether a token that takes others in becomes the mean;
     else it only grows in size.
     """
 

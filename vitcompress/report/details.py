@@ -1,12 +1,15 @@
 """What a stage tells, as it is shown: the facts on one list, and the charts of its tables."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeGuard
 
 from vitcompress.details import Column, Fact, Table
+from vitcompress.report import format as fmt
 from vitcompress.report.model import Details
+
+_EXTREMES: tuple[tuple[str, Callable[..., str]], ...] = (("lowest", min), ("highest", max))
 
 
 @dataclass(frozen=True)
@@ -17,14 +20,33 @@ class Chart:
     groups: list[str]
     values: dict[str, list[float | None]]
     column: Column
-    by: str = ""
+
+    @property
+    def caption(self) -> str:
+        """What it shows, in words with the unit."""
+        return self.column.caption or f"{fmt.label(self.column.name)} by block"
+
+    @property
+    def told(self) -> str:
+        """The same and its extremes, for those who do not see it."""
+        values = {
+            f"{group} {series}".strip(): value
+            for series, row in self.values.items()
+            for group, value in zip(self.groups, row, strict=True)
+            if value is not None
+        }
+        ends = ((word, pick(values, key=values.__getitem__)) for word, pick in _EXTREMES)
+        unit = self.column.unit or self.column.name
+        return f"{self.caption}; " + ", ".join(
+            f"{word} {fmt.value(values[where], unit)} in {where}" for word, where in ends
+        )
 
 
 def stage_facts(details: Details) -> list[tuple[str, Fact]]:
     """The facts of a stage, and those of what it studied beside."""
     told = list(details.facts.items())
     for study in details.studies:
-        measured = study.figures.model_dump(exclude_none=True)
+        measured = study.figures.model_dump(exclude_none=True, exclude={"intervals"})
         own = {"note": study.note, **study.facts, **measured}
         told += [(f"{study.name}.{key}", value) for key, value in own.items()]
     return told
@@ -59,7 +81,7 @@ def charts(table: Table) -> Iterator[Chart]:
                 kind: [by_place.get((block, kind)) for block in groups]
                 for kind in dict.fromkeys(kind for _, kind in split)
             }
-            yield Chart(table.name, groups, series, column, by="block")
+            yield Chart(table.name, groups, series, column)
 
 
 def _numbers(table: Table, column: Column) -> list[float | None]:
@@ -69,12 +91,15 @@ def _numbers(table: Table, column: Column) -> list[float | None]:
 
 def _split(layer: str) -> tuple[str, str]:
     """A layer name as block and kind: `blocks.3.attn.qkv` is (`3`, `qkv`); of what is in no block,
-    its part of the model: `head.fc` is (`head`, ``), and `head.2` stays whole."""
+    its part of the model: `head.fc` is (`head`, ``), and `head.2` stays whole; `blocks.3` is (`3`,
+    ``)."""
     numbers = re.findall(r"(?<![^.])\d+(?![^.])", layer)
     last = layer.rpartition(".")[2]
     if not numbers:
         return layer.partition(".")[0], ""
-    return (layer, "") if last == numbers[-1] else (".".join(numbers), last)
+    if last == numbers[-1]:
+        return (".".join(numbers) if "blocks" in layer.split(".") else layer), ""
+    return ".".join(numbers), last
 
 
 def _is_number(value: Fact) -> TypeGuard[int | float]:

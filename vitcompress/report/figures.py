@@ -1,12 +1,12 @@
 """What a report says, before any markup: the figures by name, their change, gates in words."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal
 
 from vitcompress.report import format as fmt
-from vitcompress.report.model import GateResult, Metrics, Report
+from vitcompress.report.model import Changes, GateResult, Metrics, Report
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,80 @@ def change(figure: Figure, before: Metrics, after: Metrics) -> FigureChange:
     return FigureChange(text, "better" if (new < old) == (figure.better == "low") else "worse")
 
 
+def with_interval(figure: Figure, metrics: Metrics) -> str:
+    """The figure, a rate with its interval: `92.2 % (83.0–96.6)`."""
+    told, found = figure.text(figure.read(metrics)), metrics.intervals.get(figure.key)
+    if found is None:
+        return told
+    return f"{told} ({fmt.interval(found.low, found.high).removesuffix(' %')})"
+
+
+INTERVALS = (
+    "Beside a rate: the 95 % confidence interval (Wilson) that the number of images leaves. "
+    "Both models saw the same images, so what changed between them is more certain than "
+    "intervals that overlap suggest."
+)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a stage did to one figure: the change, or the figure that it led to."""
+
+    label: str
+    text: str
+    note: str
+    trend: Literal["better", "worse", "same"] = "same"
+
+
+_OF_STAGES = (
+    *("macs", "params", "top1", "map", "knn", "agreement", "kl", "relative_error", "cosine"),
+)
+
+
+def gains(before: Metrics, after: Metrics) -> Iterator[Gain]:
+    """What led from one model to the next, of what is measured between stages."""
+    for figure in (BY_KEY[key] for key in _OF_STAGES):
+        old, new = figure.read(before), figure.read(after)
+        if new is None or (figure.key == "params" and old == new):
+            continue
+        if figure.change is None:
+            was = f"{figure.text(old)} before" if old is not None else ""
+            yield Gain(figure.label, with_interval(figure, after), was)
+        else:
+            moved = change(figure, before, after)
+            ends = fmt.span(figure.text(old), with_interval(figure, after))
+            yield Gain(figure.label, moved.text, ends, moved.trend)
+
+
+def measured(measure: str, value: float) -> str:
+    """What sets an image apart, by the word for it."""
+    texts: dict[str, fmt.Formatter] = {"cosine": fmt.similarity, "kl": fmt.nats}
+    return texts.get(measure, fmt.ratio)(value)
+
+
+def changes_told(found: Changes) -> str:
+    """How many answers have changed, and to what end."""
+    if found.changed is None:
+        ends = {"cosine": "the lowest cosine to", "kl": "the largest KL from"}
+        word = ends.get(found.measure, "the largest distance from")
+        return f"The images whose outputs have {word} those of the dense model."
+    if not found.changed:
+        return f"None of the {fmt.whole(found.images)} answers changed."
+    told = f"The answer changed on {fmt.whole(found.changed)} of {fmt.whole(found.images)} images"
+    if found.lost is None or found.gained is None:
+        return f"{told}."
+    parts = (
+        (found.lost, "no longer right"),
+        (found.gained, "newly right"),
+        (found.changed - found.lost - found.gained, "wrong before and after"),
+    )
+    return f"{told}: {', '.join(f'{fmt.whole(n)} {words}' for n, words in parts if n)}."
+
+
 def columns(report: Report) -> list[tuple[str, Metrics]]:
-    """The columns of the comparison: baseline, each stage that was measured, final."""
-    measured = [(stage.name, stage.metrics) for stage in report.stages if stage.metrics]
+    """The columns of the comparison: baseline, each stage that was measured, final, which is what
+    the last stage left."""
+    measured = [(stage.name, stage.metrics) for stage in report.stages[:-1] if stage.metrics]
     return [("Baseline", report.baseline), *measured, ("Final", report.final)]
 
 
@@ -102,6 +173,20 @@ def size_ratio(report: Report) -> float | None:
     """How many times smaller the ONNX file is."""
     before, after = report.baseline.bytes, report.final.bytes
     return before / after if before and after else None
+
+
+def share(baseline: Metrics, metrics: Metrics, cost: str) -> float | None:
+    """`cost` in percent of the baseline's; that of latency comes from timings taken in turns."""
+    if cost == "latency":
+        return 100 / metrics.speedup if metrics.speedup else None
+    before, after = getattr(baseline, cost), getattr(metrics, cost)
+    return 100 * after / before if before and after is not None else None
+
+
+def alike(reports: Iterable[Report]) -> bool:
+    """Whether all are of one model on one set of images, as far as figures tell."""
+    found = ((model_name(report), report.baseline) for report in reports)
+    return len({(name, b.images, b.top1, b.map, b.knn) for name, b in found}) == 1
 
 
 def gain(ratio: float | None, more: str, less: str, alike: str) -> str:
@@ -129,8 +214,13 @@ def headline(report: Report) -> str:
         figure = BY_KEY[key]
         moved = change(figure, report.baseline, final)
         if moved.text != fmt.DASH:
-            ends = (figure.text(figure.read(metrics)) for metrics in (report.baseline, final))
-            lost.append(f"{name} {moved.text} ({fmt.span(*ends)})")
+            ends = [figure.text(figure.read(metrics)) for metrics in (report.baseline, final)]
+            alike = f"{name} unchanged at {ends[1]}"
+            lost.append(
+                alike
+                if moved.trend == "same" and ends[0] == ends[1]
+                else f"{name} {moved.text} ({fmt.span(*ends)})"
+            )
     for value, alike in (
         (final.agreement, f"{fmt.percent(final.agreement)} agreement with the dense model"),
         (final.kl, f"KL {fmt.nats(final.kl)} nats from the dense model"),
@@ -225,6 +315,18 @@ def gate_limit(gate: GateResult) -> str:
     rule, metric, unit = _rule(gate)
     name = BY_KEY[metric].label if metric in BY_KEY else metric
     return rule.limit(name, _with_unit(gate.limit, unit))
+
+
+def gate_doubt(gate: GateResult, report: Report) -> str:
+    """Why the images do not settle whether the gate holds; empty where they do."""
+    kind, _, metric = gate.name.partition(".")
+    found = report.final.intervals.get(metric)
+    if kind not in ("min", "max") or found is None or not found.low < gate.limit < found.high:
+        return ""
+    return (
+        f"{fmt.whole(found.images)} images do not settle it: the 95 % interval is "
+        f"{fmt.interval(found.low, found.high)}"
+    )
 
 
 def gate_value(gate: GateResult) -> str:

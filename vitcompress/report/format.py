@@ -1,6 +1,7 @@
 """How a number is written for people: one spelling for Markdown, HTML and the terminal."""
 
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from itertools import groupby
 from typing import Any
 
@@ -61,6 +62,11 @@ def percent(value: float | None) -> str:
     return f"{next(t for t in (*texts, repr(value)) if value >= 100 or float(t) < 100)} %"
 
 
+def interval(low: float, high: float) -> str:
+    """Between two percentages: `83.0–96.6 %`."""
+    return span(percent(low), percent(high)).replace(" → ", "–")
+
+
 def points(value: float | None) -> str:
     """A difference between two percentages: `−0.2 points`."""
     if value is None:
@@ -99,6 +105,11 @@ def seconds(value: float | None) -> str:
 def roughly(value: float) -> str:
     """A time that is an estimate: `35 s`, `4 min`, `1 h 05 min`."""
     return f"{value:.0f} s" if value < 99.5 else seconds(60 * round(value / 60)).split(" 00 s")[0]
+
+
+def date(value: str) -> str:
+    """`2026-11-27T23:41Z` as `27 November 2026, 23:41 UTC`."""
+    return f"{datetime.fromisoformat(value):%-d %B %Y, %H:%M} UTC" if value else ""
 
 
 def nats(value: float | None) -> str:
@@ -159,9 +170,13 @@ _MEASURES: dict[str, Formatter] = {
 }
 
 
+_ABBREVIATIONS = {"kl": "KL", "macs": "MACs", "lrp": "LRP", "mlp": "MLP", "onnx": "ONNX"}
+
+
 def label(key: str) -> str:
-    """A key of the report as words: `weight_error` as `weight error`."""
-    return key.replace("_", " ")
+    """A key of the report as words: `weight_error` as `weight error`, `held_back_kl` as `held back
+    KL`."""
+    return " ".join(_ABBREVIATIONS.get(word, word) for word in key.split("_"))
 
 
 def value(item: Any, key: str = "") -> str:

@@ -1,5 +1,6 @@
 """Reports as self-contained HTML pages: no script, no network, light and dark."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -10,7 +11,8 @@ from markupsafe import Markup
 from vitcompress.details import Column, Fact, Table
 from vitcompress.report import details, figures, svg
 from vitcompress.report import format as fmt
-from vitcompress.report.model import GateResult, Metrics, Report
+from vitcompress.report.model import Report, StageReport
+from vitcompress.report.overview import overview
 
 _QUALITY = (
     *("top1", "map", "knn", "agreement", "kl", "relative_error"),
@@ -21,22 +23,22 @@ _QUALITY = (
 
 @dataclass(frozen=True)
 class Card:
-    """One headline figure, with the gates that watch it."""
+    """One headline figure."""
 
     label: str
     value: str
     unit: str
     note: str
     trend: str
-    gates: list[GateResult]
 
 
 @dataclass(frozen=True)
-class FigureBars:
-    """One figure through the run, each column's bar as a percentage of the longest."""
+class StagePart:
+    """A stage, what it did to the figures, and its charts: the first tells what was chosen."""
 
-    label: str
-    bars: list[tuple[str, str, float]]
+    stage: StageReport
+    gains: list[figures.Gain]
+    charts: list[details.Chart]
 
 
 def render(report: Report) -> str:
@@ -52,7 +54,10 @@ def render(report: Report) -> str:
             cards=list(_cards(report)),
             columns=figures.columns(report),
             figures=figures.shown(metrics for _, metrics in figures.columns(report)),
-            meters=list(_meters(figures.columns(report))),
+            overview=overview(report),
+            changes_told=figures.changes_told(report.changes) if report.changes else "",
+            parts=list(_parts(report)),
+            has_onnx=any(artifact.path == "predict.py" for artifact in report.artifacts),
         )
     )
 
@@ -61,6 +66,11 @@ def sensitivity_page(title: str, tables: Mapping[str, Table]) -> str:
     """A page of what `vitcompress sensitivity` found, by stage: charts and tables."""
     template = _environment().get_template("sensitivity.html.j2")
     return template.render(title=title, tables=tables)
+
+
+def compare_page(**told: object) -> str:
+    """A page of the runs that `vitcompress compare` was given."""
+    return _environment().get_template("compare.html.j2").render(**told)
 
 
 def search_page(**told: object) -> str:
@@ -77,10 +87,17 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(value=fmt.value, label=fmt.label, size=fmt.size, seconds=fmt.seconds)
+    environment.filters.update(
+        value=fmt.value, label=fmt.label, size=fmt.size, seconds=fmt.seconds, date=fmt.date
+    )
     environment.globals.update(
         change=figures.change,
         gate_limit=figures.gate_limit,
+        gate_doubt=figures.gate_doubt,
+        interval=fmt.interval,
+        measured=figures.measured,
+        breakable=_breakable,
+        INTERVALS=figures.INTERVALS,
         gate_value=figures.gate_value,
         facts_of=details.stage_facts,
         charts=details.charts,
@@ -99,9 +116,10 @@ def _cards(report: Report) -> Iterator[Card]:
 
     def card(key: str, label: str, value: str, note: str, trend: str = "same") -> Card:
         measured = note if value != fmt.DASH else "not measured"
-        watching = [g for g in report.gates if g.name.partition(".")[2] == key]
         amount, _, unit = value.partition(" ")
-        return Card(label, amount, unit, measured, trend, watching)
+        if (found := after.intervals.get(key)) is not None:
+            measured += f"; 95 % interval {fmt.interval(found.low, found.high)}"
+        return Card(label, amount, unit, measured, trend)
 
     def span(key: str) -> str:
         figure = figures.BY_KEY[key]
@@ -120,21 +138,24 @@ def _cards(report: Report) -> Iterator[Card]:
             yield card(figure.key, figure.label, figure.text(figure.read(after)), note)
 
 
+def _parts(report: Report) -> Iterator[StagePart]:
+    before = report.baseline
+    for stage in report.stages:
+        told = list(figures.gains(before, stage.metrics)) if stage.metrics else []
+        drawn = [chart for table in stage.details.tables for chart in details.charts(table)]
+        yield StagePart(stage, told, drawn)
+        before = stage.metrics or before
+
+
 def _way(ratio: float | None) -> str:
     if ratio is None or fmt.times(1.0) in (fmt.times(ratio), fmt.times(1 / ratio)):
         return "same"
     return "better" if ratio > 1 else "worse"
 
 
-def _meters(columns: list[tuple[str, Metrics]]) -> Iterator[FigureBars]:
-    for key in ("bytes", "latency_ms.p50", "macs"):
-        figure = figures.BY_KEY[key]
-        found = [(name, figure.read(metrics)) for name, metrics in columns]
-        known = [(name, value) for name, value in found if value is not None]
-        if len({value for _, value in known}) > 1:
-            longest = max(value for _, value in known)
-            bars = [(name, figure.text(value), 100 * value / longest) for name, value in known]
-            yield FigureBars(figure.label, bars)
+def _breakable(name: str) -> Markup:
+    """A path that may be broken behind its separators, and nowhere else."""
+    return Markup("<wbr>").join(re.split(r"(?<=[/_.-])", name))
 
 
 def _cell(table: Table, row: Mapping[str, Fact], column: Column) -> Markup:

@@ -12,11 +12,13 @@ from vitcompress.report.model import Report
 def render(report: Report) -> str:
     """`report.md`."""
     blocks = [
-        f"# {_text(figures.model_name(report))}, compressed",
-        f"**{_text(figures.headline(report))}** {figures.verdict(report)}.",
+        f"# {_text(figures.model_name(report))}, {_text(report.made.recipe or 'compressed')}",
+        f"**{figures.verdict(report)}.** {_text(figures.headline(report))}",
         *([_list(f"⚠ {_text(warning)}" for warning in report.warnings)] if report.warnings else []),
-        _comparison(report),
         *_gates(report),
+        _comparison(report),
+        *([figures.INTERVALS] if report.final.intervals else []),
+        *_changes(report),
         *_stages(report),
         *_artifacts(report),
         *_environment(report),
@@ -28,7 +30,7 @@ def _comparison(report: Report) -> str:
     columns = figures.columns(report)
     rows = []
     for figure in figures.shown(metrics for _, metrics in columns):
-        values = [figure.text(figure.read(metrics)) for _, metrics in columns]
+        values = [figures.with_interval(figure, metrics) for _, metrics in columns]
         moved = figures.change(figure, report.baseline, report.final).text if figure.change else ""
         rows.append([figure.label, *values, moved])
     heads = [_text(name) for name, _ in columns]
@@ -47,6 +49,16 @@ def _gates(report: Report) -> Iterator[str]:
             for gate in report.gates
         ]
         yield _table(["", "Gate", "Measured"], rows, right=(2,))
+
+
+def _changes(report: Report) -> Iterator[str]:
+    if (found := report.changes) is None or found.changed is None:
+        return
+    yield "## Answers that changed"
+    yield figures.changes_told(found)
+    if found.classes:
+        rows = [[_text(c.name), str(c.images), str(c.before), str(c.after)] for c in found.classes]
+        yield _table(["Class", "Images", "Right before", "Right now"], rows, right=(1, 2, 3))
 
 
 def _stages(report: Report) -> Iterator[str]:
@@ -80,6 +92,8 @@ def _artifacts(report: Report) -> Iterator[str]:
 def _environment(report: Report) -> Iterator[str]:
     if report.environment:
         yield "## Environment"
+        if report.made.command:
+            yield f"{_code(report.made.command)}, {fmt.date(report.made.date)}"
         yield _list(
             f"{_text(fmt.label(key))}: {_text(fmt.value(item, key))}"
             for key, item in report.environment.items()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path, PurePath
+from statistics import NormalDist
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -50,6 +51,27 @@ class Latency(_Frozen):
     p99: float
 
 
+_Z = NormalDist().inv_cdf(0.975)  # of a two-sided interval of 95 %
+
+
+class Interval(_Frozen):
+    """Between which rates (percent) the one that `images` are a sample of lies, with 95 %
+    confidence."""
+
+    low: float
+    high: float
+    images: int
+
+    @classmethod
+    def of(cls, percent: float, images: int) -> Self:
+        """Wilson's score interval of a rate that was observed on so many independent images."""
+        share, z2 = percent / 100, _Z**2 / images
+        middle = (share + z2 / 2) / (1 + z2)
+        half = math.sqrt(share * (1 - share) * z2 + z2**2 / 4) / (1 + z2)
+        low, high = 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
+        return cls(low=min(low, percent), high=max(high, percent), images=images)
+
+
 class Metrics(_Frozen):
     """The figures of one model. A figure that was not measured is None, never guessed."""
 
@@ -83,6 +105,8 @@ class Metrics(_Frozen):
     latency_ms: Latency | None = None
     speedup: float | None = None
     """p50 of the baseline over this p50, both timed in turns in the same run."""
+    intervals: dict[str, Interval] = Field(default_factory=dict)
+    """By figure, of those that are rates of images."""
 
 
 class StudyReport(_Frozen):
@@ -131,6 +155,58 @@ class GateResult(_Frozen):
     passed: bool
 
 
+class ChangedAnswer(_Frozen):
+    """The classes that the dense model and the compressed one name, and the one of the label."""
+
+    before: str
+    after: str
+    label: str | None
+
+
+class ChangedImage(_Frozen):
+    """An image that comes out otherwise. `picture`: a data URI. `value`: in `Changes.measure`."""
+
+    image: str
+    picture: str
+    value: float
+    answer: ChangedAnswer | None
+
+
+class ClassLoss(_Frozen):
+    """Of a class: how many images there are, and how many were named rightly before and after."""
+
+    name: str
+    images: int
+    before: int
+    after: int
+
+
+class Changes(_Frozen):
+    """Where the final model departs from the dense one.
+
+    `changed`: how many of the `images` have another answer; None of a task without answers. `lost`
+    and `gained`: how many of these were right before, and are now; None without labels. `measure`:
+    of the outputs of an image: `cosine`, `kl` in nats, or `distance`. `shown`: some of the changed
+    images, or those that have moved most. `classes`: those that lost most.
+    """
+
+    images: int
+    changed: int | None
+    lost: int | None
+    gained: int | None
+    measure: str
+    shown: tuple[ChangedImage, ...]
+    classes: tuple[ClassLoss, ...]
+
+
+class Made(_Frozen):
+    """How a report came about: by which recipe (its name) and command, and when (ISO 8601, UTC)."""
+
+    recipe: str = ""
+    command: str = ""
+    date: Annotated[str, Field(pattern=r"^(\d{4}-\d\d-\d\dT\d\d:\d\dZ)?$")] = ""
+
+
 class Report(_Frozen):
     """Everything a run has to say. JSON, Markdown, HTML and JUnit are renderings of it."""
 
@@ -143,6 +219,8 @@ class Report(_Frozen):
     gates: list[GateResult] = Field(default_factory=list)
     environment: Facts = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
+    made: Made = Made()
+    changes: Changes | None = None
 
     @property
     def passed(self) -> bool:

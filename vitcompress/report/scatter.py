@@ -2,62 +2,67 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
 from vitcompress.report import format as fmt
 from vitcompress.report import svg
 
-_WIDTH, _HEIGHT = 560, 340  # narrow: it has to fit a phone
+_HEIGHT = 340
 _RADIUS = {"best": 7.0, "front": 5.0, "within": 4.0, "beyond": 3.0}
 
 
 @dataclass(frozen=True)
 class Point:
-    """`kind`: best, front, within or beyond; `told`: what a reader sees who points at it."""
+    """`kind`: best, front, within or beyond; `told`: what a reader sees who points at it;
+    `name`: what is written beside it."""
 
     x: float
     y: float
     kind: str
     told: str
+    name: str = ""
+
+
+def front(places: Sequence[tuple[float, float]]) -> set[int]:
+    """The numbers of those places that none is below in both, or in one and equal in the other."""
+
+    def beaten(own: tuple[float, float]) -> bool:
+        return any(x <= own[0] and y <= own[1] and (x, y) != own for x, y in places)
+
+    return {number for number, own in enumerate(places) if not beaten(own)}
 
 
 def scatter(points: Sequence[Point], across: str, up: str) -> Markup:
     """The points, axes from zero; those of the kinds best and front are joined by a line."""
     _, right, columns = svg.axis(0.0, max((p.x for p in points), default=1.0))
-    _, top, rows = svg.axis(0.0, max((p.y for p in points), default=1.0))
-    bottom = _HEIGHT - svg.BOTTOM - 16
+    heights = [point.y for point in points] or [1.0]
+    least, top, rows = svg.axis(min(heights), max(heights))
+    bottom = _HEIGHT - svg.BOTTOM
 
     def place(x: float, y: float) -> tuple[float, float]:
-        width, height = _WIDTH - svg.LEFT - svg.RIGHT - 20, bottom - svg.TOP
-        return svg.LEFT + width * x / right, bottom - height * y / top
+        return 96 * x / right, bottom - (bottom - svg.TOP) * (y - least) / (top - least)
 
-    parts = [
-        Markup('<svg class="fit" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
-            _WIDTH, _HEIGHT, f"{up} against {across}, {len(points)} candidates"
-        )
-    ]
-    for tick in rows:
-        (x, y), (end, _) = place(0, tick), place(right, tick)
-        parts.append(
-            Markup('<line class="grid" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(
-                x, end, y, y
-            )
-        )
-        parts.append(svg.text(x - 8, y + 4, fmt.number(tick), "end"))
+    parts = [part for tick in rows for part in svg.level(place(0, tick)[1], fmt.number(tick))]
     for tick in columns:
-        x, y = place(tick, 0)
-        parts.append(svg.text(x, y + 18, fmt.number(tick), "middle"))
-    parts.append(svg.text((svg.LEFT + _WIDTH) / 2, _HEIGHT - 6, across, "middle"))
-    parts.append(svg.text(svg.LEFT, svg.TOP - 2, up, "start"))
+        parts.append(svg.text(place(tick, least)[0], bottom + 18, fmt.number(tick), "middle"))
     joined = sorted((p.x, p.y) for p in points if p.kind in ("best", "front"))
-    line = " ".join("{:.1f},{:.1f}".format(*place(*each)) for each in joined)
-    parts.append(Markup('<polyline class="front" points="{}"/>').format(line))
+    parts += [segment(place(*one), place(*other)) for one, other in pairwise(joined)]
     for point in sorted(points, key=lambda p: _RADIUS[p.kind]):
         x, y = place(point.x, point.y)
         parts.append(
             Markup(
-                '<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{}"><title>{}</title></circle>'
+                '<circle class="{}" cx="{:.2f}%" cy="{:.1f}" r="{}"><title>{}</title></circle>'
             ).format(point.kind, x, y, _RADIUS[point.kind], point.told)
         )
-    return Markup("").join([*parts, Markup("</svg>")])
+    named = [(*place(point.x, point.y), point.name) for point in points if point.name]
+    parts += svg.names(named, bottom)
+    return svg.plot(_HEIGHT, f"{up} against {across}: {len(points)} points", parts)
+
+
+def segment(start: tuple[float, float], end: tuple[float, float], kind: str = "front") -> Markup:
+    """A line between two points, each as percent across and pixels down."""
+    return Markup('<line class="{}" x1="{:.2f}%" y1="{:.1f}" x2="{:.2f}%" y2="{:.1f}"/>').format(
+        kind, *start, *end
+    )

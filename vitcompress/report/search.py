@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from vitcompress.details import Fact, Row, Table
 from vitcompress.report import html
-from vitcompress.report.scatter import Point, scatter
+from vitcompress.report.scatter import Point, front, scatter
 
 _KEY = {
     "best": "the best",
@@ -43,12 +43,7 @@ class SearchReport:
     @property
     def front(self) -> set[int]:
         """Those that none is both cheaper and nearer than."""
-        places = [(each.costs[self.minimize], each.distance) for each in self.tried]
-
-        def beaten(own: tuple[float, float]) -> bool:
-            return any(c <= own[0] and d <= own[1] and (c, d) != own for c, d in places)
-
-        return {number for number, own in enumerate(places) if not beaten(own)}
+        return front([(each.costs[self.minimize], each.distance) for each in self.tried])
 
     def kind(self, number: int) -> str:
         if number == self.best:

@@ -9,6 +9,7 @@ from vitcompress.report import figures, format
 from vitcompress.report.model import GateResult, Report
 
 _LEFT_OUT = ("latency_ms.p90", "latency_ms.p99")
+_LABELS, _CELL = 22, 9  # letters across: of the names of figures, and of a figure
 _TREND = {"better": "green", "worse": "yellow", "same": "dim"}
 
 
@@ -40,13 +41,19 @@ def summary(report: Report) -> RenderableType:
     )
 
 
-def comparison(reports: dict[str, Report]) -> RenderableType:
-    """The final figures of several runs, one column each, after the baseline of the first."""
+def comparison(reports: dict[str, Report], width: int) -> RenderableType:
+    """The final figures of several runs, one column each, after the baseline of the first.
+
+    Where the names of the runs do not fit beside each other in `width` letters, numbers stand for
+    them, explained above: no name is broken.
+    """
     first = next(iter(reports.values()))
     shown = Grid(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     shown.add_column("")
-    for name in ("baseline", *reports):
-        shown.add_column(name, justify="right", overflow="fold")
+    room = _LABELS + sum(max(len(name), _CELL) + 2 for name in ("baseline", *reports))
+    numbers = [f"[{number}]" for number in range(1, len(reports) + 1)] if room > width else None
+    for name in ("baseline", *(numbers or reports)):
+        shown.add_column(Text(name), justify="right", no_wrap=True)
     columns = [first.baseline, *(report.final for report in reports.values())]
     for figure in figures.shown(columns):
         if figure.key not in _LEFT_OUT:
@@ -56,12 +63,11 @@ def comparison(reports: dict[str, Report]) -> RenderableType:
         for report in reports.values()
     )
     shown.add_row("Gates passed", format.DASH, *passed)
-    judged = {
-        (figures.model_name(r), b.images, b.top1, b.map, b.knn)
-        for r, b in ((r, r.baseline) for r in reports.values())
-    }
-    notes = [Text("! not one model on one set of images", "yellow")] if len(judged) > 1 else []
-    return Group(shown, *notes)
+    legend = [
+        Text(f"{number} {name}") for number, name in zip(numbers or (), reports, strict=False)
+    ]
+    note = Text("! not one model on one set of images", "yellow")
+    return Group(*legend, shown, *([] if figures.alike(reports.values()) else [note]))
 
 
 def table(title: str, found: Table) -> RenderableType:

@@ -124,7 +124,7 @@ def unlabelled(batches: Iterable[Tensor]) -> Iterator[Sample]:
 
 
 def readout_loss(task: Task, generator: torch.Generator) -> Loss:
-    """A loss whose squared gradients are, in the mean, the second derivative of the distance of
+    """A loss whose squared gradients are, on average, the second derivative of the distance of
     `task`: for classes, the Fisher information of the model's own softmax.
 
     With labels, which are classes: the empirical one, of the cross-entropy, summed over images. For

@@ -27,7 +27,8 @@ class Study:
 class StageResult:
     """The model that a stage leaves, and what is told of it.
 
-    `facts`: in the order in which they are told. `warnings`: for the report as a whole.
+    `facts`: in the order in which they are told. `tables`: the first that has a chart explains what
+    was chosen; a report shows that one openly. `warnings`: for the report as a whole.
     """
 
     model: VitModel

@@ -4,7 +4,7 @@ A file has a `TASK`. Another task is another file: the recipe, the gates and the
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
@@ -18,6 +18,9 @@ PACKAGE = __name__
 
 Measure = Callable[[Tensor, Tensor], float | None]
 """Outputs [n, ...] and what they are held against → one figure, None where it means nothing."""
+
+Counted = Callable[[Tensor, Tensor], int]
+"""Of what a `Measure` takes: how many images its figure is a share of."""
 
 Labels = Literal["classes", "two classes", "any classes", "matrix", "none"]
 """What labels a task can use: a class an image out of as many as there are outputs, out of two, or
@@ -39,6 +42,8 @@ class Task:
     `against_labels`: figures from outputs and labels, [n] or [n, outputs].
     `expected_drops`: by figure of `against_labels`, by how much it is lower than that of the dense
     model, from the outputs of both alone.
+    `rates`: the figures that are a share of images, and of how many: their sampling error is known.
+    `answers`: outputs → the class that each names, int64 [n]; None where they name none.
     """
 
     name: str
@@ -51,6 +56,8 @@ class Task:
     against_dense: Mapping[str, Measure]
     against_labels: Mapping[str, Measure]
     expected_drops: Mapping[str, Measure] = field(default_factory=dict)
+    rates: Mapping[str, Counted] = field(default_factory=dict)
+    answers: Callable[[Tensor], Tensor] | None = None
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -62,6 +69,11 @@ class Task:
         """What a distance is called in tables: some tasks measure it in KL."""
         return "kl" if "kl" in self.against_dense else "distance"
 
+    @property
+    def distance_words(self) -> str:
+        """As `word`, for a caption, with the unit."""
+        return "KL in nats" if self.word == "kl" else "Distance"
+
     def compared(self, outputs: Tensor, dense: Tensor) -> dict[str, float | None]:
         """The figures of `outputs` against those of the dense model, both [n, ...].
 
@@ -72,6 +84,15 @@ class Task:
     def judged(self, outputs: Tensor, labels: Tensor) -> dict[str, float | None]:
         """The figures of `outputs` [n, ...] against `labels`; NaN as in `compared`."""
         return _figures(self.against_labels, outputs, labels)
+
+    def counted(self, among: Collection[str], outputs: Tensor, reference: Tensor) -> dict[str, int]:
+        """Of the rates `among` the figures: of how many images each is a share."""
+        return {n: count(outputs, reference) for n, count in self.rates.items() if n in among}
+
+
+def all_images(outputs: Tensor, reference: Tensor) -> int:
+    """Of a rate that counts every image: how many there are."""
+    return len(outputs)
 
 
 def _figures(

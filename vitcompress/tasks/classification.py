@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitcompress.methods.saliency import fisher_readout
-from vitcompress.tasks import Task, not_negative
+from vitcompress.tasks import Task, all_images, not_negative
 
 
 def distance(output: Tensor, dense: Tensor) -> Tensor:
@@ -16,6 +16,11 @@ def distance(output: Tensor, dense: Tensor) -> Tensor:
 def explained(output: Tensor) -> Tensor:
     """The largest logit, [n, classes] → [n]."""
     return output.amax(-1)
+
+
+def answers(output: Tensor) -> Tensor:
+    """The class with the largest logit, [n, classes] → [n]."""
+    return output.argmax(-1)
 
 
 def kl(outputs: Tensor, dense: Tensor) -> float:
@@ -65,4 +70,6 @@ TASK = Task(
     against_dense={"agreement": agreement, "kl": kl},
     against_labels={"top1": top1, "top5": top5},
     expected_drops={"top1": expected_drop},
+    rates=dict.fromkeys(("agreement", "top1", "top5"), all_images),
+    answers=answers,
 )

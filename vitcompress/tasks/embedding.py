@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vitcompress.tasks import Measure, Task, classification
+from vitcompress.tasks import Measure, Task, all_images, classification
 
 _NEIGHBOURS = 5
 _ROWS = 1024  # of the table of all pairs at a time
@@ -72,14 +72,24 @@ def knn(outputs: Tensor, labels: Tensor) -> float | None:
     Of labels that are equally frequent among these, the one met first counts. An image whose label
     no other has is not counted, and there is no figure where none is left, or all have one label.
     """
-    _, label, images = labels.unique(return_inverse=True, return_counts=True)
-    shared = images[label] > 1
-    if len(images) < 2 or not shared.any():
+    shared = _shared(labels)
+    if len(labels.unique()) < 2 or not shared.any():
         return None
     near = labels[nearest_images(outputs, min(_NEIGHBOURS, len(outputs) - 1))]
     votes = (near[:, :, None] == near[:, None, :]).sum(-1)
     named = near.gather(1, votes.argmax(1, keepdim=True))[:, 0]
     return 100 * float((named == labels)[shared].double().mean())
+
+
+def _shared(labels: Tensor) -> Tensor:
+    """Whether another image has the label, [n] → bool [n]."""
+    _, label, images = labels.unique(return_inverse=True, return_counts=True)
+    shared: Tensor = images[label] > 1
+    return shared
+
+
+def _with_shared_label(outputs: Tensor, labels: Tensor) -> int:
+    return int(_shared(labels).sum())
 
 
 def nearest_images(outputs: Tensor, count: int) -> Tensor:
@@ -116,6 +126,7 @@ TASK = Task(
         "norm_ratio": norm_ratio,
     },
     against_labels={"knn": knn},
+    rates={"neighbours": all_images, "knn": _with_shared_label},
 )
 
 
@@ -141,4 +152,6 @@ def zero_shot(classes: Tensor) -> Task:
             **TASK.against_labels,
         },
         against_dense={"agreement": between(classification.agreement), **TASK.against_dense},
+        rates={**classification.TASK.rates, **TASK.rates},
+        answers=lambda outputs: (_direction(outputs) @ directions.T).argmax(-1),
     )

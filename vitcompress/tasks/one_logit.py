@@ -2,12 +2,17 @@
 
 from torch import Tensor
 
-from vitcompress.tasks import Task, multi_label
+from vitcompress.tasks import Task, all_images, multi_label
 
 
 def explained(output: Tensor) -> Tensor:
     """The magnitude of the logit, [n, 1] → [n]."""
     return output.flatten(1).abs().sum(1)
+
+
+def answers(output: Tensor) -> Tensor:
+    """1 where the logit is positive, else 0: [n, 1] → [n]."""
+    return (output.flatten() > 0).long()
 
 
 def top1(outputs: Tensor, labels: Tensor) -> float:
@@ -25,4 +30,6 @@ TASK = Task(
     explained=explained,
     against_dense={"agreement": multi_label.agreement, "kl": multi_label.kl},
     against_labels={"top1": top1},
+    rates=dict.fromkeys(("agreement", "top1"), all_images),
+    answers=answers,
 )

@@ -134,8 +134,13 @@ def _worth(judge: Judge, kept: Schedule) -> tuple[Table, ...]:
                 f"costs_{word}": whole - judging.mean_distance(judge.judged(without)),
             }
         )
-    columns = (f"saved_{scheduling.unit}_ratio", f"costs_{word}")
-    return (Table.of("steps", rows, charted=columns),)
+    charted = {
+        f"saved_{scheduling.unit}_ratio": (
+            f"What merging in this block saves, as a share of the model's {scheduling.unit}"
+        ),
+        f"costs_{word}": f"{scheduling.model.task.distance_words} that merging in this block costs",
+    }
+    return (Table.of("steps", rows, charted),)
 
 
 def _steps(scheduling: Scheduling, kept: Schedule) -> int:

@@ -171,10 +171,11 @@ def _scheduled(
         {"block": name, "kept": count}
         for name, count in zip(scheduling.model.anatomy.block_names, found.kept, strict=True)
     ]
+    caption = f"Tokens that each block passes on, of {scheduling.tokens}"
     return StageResult(
         replace(scheduling.model, module=module, architecture=architecture),
         facts,
-        (*found.tables, Table.of("blocks", rows, charted=("kept",))),
+        (Table.of("blocks", rows, {"kept": caption}), *found.tables),
     )
 
 

@@ -66,7 +66,11 @@ def prune(model: VitModel, config: PruneConfig, context: Context) -> StageResult
     facts: dict[str, Fact] = {"saliency": config.saliency, f"{unit}_budget": share}
     facts |= {f"held_back_{word}_{when}": distance for when, distance in distances.items()}
     rows = [*_rows(axes, chosen, f"{word}_if_halved"), *stream.rows(f"{word}_if_halved")]
-    structures = Table.of("structures", rows, charted=("kept", f"{word}_if_halved"))
+    charted = {
+        "kept": "Width that is kept of each structure, as a share of its width before",
+        f"{word}_if_halved": f"{model.task.distance_words} if this structure alone were halved",
+    }
+    structures = Table.of("structures", rows, charted)
     return StageResult(described(model, module), facts, (structures,))
 
 
@@ -199,7 +203,8 @@ def sensitivity(model: VitModel, config: PruneConfig, context: Context) -> Table
     stream = measured_losses(found, model, config)
     if len(stream) > 1:
         rows.append({"structure": "embedding", "size": max(stream), **_shares(stream, word)})
-    return Table.of("sensitivities", rows, charted=(f"{word}_less_50%",))
+    caption = f"{model.task.distance_words} if half of this structure alone were removed"
+    return Table.of("sensitivities", rows, {f"{word}_less_50%": caption})
 
 
 def _shares(losses: Mapping[int, float], word: str) -> Row:

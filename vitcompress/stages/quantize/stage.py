@@ -28,10 +28,12 @@ from vitcompress.stages.quantize.sequence import round_in_sequence, sequence
 from vitcompress.stages.quantize.simulate import check_simulate, simulated
 from vitcompress.stages.stage import Stage, StageResult
 
-_CHARTED = (
-    *("output_error", "bits", "importance", "weight_bytes"),
-    *("error_8", "error_6", "error_5", "error_4", "error_3", "error_2"),
-)  # columns of tables by layer
+_CHARTED = {
+    "bits": "Bits of each layer's weights",
+    "output_error": "Squared error of each layer's output, as a share of its variance",
+    "importance": "What an error of each layer's output counts",
+    **{f"error_{bits}": f"Error of each layer with {bits} bits" for bits in (8, 6, 5, 4, 3, 2)},
+}  # columns of tables by layer
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,10 @@ def _deciding(config: QuantizeConfig) -> Score | None:
     return score_of(config.score) if isinstance(config.bits, BitBudget) else None
 
 
-def _charted(config: QuantizeConfig) -> tuple[str, ...]:
-    """The columns worth a chart."""
+def _charted(config: QuantizeConfig) -> dict[str, str]:
+    """The columns worth a chart, and their captions."""
     column = score_of(config.score).column
-    return (*_CHARTED, column) if column else _CHARTED
+    return {**_CHARTED, column: f"{column.capitalize()} of each layer"} if column else _CHARTED
 
 
 def _facts(
@@ -148,6 +150,8 @@ def _told(
         second = rounded.second_terms.get(name)
         told.append(
             {
+                "layer": name,
+                "bits": layer.bits,
                 **row,
                 "weight_bytes": code_bytes(linear, layer.bits, config, sparse.get(name)),
                 "reparametrisation": input_range.change.strength,
@@ -222,7 +226,7 @@ def plan(model: VitModel, config: QuantizeConfig) -> StageResult:
 
 
 def _average(bits: dict[str, int], floats: dict[str, nn.Linear]) -> float:
-    """Bits of a weight, in the mean."""
+    """Bits of a weight, on average."""
     weights = {name: floats[name].weight.numel() for name in bits}
     return sum(weights[name] * b for name, b in bits.items()) / sum(weights.values())
 

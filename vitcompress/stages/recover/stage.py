@@ -77,7 +77,7 @@ def plan(model: VitModel, config: RecoverConfig) -> StageResult:
 
 
 def _nearer(after: Tensor, before: Tensor) -> bool:
-    """Whether distances of images have fallen, in the mean and, as roots, by more than `_ERRORS`
+    """Whether distances of images have fallen, on average and, as roots, by more than `_ERRORS`
     standard errors of that; NaN is no gain."""
     gain = before.double().sqrt() - after.double().sqrt()
     chance = _ERRORS * gain.std() / len(gain) ** 0.5

@@ -69,11 +69,15 @@ def sparsify(model: VitModel, config: SparsifyConfig, context: Context) -> Stage
         "reconstructed": config.reconstruct,
         **spread.facts,
     }
-    layers = Table.of("layers", rows, charted=("density", "output_error"))
+    charted = {
+        "density": "Weights of each layer that are not zero, as a share of all",
+        "output_error": "Squared error of each layer's output, as a share of its power",
+    }
+    layers = Table.of("layers", rows, charted)
     return StageResult(
         _described(model, known.module, asked, config),
         facts,
-        (*spread.tables, layers),
+        (layers, *spread.tables),
         warnings=spread.warnings,
     )
 
@@ -117,7 +121,11 @@ def sensitivity(model: VitModel, config: SparsifyConfig, context: Context) -> Ta
         }
         for name in known.floats
     ]
-    return Table.of("sensitivities", rows, charted=("density", found.word))
+    charted = {
+        "density": "Weights that would be kept, as a share of all",
+        found.word: f"{model.task.distance_words} that the zeros of this layer alone would cost",
+    }
+    return Table.of("sensitivities", rows, charted)
 
 
 def plan(model: VitModel, config: SparsifyConfig) -> StageResult:

@@ -42,7 +42,7 @@ class Scored:
     def gradients(self, collect: Callable[[str, Tensor, Tensor], float], loss: Loss) -> list[float]:
         """The sums of what `collect` makes of (name, output, gradient) of each batch, by layer.
 
-        Of some images, in the mean; a layer that no gradient reaches counts nothing.
+        Of some images, on average; a layer that no gradient reaches counts nothing.
         """
         totals = dict.fromkeys(self.names, 0.0)
 

@@ -34,6 +34,7 @@ from vitcompress.stages.recover.training import (
     train,
 )
 from vitcompress.stages.recover.views import Originals, Views
+from vitcompress.tasks import Task
 
 
 def recover(model: VitModel, config: RecoverConfig, fit: Context, watched: Context) -> Recovered:
@@ -87,7 +88,7 @@ def recover(model: VitModel, config: RecoverConfig, fit: Context, watched: Conte
     }
     if sites:
         facts["sites"] = ", ".join(sites)
-    return Recovered(finish(model.module), facts, (_told(runs, word),))
+    return Recovered(finish(model.module), facts, (_told(runs, model.task),))
 
 
 class Trained(NamedTuple):
@@ -144,16 +145,17 @@ def _fast_type(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def _told(runs: Sequence[Trained], word: str) -> Table:
+def _told(runs: Sequence[Trained], task: Task) -> Table:
     """A row for each look of each run; what is not finite is left out."""
 
     def row(run: int, look: Look) -> Row:
-        found = {"loss": look.loss, word: look.distance}
+        found = {"loss": look.loss, task.word: look.distance}
         known = {k: v for k, v in found.items() if math.isfinite(v)}
         return {**({"run": run} if len(runs) > 1 else {}), "step": look.step, **known}
 
     rows = (row(number, look) for number, each in enumerate(runs, 1) for look in each.looks)
-    return Table.of("training", rows)
+    caption = f"{task.distance_words} to the dense model on the images that are watched, by step"
+    return Table.of("training", rows, {task.word: caption})
 
 
 def _check(model: VitModel, config: RecoverConfig) -> None:
