@@ -149,3 +149,22 @@ def test_a_spec_survives_json_and_is_frozen() -> None:
 def test_importing_does_not_import_torch(module: str) -> None:
     code = f"import vitcompress.data.{module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_words_say_all_that_a_stranger_needs() -> None:
+    spec = Preprocess(
+        input_size=(224, 200),
+        mean=(0.5, 0.4, 0.3),
+        std=(0.1, 0.2, 0.3),
+        crop_pct=0.9,
+        interpolation="bicubic",
+    )
+    assert spec.in_words() == (
+        "take the image as RGB, 8 bits; resize to cover 248 × 222 pixels (height × width), with "
+        "Pillow's bicubic filter, which is antialiased, in 8 bits; take the middle 224 × 200 (what "
+        "lies outside is zeros); divide by 255; subtract [0.5, 0.4, 0.3] and divide by "
+        "[0.1, 0.2, 0.3], by channel; float32 [images, 3, 224, 200]"
+    )
+    other = {"crop_mode": "squash", "interpolation": "nearest", "float_resize": True}
+    told = spec.model_copy(update=other).in_words()
+    assert "resize to 248 × 222 pixels (height × width), with Pillow's nearest filter, in f" in told

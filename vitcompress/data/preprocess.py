@@ -68,6 +68,26 @@ class Preprocess(BaseModel):
             raise ValueError(f"crop_pct {self.crop_pct} must lie in (0, 1]")
         return self
 
+    def in_words(self) -> str:
+        """How to prepare an image, for whoever writes that again."""
+        height, width = self.input_size
+        tall, wide = (int(side / self.crop_pct) for side in self.input_size)
+        smooth = "" if self.interpolation == "nearest" else ", which is antialiased"
+        exact = "floats" if self.float_resize else "8 bits"
+        how = f"with Pillow's {self.interpolation} filter{smooth}, in {exact}"
+        resize = {
+            "squash": f"resize to {tall} × {wide} pixels (height × width), {how}",
+            "border": f"resize to fit into {tall} × {wide} pixels (height × width), {how}",
+            "center": f"resize to cover {tall} × {wide} pixels (height × width), {how}",
+        }[self.crop_mode]
+        fill = "the mean" if self.crop_mode == "border" else "zeros"
+        colours = {1: "grey", 3: "RGB"}.get(self.channels, f"{self.channels} channels")
+        return (
+            f"take the image as {colours}, 8 bits; {resize}; take the middle {height} × {width} "
+            f"(what lies outside is {fill}); divide by 255; subtract {list(self.mean)} and divide by "
+            f"{list(self.std)}, by channel; float32 [images, {self.channels}, {height}, {width}]"
+        )
+
     @classmethod
     def from_timm(cls, pretrained_cfg: Mapping[str, Any], **overrides: Any) -> Self:
         """Read timm's `pretrained_cfg`; what it leaves out takes timm's own defaults.

@@ -162,8 +162,8 @@ def _traced(
 
 
 def facts_of(model: VitModel, extra: Mapping[str, str]) -> dict[str, str]:
-    """What an exported file says of itself: how to prepare images, its classes' names where
-    they are known, and what was quantized."""
+    """What an exported file says of itself: how to prepare images and what outputs mean, as
+    data and in words, its classes' names where they are known, and what was quantized."""
     layers = model.architecture.quantized
     quantized = {name: layer.model_dump(exclude_defaults=True) for name, layer in layers.items()}
     names = model.class_names
@@ -172,6 +172,8 @@ def facts_of(model: VitModel, extra: Mapping[str, str]) -> dict[str, str]:
         "task": model.task.name,
         **named,
         "preprocessing": model.preprocess.model_dump_json(),
+        "preprocessing_in_words": model.preprocess.in_words(),
+        "output_in_words": model.task.means,
         "quantization": json.dumps(quantized),
         "timm": model.architecture.timm,
         **extra,

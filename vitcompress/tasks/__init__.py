@@ -31,7 +31,7 @@ out of any number; 0 or 1 for each output; or none at all."""
 class Task:
     """What the output of a model means.
 
-    `needs`: in words, what `fits`, which says whether a model of so many outputs (0: it has no
+    `means`: in words, what an output says. `needs`: in words, what `fits`, which says whether a model of so many outputs (0: it has no
     head) can have this task. `labels`: those that figures need.
 
     `distance`: (output, dense), both [n, ...] → [n], at least 0: nats, or the like. NaN stays NaN.
@@ -47,6 +47,7 @@ class Task:
     """
 
     name: str
+    means: str
     needs: str
     fits: Callable[[int], bool]
     labels: Labels

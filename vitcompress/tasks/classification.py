@@ -61,6 +61,7 @@ def _top(outputs: Tensor, labels: Tensor, k: int) -> float:
 
 TASK = Task(
     name="classification",
+    means="logits of the classes: their softmax gives probabilities",
     needs="a head of two outputs or more",
     fits=lambda outputs: outputs >= 2,
     labels="classes",

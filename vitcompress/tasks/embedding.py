@@ -113,6 +113,7 @@ def nearest_images(outputs: Tensor, count: int) -> Tensor:
 
 TASK = Task(
     name="embedding",
+    means="an embedding: compare two by their cosine",
     needs="no head, or one of two outputs or more",
     fits=lambda outputs: outputs != 1,
     labels="any classes",

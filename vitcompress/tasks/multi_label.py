@@ -62,6 +62,7 @@ def _average_precision(logits: Tensor, hits: Tensor) -> float:
 
 TASK = Task(
     name="multi_label",
+    means="a logit for each label: its logistic function gives the probability of yes",
     needs="a head",
     fits=lambda outputs: outputs >= 1,
     labels="matrix",

@@ -22,6 +22,7 @@ def top1(outputs: Tensor, labels: Tensor) -> float:
 
 TASK = Task(
     name="one_logit",
+    means="one logit: its logistic function gives the probability of yes",
     needs="a head of one output",
     fits=lambda outputs: outputs == 1,
     labels="two classes",
