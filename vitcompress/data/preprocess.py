@@ -84,8 +84,8 @@ class Preprocess(BaseModel):
         colours = {1: "grey", 3: "RGB"}.get(self.channels, f"{self.channels} channels")
         return (
             f"take the image as {colours}, 8 bits; {resize}; take the middle {height} × {width} "
-            f"(what lies outside is {fill}); divide by 255; subtract {list(self.mean)} and divide by "
-            f"{list(self.std)}, by channel; float32 [images, {self.channels}, {height}, {width}]"
+            f"(what lies outside is {fill}); divide by 255; subtract {list(self.mean)} and divide "
+            f"by {list(self.std)}, by channel; float32 [images, {self.channels}, {height}, {width}]"
         )
 
     @classmethod

@@ -31,8 +31,9 @@ out of any number; 0 or 1 for each output; or none at all."""
 class Task:
     """What the output of a model means.
 
-    `means`: in words, what an output says. `needs`: in words, what `fits`, which says whether a model of so many outputs (0: it has no
-    head) can have this task. `labels`: those that figures need.
+    `means`: in words, what an output says. `needs`: in words, what `fits`, which says whether a
+    model of so many outputs (0: it has no head) can have this task. `labels`: those that figures
+    need.
 
     `distance`: (output, dense), both [n, ...] → [n], at least 0: nats, or the like. NaN stays NaN.
     `readout`: (output, generator) → weights like the output, so that gradients of Σ weights ×
