@@ -120,7 +120,7 @@ def test_a_run_has_the_figures_of_its_task(
     images = {"data.evaluation": str(tmp_path / "evaluation.npz")}
     again = recipe_without_stages({"model.checkpoint": str(out), **images})
     told = inspection.evaluate(again, limit=None)[0].model_dump(exclude_none=True)
-    assert told.pop("intervals").keys() == {label_figure}
+    assert told.pop("intervals").keys() <= {label_figure}  # of those that are a share of images
     assert told == {"images": COUNT, label_figure: getattr(report.final, label_figure)}
 
 
