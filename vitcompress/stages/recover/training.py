@@ -55,7 +55,7 @@ class SavedTraining:
 
 
 _TRAINING = ResultKind[dict[str, Any]](
-    "training", 2, torch.save, lambda data: torch.load(io.BytesIO(data), weights_only=True)
+    "training", 3, torch.save, lambda data: torch.load(io.BytesIO(data), weights_only=True)
 )
 
 

@@ -17,6 +17,7 @@ from vitcompress import processor
 from vitcompress.details import Fact, Row, Table
 from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.architecture import VitModel
+from vitcompress.model.balance import balance
 from vitcompress.model.families import anatomy_of
 from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
@@ -45,6 +46,8 @@ def recover(model: VitModel, config: RecoverConfig, fit: Context, watched: Conte
     """
     identity = _identity(model, config, fit, watched)
     sites = sites_that_matter(model, fit) if config.parameters == "sites" else []
+    if config.parameters == "all":
+        balance(model.module)
     student = trainable(model.module, config.parameters, sites)
     dense = anatomy_of(placed(fit.dense.module, fit.device))
     objective = Objective(
