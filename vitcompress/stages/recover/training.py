@@ -22,7 +22,8 @@ from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.recover.trainable import Trainable
 
 _LOOKS = 10  # over all steps
-_PATIENCE = 5  # looks at nothing better, after which the training ends
+_ASTRAY = 2.0  # times as far from the dense model as at the start
+_PATIENCE = 3  # looks at that, after which the training ends
 _WARM_UP = 0.1  # of all steps
 _LARGEST_GRADIENT = 1.0  # its norm
 _MEMORY = 0.1  # of all steps: how far back the mean of the parameters reaches
@@ -75,7 +76,9 @@ def train(
     watched. What was saved of the same training goes on, to the same end.
     """
     memory = max(1.0, _MEMORY * config.steps)
-    run = _Run(student, optimizer_of(student, config), student.copied(), memory)
+    with torch.no_grad():
+        start = distance()
+    run = _Run(student, optimizer_of(student, config), memory, start)
     if (state := saved.load()) is not None:
         run.restore(state)
     last_saved, every = time.monotonic(), max(1, config.steps // _LOOKS)
@@ -141,13 +144,13 @@ def _fits(name: str) -> bool:
 
 class _Run:
     """A training on its way: how far it is, the mean of its parameters, of which the past counts
-    for `memory` steps, and the best so far, at first the `start`."""
+    for `memory` steps, and the best so far, at first what was given, at the distance `start`."""
 
     def __init__(
-        self, student: Trainable, optimizer: Optimizer, start: dict[str, Tensor], memory: float
+        self, student: Trainable, optimizer: Optimizer, memory: float, start: float
     ) -> None:
-        self.student, self.optimizer, self.best = student, optimizer, start
-        self.mean, self.memory = student.copied(), memory
+        self.student, self.optimizer, self.best = student, optimizer, student.copied()
+        self.mean, self.memory, self.start = student.copied(), memory, start
         self.step, self.losses, self.looks = 0, list[float](), list[Look]()
         self.over = False
 
@@ -170,8 +173,10 @@ class _Run:
         self.losses.append(float(total))
 
     def look(self, distance: Callable[[], float]) -> None:
-        """Keep the mean where it is nearer than ever; over where it has long not been, or is
-        broken."""
+        """Keep the mean where it is nearer than ever; over where it has gone astray, or is broken.
+
+        That it comes no nearer for a while says little as long as the rate is high.
+        """
         now = self.student.copied()
         self.student.fill(self.mean)
         found = distance()
@@ -181,8 +186,8 @@ class _Run:
         if best is self.looks[-1]:
             self.best = self.student.copied()
         self.student.fill(now)
-        since = len(self.looks) - 1 - self.looks.index(best)
-        self.over = since == _PATIENCE or not math.isfinite(found)
+        recent = [look.distance > _ASTRAY * self.start for look in self.looks[-_PATIENCE:]]
+        self.over = (len(recent) == _PATIENCE and all(recent)) or not math.isfinite(found)
 
     def state(self, finished: bool = False) -> dict[str, Any]:
         """All that `restore` needs, of what tensors, numbers and their collections are."""
