@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 from vitcompress import paths, targets
 from vitcompress.data.preprocess import CropMode, Interpolation
 from vitcompress.errors import InputError
+from vitcompress.foreign import text_of
 from vitcompress.model.options import ModelOptions
 from vitcompress.recipe_errors import first_error
 from vitcompress.recipe_gates import Gates, Number, Section
@@ -29,6 +30,9 @@ from vitcompress.searching.config import SearchSection
 from vitcompress.stages.registry import StageConfig
 from vitcompress.terms import Activation, Floats, Output
 from vitcompress.yamltext import Document, dump, override, parse_yaml, read_override, replaced
+
+
+_RECIPE_BYTES = 256 << 10  # YAML takes long to read
 
 
 def _square(value: object) -> object:
@@ -276,12 +280,7 @@ def find_recipe(text: str) -> Path:
 def _read(path: Path) -> str:
     if not paths.exists(path) or path.is_dir():
         raise _missing(path)
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not text in UTF-8; a recipe is a YAML file") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; make the file readable") from None
+    return text_of(path, "a recipe is a YAML file", _RECIPE_BYTES)
 
 
 def _missing(path: Path) -> InputError:

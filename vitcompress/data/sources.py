@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcompress.console import printable
 from vitcompress.data.decoding import encode, images_in, is_image
 from vitcompress.errors import InputError
+from vitcompress.lines import printable
 
 _EXAMPLE_COUNTS = {"calibration": 512, "evaluation": 1000}
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vitcompress.console import note
 from vitcompress.errors import InputError
+from vitcompress.lines import one_line
 from vitcompress.model.families import head_place
 from vitcompress.model.head import Choice, Head, set_ends, set_layers
 from vitcompress.model.image_size import POSITIONS, ImageSizes, image_sizes, told
@@ -26,7 +27,6 @@ from vitcompress.model.naming import (
     fewest_options,
     found_options,
     infer_name,
-    one_line,
     skeleton,
 )
 from vitcompress.model.options import ModelOptions

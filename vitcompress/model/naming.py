@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitcompress.errors import InputError
+from vitcompress.lines import one_line
 from vitcompress.model.options import check_options
 
 _REMEDY = "pass --model NAME or set model.name in the recipe"
@@ -301,9 +302,3 @@ def _behaviour(model: nn.Module) -> str:
     ]
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     return f"{model} {seen} {[cfg.get(key) for key in _PREPROCESSING]}"
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first sentence or so of an exception's message, without line breaks."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else f"{text[:159]}…"

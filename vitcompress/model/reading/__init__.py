@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcompress.console import note, printable
+from vitcompress.console import note
 from vitcompress.errors import InputError
+from vitcompress.lines import printable
 from vitcompress.model.layouts import Source, layout_of
 from vitcompress.model.reading.files import INDEX, STANDARD, file_of, json_object, read_file
 from vitcompress.model.reading.lora import merged
