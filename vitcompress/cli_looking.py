@@ -61,7 +61,7 @@ def predict(
         paths.check_path(image, paths.IMAGES)
     from vitcompress.export import predict as script
 
-    file = Path(model) / script.MODEL if Path(model).is_dir() else Path(model)
+    file = Path(model) / script.MODEL if paths.is_folder(model) else Path(model)
     try:
         held = script.load(file)
         found = list(script.predictions(held, images, threshold))

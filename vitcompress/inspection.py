@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import torch
 
-from vitcompress import targets, tasks
+from vitcompress import paths, targets, tasks
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.dense import load_dense
 from vitcompress.details import Table
@@ -19,6 +19,7 @@ from vitcompress.errors import InputError
 from vitcompress.evaluation import Judged, Runner, judge, torch_runner
 from vitcompress.export import folder
 from vitcompress.export.onnx import TARGET, load_onnx, metadata
+from vitcompress.foreign import reading
 from vitcompress.measure import cost
 from vitcompress.measure.runtime import logits, time_in_turns
 from vitcompress.model.architecture import VitModel, spec_of, stored_tensors
@@ -154,15 +155,14 @@ def bench(paths: list[str], batch: int, seconds: float, threads: int) -> dict[st
 
 def _is_output(path: str) -> bool:
     config = Path(path) / folder.CONFIG
-    return (
-        config.is_file()
-        and b'"architecture"' in config.read_bytes()[:2000]
-        and (Path(path) / MANIFEST).is_file()
-    )
+    if not (paths.is_file(config) and paths.is_file(Path(path) / MANIFEST)):
+        return False
+    with reading(config, "cannot be read", "make it readable"), config.open("rb") as file:
+        return b'"architecture"' in file.read(2000)
 
 
 def _existing(path: str) -> Path:
-    if not Path(path).is_file():
+    if not paths.exists(path):
         raise InputError(f"{path}: no such file")
     return Path(path)
 
@@ -170,7 +170,7 @@ def _existing(path: str) -> Path:
 def _onnx_of(path: str) -> Path:
     if path.endswith(".onnx"):
         return _existing(path)
-    if not (Path(path) / ONNX).is_file():
+    if not paths.is_file(Path(path) / ONNX):
         raise InputError(f"{path}: no ONNX file and no folder with a {ONNX}")
     return Path(path) / ONNX
 
@@ -239,7 +239,7 @@ def _shape(value: onnx.ValueInfoProto) -> str:
 
 def _runnable(recipe: Recipe) -> _Runnable:
     model = _path(recipe)
-    if model.endswith(".onnx") or (Path(model) / ONNX).is_file():
+    if model.endswith(".onnx") or paths.is_file(Path(model) / ONNX):
         path = _onnx_of(model)
         facts = metadata(path)
         described = facts.get("preprocessing")

@@ -31,7 +31,6 @@ from vitcompress.stages.registry import StageConfig
 from vitcompress.terms import Activation, Floats, Output
 from vitcompress.yamltext import Document, dump, override, parse_yaml, read_override, replaced
 
-
 _RECIPE_BYTES = 256 << 10  # YAML takes long to read
 
 

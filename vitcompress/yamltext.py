@@ -37,8 +37,6 @@ class _Numbers:
 class _Loader(_Numbers, yaml.SafeLoader):
     """Reads plain data; bytes, which no schema has, are none."""
 
-    yaml_constructors = {k: v for k, v in yaml.SafeLoader.yaml_constructors.items() if k != _BYTES}
-
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """What `node` stands for. Raises `ConstructorError` where that is nothing of its tag, for
         which constructors raise almost anything, and for an integer that others cannot hold."""
@@ -54,6 +52,9 @@ class _Loader(_Numbers, yaml.SafeLoader):
             why = f"{reprlib.repr(node.value)} is no {kind}{large}"
             raise ConstructorError(None, None, why, node.start_mark) from error
         return made
+
+
+_Loader.add_constructor(_BYTES, _Loader.construct_undefined)
 
 
 class _Dumper(_Numbers, yaml.SafeDumper):

@@ -1,6 +1,7 @@
 """Recipes and settings that somebody has mistyped, cut off or made up."""
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from vitcompress.yamltext import dump
 
 TEXTS = [file.read_text(encoding="utf-8") for file in packaged_recipes().values()]
 SIGNS = b"abz019.-+_:,#'\"[]{}&*!|>%@`~=<\t\n  \x00\x07\xff\xc3"
-TAGS = "!!bool !!int !!float !!timestamp !!binary !!set !!omap !!pairs !!null !!merge !!map !!seq".split()
+KINDS = "bool int float timestamp binary set omap pairs null merge map seq"
+TAGS = [f"!!{kind}" for kind in KINDS.split()]
 SCALARS = ("x", "''", "0x", "1__0", "0b2", "2024-99-99", ".inf", "~", "<<", "[1]", "{a: 1}", "=")
 
 
 def keys(schema: dict[str, Any]) -> list[str]:
     """All names of properties anywhere in a JSON schema."""
-    inner = [value for value in schema.values() if isinstance(value, dict)]
-    inner += [each for v in schema.values() if isinstance(v, list) for each in v if isinstance(each, dict)]
-    return [*schema.get("properties", {}), *(key for each in inner for key in keys(each))]
+    held = [each for v in schema.values() for each in (v if isinstance(v, list) else [v])]
+    inner = [key for each in held if isinstance(each, dict) for key in keys(each)]
+    return [*schema.get("properties", {}), *inner]
 
 
 KEYS = sorted(set(keys(json_schema())))
@@ -53,7 +55,7 @@ def test_texts(rows: range, tmp_path: Path) -> None:
             lines[at] = lines[at].partition(b":")[0] + b": " + tag
             text = b"\n".join(lines)
         path.write_bytes(text)
-        outcome(lambda: read(path))
+        outcome(partial(read, path))
 
 
 @counted(300)
@@ -68,14 +70,17 @@ def test_values(rows: range, tmp_path: Path) -> None:
         except (yaml.YAMLError, TypeError, UnicodeEncodeError):
             continue
         path.write_text(text, encoding="utf-8", errors="surrogateescape")
-        outcome(lambda: read(path))
+        outcome(partial(read, path))
 
 
 def setting(chance: random.Random) -> str:
-    parts = [chance.choice([*KEYS, "stages", "quant", "1", "", " "]) for _ in range(chance.randint(1, 4))]
-    value = chance.choice([str(odd(chance)), *SCALARS, f"{chance.choice(TAGS)} {chance.choice(SCALARS)}"])
+    """A text for --set."""
+    known = [*KEYS, "stages", "quant", "1", "", " "]
+    start = chance.choice(["", "data.", "model.", "stages.quant.", "gates.min."])
+    key = ".".join(chance.choice(known) for _ in range(chance.randint(1, 4)))
     sign = chance.choice(["=", "=", "=", "=", "=", "", ":", "=="])
-    return f"{chance.choice(['', 'data.', 'model.', 'stages.quant.', 'gates.min.'])}{'.'.join(parts)}{sign}{value}"
+    tagged = f"{chance.choice(TAGS)} {chance.choice(SCALARS)}"
+    return f"{start}{key}{sign}{chance.choice([str(odd(chance)), *SCALARS, tagged])}"
 
 
 @counted(300)
@@ -83,6 +88,6 @@ def test_settings(rows: range) -> None:
     files = list(packaged_recipes().values())
     for chance in each(rows, "settings"):
         texts = [setting(chance) for _ in range(chance.randint(1, 3))]
-        file = chance.choice(files)
-        outcome(lambda: load_recipe(file, texts))
-        outcome(lambda: recipe_without_stages({"model.checkpoint": str(odd(chance))}, texts))
+        model = {"model.checkpoint": str(odd(chance))}
+        outcome(partial(load_recipe, chance.choice(files), texts))
+        outcome(partial(recipe_without_stages, model, texts))

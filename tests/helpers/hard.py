@@ -13,7 +13,7 @@ DEFAULT, MANY = 300, 10_000  # cases of one kind of input: by default, and with 
 
 
 def counted(cases: int, most: int = MANY) -> pytest.MarkDecorator:
-    """Gives a test the argument `rows`: its seeds, `cases` by default and `most` in the slow run."""
+    """Gives a test the argument `rows`, its seeds: `cases` by default, `most` with -m slow."""
     return pytest.mark.parametrize(
         "rows",
         [

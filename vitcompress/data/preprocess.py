@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from vitcompress.errors import InputError
 
 if TYPE_CHECKING:  # torch and Pillow are slow to import, and the recipe schema needs neither
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
     from vitcompress.data.decoding import Pixels
@@ -18,6 +20,7 @@ if TYPE_CHECKING:  # torch and Pillow are slow to import, and the recipe schema 
 Interpolation = Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
 
+_MOST_RESIZED = 2**25  # pixels before the crop: 500 times as long as wide, for 224 pixels
 _OWN = {"channels", "input_size", "floor_crop", "float_resize"}  # which timm's transform has not
 
 
@@ -110,15 +113,27 @@ def model_input(image: "Pixels", spec: Preprocess) -> "torch.Tensor":
     from PIL import Image
 
     from vitcompress.data.channels import fitted
-    from vitcompress.data.decoding import Prepared
+    from vitcompress.data.decoding import Prepared, check_pixels
 
     if isinstance(image, Prepared):
         return _resized(torch.from_numpy(image.values), spec)
     found = fitted(image, spec.channels, floats=spec.float_resize)
+    check_pixels(*_resized_to(found, spec), _MOST_RESIZED)
     if isinstance(found, Image.Image):
         return _transform(spec)(found)
     steps = zip(_by_channel(spec), found, strict=True)
     return torch.cat([prepare(Image.fromarray(values)) for prepare, values in steps])
+
+
+def _resized_to(image: "Image | NDArray[np.float32]", spec: Preprocess) -> tuple[float, float]:
+    """Width and height of `image` before it is cropped: large where it is very narrow, and its
+    shorter side becomes as long as that of the model."""
+    size = image.size[::-1] if hasattr(image, "getbands") else image.shape[1:]
+    sides = [side / spec.crop_pct for side in spec.input_size]
+    if spec.crop_mode != "center":
+        return sides[1], sides[0]
+    scale = max(side / own for side, own in zip(sides, size, strict=True))
+    return size[1] * scale, size[0] * scale
 
 
 def _resized(pixels: "torch.Tensor", spec: Preprocess) -> "torch.Tensor":

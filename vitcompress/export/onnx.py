@@ -24,6 +24,7 @@ from vitcompress.export.passes.lower import lower
 from vitcompress.export.passes.narrow import narrow
 from vitcompress.export.passes.outline import outline
 from vitcompress.export.passes.share import share
+from vitcompress.foreign import check_regular, reading
 from vitcompress.model.architecture import Architecture, VitModel
 from vitcompress.model.compact import exportable
 from vitcompress.terms import Floats
@@ -34,6 +35,7 @@ INPUT, OUTPUT = "pixels", "logits"
 TARGET, RUNTIME, FLOATS = "target", "runtime", "floats"
 _REWRITING: tuple[Pass, ...] = (fold, outline, halve, share, inline, lower)
 PASSES: tuple[Pass, ...] = (narrow, *_REWRITING, describe)
+_REMEDY = "give one that `export` or `run` has written"
 _LOWEST_OPSET = 18  # that torch writes
 # Protocol buffers end at 2 GB; weights of larger models lie beside the file.
 EXTERNAL_BYTES = 1_900_000_000
@@ -113,14 +115,11 @@ def _rewritten(
 
 def load_onnx(path: Path) -> onnx.ModelProto:
     """The ONNX file at `path`, tensors beside it left out. Raises `InputError` for other files."""
-    try:
+    check_regular(path)
+    with reading(path, "damaged, or not an ONNX file", _REMEDY):
         model = onnx.load(path, load_external_data=False)
-    except Exception:  # protobuf's own exceptions share no base class
-        model = onnx.ModelProto()
     if not model.graph.node:
-        raise InputError(
-            f"{path}: damaged, or not an ONNX file; give one that `export` or `run` has written"
-        )
+        raise InputError(f"{path}: damaged, or not an ONNX file; {_REMEDY}")
     return model
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitcompress.errors import InputError
-from vitcompress.lines import one_line
+from vitcompress.foreign import reading
 from vitcompress.model.options import check_options
 
 _REMEDY = "pass --model NAME or set model.name in the recipe"
@@ -53,13 +53,9 @@ def build_timm(name: str, options: Mapping[str, Any], source: str) -> nn.Module:
 
     check_name(name, source)
     check_options(options, f"{source}: model.options")
-    try:
+    problem = f"timm cannot build {name} with {dict(options)}"
+    with reading(source, problem, "correct model.options in the recipe"):
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
-    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
-        raise InputError(
-            f"{source}: timm cannot build {name} with {dict(options)}:"
-            f" {one_line(error)}; correct model.options in the recipe"
-        ) from error
     return model
 
 
