@@ -39,9 +39,13 @@ def _square(value: object) -> object:
 
 
 _Text = Annotated[str, Field(min_length=1)]
-_Count = Annotated[int, Field(gt=0, strict=True)]
+_Count = Annotated[int, Field(gt=0, le=10_000_000, strict=True)]
+_Side = Annotated[int, Field(gt=0, le=8192, strict=True)]  # in pixels
+# Pixels are those of the 0…1 scale, or floats as they are; beyond these, float32 loses them.
+_Mean = Annotated[Number, Field(ge=-1e6, le=1e6)]
+_Deviation = Annotated[Number, Field(ge=1e-4, le=1e6)]
 _Size = Annotated[
-    tuple[_Count, _Count],
+    tuple[_Side, _Side],
     BeforeValidator(_square),
     WithJsonSchema({"type": ["integer", "array"], "items": {"type": "integer"}}),
 ]
@@ -98,9 +102,9 @@ class DataSection(Section):
     classifier: _Text | None = None
     images: _Count = 256
     max_unreadable: Annotated[Number, Field(ge=0, le=1)] = 0.01
-    mean: Annotated[tuple[Number, ...], Field(min_length=1)] | None = None
-    std: Annotated[tuple[Annotated[Number, Field(gt=0)], ...], Field(min_length=1)] | None = None
-    crop_pct: Annotated[Number, Field(gt=0, le=1)] | None = None
+    mean: Annotated[tuple[_Mean, ...], Field(min_length=1)] | None = None
+    std: Annotated[tuple[_Deviation, ...], Field(min_length=1)] | None = None
+    crop_pct: Annotated[Number, Field(ge=0.1, le=1)] | None = None
     interpolation: Interpolation | None = None
     crop_mode: CropMode | None = None
     input_size: _Size | None = None

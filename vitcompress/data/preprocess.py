@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch and Pillow are slow to import, and the recipe schema 
 Interpolation = Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
 
+_LONGEST = 8192  # pixels of a side
 _MOST_RESIZED = 2**25  # pixels before the crop: 500 times as long as wide, for 224 pixels
 _OWN = {"channels", "input_size", "floor_crop", "float_resize"}  # which timm's transform has not
 
@@ -55,10 +56,10 @@ class Preprocess(BaseModel):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if min(self.input_size) < 1:
-            raise ValueError(f"input_size {self.input_size} must be positive")
-        if self.channels < 1:
-            raise ValueError(f"channels {self.channels} must be positive")
+        if not 0 < min(self.input_size) <= max(self.input_size) <= _LONGEST:
+            raise ValueError(f"input_size {self.input_size} must be positive, up to {_LONGEST}")
+        if not 0 < self.channels <= _LONGEST:
+            raise ValueError(f"channels {self.channels} must be positive, up to {_LONGEST}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.channels:
                 raise ValueError(
