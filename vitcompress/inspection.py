@@ -32,7 +32,6 @@ from vitcompress.report.model import Metrics
 from vitcompress.robustness import Rivals, by_class, check_corruptible, under_corruptions
 from vitcompress.run_images import Judging, evaluation_images
 
-
 _MOST_PIXELS = 2**27  # values that are timed at a time
 _NAMES = TypeAdapter[tuple[str, ...] | None](tuple[str, ...] | None)
 
@@ -268,6 +267,8 @@ def _runnable(recipe: Recipe) -> _Runnable:
             if held.input_shape != (preprocess.channels, *preprocess.input_size):
                 raise ValueError(f"takes pixels {list(held.input_shape)}")
             outputs = held.run(np.zeros((1, *held.input_shape), np.float32)).shape[1]
+            if names is not None and len(names) != outputs:
+                raise ValueError(f"{len(names)} class names for {outputs} outputs")
             task = tasks.chosen(facts.get("task"), outputs)
         return _Runnable(
             lambda pixels: next(logits(held, [pixels])), preprocess, Judging(task, outputs, names)

@@ -21,9 +21,11 @@ from vitcompress.model.architecture import (
     load_tensors,
     stored_tensors,
 )
+from vitcompress.model.naming import check_parameters
 from vitcompress.registry import OneOf
 
 SAFETENSORS, CONFIG = "model.safetensors", "config.json"
+_DENSE_VALUES = 25  # of a model, at most, to a byte of what is left of it
 FORMAT = 2  # of config.json and what it says of the tensors
 
 
@@ -87,13 +89,16 @@ def load_folder(folder: Path) -> VitModel:
             f"{folder / CONFIG}: format {config.format}; this version reads {FORMAT}; run again"
         )
     with reading(folder / CONFIG, "describes no model", "run again"):
+        spec, stored = config.architecture, (folder / SAFETENSORS).stat().st_size
+        check_parameters(spec.timm, spec.options, _DENSE_VALUES * stored, str(folder / CONFIG))
         module = build(config.architecture)
     with reading(folder / SAFETENSORS, f"does not fit {CONFIG}", "run again"):
         load_tensors(module, config.architecture, tensors)
+    names = config.class_names
     try:
-        model = VitModel(
-            module, config.architecture, config.preprocessing, class_names=config.class_names
-        )
+        model = VitModel(module, config.architecture, config.preprocessing, class_names=names)
+        if names is not None and len(names) != model.num_classes:
+            raise InputError(f"{len(names)} class names, {model.num_classes} outputs; run again")
         return model.with_task(config.task)
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from error

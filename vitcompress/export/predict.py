@@ -90,6 +90,8 @@ def load(path: Path) -> Model:
         if [spec["channels"], *spec["input_size"]] != entry.shape[1:]:
             raise ValueError(f"it reads {entry.shape}")
         names = None if names is None else tuple(map(str, names))
+        if names is not None and len(names) != session.get_outputs()[0].shape[-1]:
+            raise ValueError(f"{len(names)} class names")
     except Exception as error:  # whatever somebody has written there
         raise BadInput(f"{path}: what it says of itself is wrong ({_reason(error)})") from None
     return Model(session, preprocessing=spec, task=said[f"{_PREFIX}task"], class_names=names)
@@ -131,7 +133,11 @@ def _files(given: str) -> list[str]:
     """The images in a folder, sorted; else what is `given`."""
     if not Path(given).is_dir():
         return [given]
-    files = sorted(file for file in Path(given).rglob("*") if file.suffix.lower() in _ENDINGS and file.is_file())
+    files = sorted(
+        file
+        for file in Path(given).rglob("*")
+        if file.suffix.lower() in _ENDINGS and file.is_file()
+    )
     if not files:
         raise BadInput(f"{given}: no images in it ({', '.join(_ENDINGS)})")
     return list(map(str, files))

@@ -23,6 +23,7 @@ from vitcompress.model.layouts import Converted
 from vitcompress.model.naming import (
     build_timm,
     check_name,
+    check_parameters,
     differences,
     fewest_options,
     found_options,
@@ -102,6 +103,7 @@ def load_model(
     sizes = sizes or image_sizes(replace(converted, timm=name), options or {}, None, source)
     found = _options(converted, state, name, sizes, num_classes, source)
     spec = ModelSpec(timm=name, options=found, norm_eps=converted.norm_eps).simplest(source)
+    check_parameters(name, found, _count(state, set()), source)
     model = spec.build(source)
     resampled = _resampled(state, model, sizes, options or {})
     tensors = _fit(state, model, resampled, converted.antialias)

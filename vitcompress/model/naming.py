@@ -15,6 +15,7 @@ from vitcompress.errors import InputError
 from vitcompress.foreign import reading
 from vitcompress.model.options import check_options
 
+_SPARE_PARAMETERS = 20_000_000
 _REMEDY = "pass --model NAME or set model.name in the recipe"
 _MODULES = ("vision_transformer", "deit")  # of timm.models: the plain ViT and DeiT families
 _FILLING = frozenset(
@@ -42,6 +43,17 @@ def check_name(name: str, source: str) -> None:
         near = difflib.get_close_matches(name, names, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise InputError(f"{source}: timm has no model {name!r}{hint}; {_REMEDY}")
+
+
+def check_parameters(name: str, options: Mapping[str, Any], held: int, source: str) -> None:
+    """Raise `InputError` where the timm model `name` has far more parameters than the `held` values
+    that are to fill it: it would take long to build, and more memory than there is."""
+    needed = sum(each.numel() for each in skeleton(name, options, source).parameters())
+    if needed > _SPARE_PARAMETERS + 4 * held:
+        raise InputError(
+            f"{source}: does not fit timm {name} with {dict(options)}, which has {needed / 1e6:,.0f}"
+            f" million parameters and not {held / 1e6:,.0f}; correct model.name or model.options"
+        )
 
 
 def build_timm(name: str, options: Mapping[str, Any], source: str) -> nn.Module:

@@ -70,7 +70,7 @@ def _word(value: Any) -> bool:
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     name: (test, words)
     for names, test, words in (
-        (_DEPTHS, _count(1_000), "a whole number up to 1000"),
+        (_DEPTHS, _count(128), "a whole number up to 128"),
         (_COUNTS, _count(65_536), "a whole number up to 65536"),
         (_CLASSES, _count(10_000_000), "a whole number up to 10000000"),
         (_NUMBERS, _number, "a finite number"),

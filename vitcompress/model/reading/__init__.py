@@ -47,11 +47,14 @@ def read_source(path: Path, key: str | None = None) -> Source:
     processor = _processor(home)
 
     content = read_file(file)
-    state = unwrap(content, key, str(file))
+    problem, remedy = "holds tensors of a kind that is not read", "save them as dense floats"
+    with reading(file, problem, remedy):
+        state = unwrap(content, key, str(file))
     if not state:
         raise InputError(f"{file}: holds no state dict ({_held(content)}); {RESAVE}")
-    _check_plain(state, str(file))
-    _check_held(state, file)
+    with reading(file, problem, remedy):
+        _check_plain(state, str(file))
+        _check_held(state, file)
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in state.values())
     beside = content if isinstance(content, Mapping) else {}
     adapter = json_object(file.parent / "adapter_config.json") or beside
@@ -60,7 +63,8 @@ def read_source(path: Path, key: str | None = None) -> Source:
         return layout_of(Source(str(path), tensors, config, processor)) != "timm"
 
     state = unprefixed(merged(state, adapter, str(file)), known, str(file))
-    floats = {k: t.float() if t.is_floating_point() else t for k, t in state.items()}
+    with reading(file, problem, remedy):
+        floats = {k: t.float() if t.is_floating_point() else t for k, t in state.items()}
     return Source(str(path), floats, config, processor, dtypes)
 
 
@@ -85,7 +89,7 @@ def _check_plain(state: Mapping[str, Tensor], place: str) -> None:
                 f"{place}: the name {printable(key)} has control characters; save it under another"
             )
         dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
-        if not dense or tensor.is_quantized or _is_expanded(tensor):
+        if not dense or tensor.is_nested or tensor.is_quantized or _is_expanded(tensor):
             raise InputError(
                 f"{place}: {key} is sparse, quantized, expanded or without values;"
                 " save it as a dense tensor of floats"
