@@ -54,7 +54,8 @@ class _Loader(_Numbers, yaml.SafeLoader):
         return made
 
 
-_Loader.add_constructor(_BYTES, _Loader.construct_undefined)
+_PLAIN = yaml.SafeLoader.yaml_constructors
+_Loader.yaml_constructors = {tag: make for tag, make in _PLAIN.items() if tag != _BYTES}
 
 
 class _Dumper(_Numbers, yaml.SafeDumper):

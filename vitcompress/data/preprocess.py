@@ -10,9 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from vitcompress.errors import InputError
 
 if TYPE_CHECKING:  # torch and Pillow are slow to import, and the recipe schema needs neither
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
     from PIL.Image import Image
 
     from vitcompress.data.decoding import Pixels
@@ -119,22 +117,22 @@ def model_input(image: "Pixels", spec: Preprocess) -> "torch.Tensor":
     if isinstance(image, Prepared):
         return _resized(torch.from_numpy(image.values), spec)
     found = fitted(image, spec.channels, floats=spec.float_resize)
-    check_pixels(*_resized_to(found, spec), _MOST_RESIZED)
+    height, width = found.size[::-1] if isinstance(found, Image.Image) else found.shape[1:]
+    check_pixels(*_resized_to(height, width, spec), _MOST_RESIZED)
     if isinstance(found, Image.Image):
         return _transform(spec)(found)
     steps = zip(_by_channel(spec), found, strict=True)
     return torch.cat([prepare(Image.fromarray(values)) for prepare, values in steps])
 
 
-def _resized_to(image: "Image | NDArray[np.float32]", spec: Preprocess) -> tuple[float, float]:
-    """Width and height of `image` before it is cropped: large where it is very narrow, and its
-    shorter side becomes as long as that of the model."""
-    size = image.size[::-1] if hasattr(image, "getbands") else image.shape[1:]
-    sides = [side / spec.crop_pct for side in spec.input_size]
+def _resized_to(height: int, width: int, spec: Preprocess) -> tuple[float, float]:
+    """The width and height that an image gets before it is cropped: large where it is very narrow,
+    and its shorter side becomes as long as that of the model."""
+    tall, wide = (side / spec.crop_pct for side in spec.input_size)
     if spec.crop_mode != "center":
-        return sides[1], sides[0]
-    scale = max(side / own for side, own in zip(sides, size, strict=True))
-    return size[1] * scale, size[0] * scale
+        return wide, tall
+    scale = max(tall / height, wide / width)
+    return width * scale, height * scale
 
 
 def _resized(pixels: "torch.Tensor", spec: Preprocess) -> "torch.Tensor":

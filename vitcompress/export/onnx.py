@@ -138,7 +138,8 @@ def check_reads_pixels(path: Path) -> None:
     if len(inputs) != 1 or not is_float or not fits:
         told = ", ".join(f"{e.name} {s}" for e, s in zip(inputs, sizes, strict=True)) or "nothing"
         raise InputError(
-            f"{path}: reads {told}, and not one image [C, H, W] of floats of a fixed size; {_REMEDY}"
+            f"{path}: reads {told}, and not one image [C, H, W] of floats of a fixed size; "
+            + _REMEDY
         )
 
 

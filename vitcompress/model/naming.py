@@ -51,8 +51,9 @@ def check_parameters(name: str, options: Mapping[str, Any], held: int, source: s
     needed = sum(each.numel() for each in skeleton(name, options, source).parameters())
     if needed > _SPARE_PARAMETERS + 4 * held:
         raise InputError(
-            f"{source}: does not fit timm {name} with {dict(options)}, which has {needed / 1e6:,.0f}"
-            f" million parameters and not {held / 1e6:,.0f}; correct model.name or model.options"
+            f"{source}: does not fit timm {name} with {dict(options)}, which has"
+            f" {needed / 1e6:,.0f} million parameters and not {held / 1e6:,.0f}; correct model.name"
+            " or model.options"
         )
 
 
