@@ -19,10 +19,10 @@ from vitcompress.console import (
     note,
     print_facts,
     print_json,
-    printable,
     say,
 )
 from vitcompress.errors import RunError
+from vitcompress.lines import printable
 
 
 @pytest.mark.parametrize("text", ["o[/x]", "[bold]x", ":smile:", "a🎉b é — ü"])

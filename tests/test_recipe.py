@@ -165,7 +165,7 @@ def test_an_error_names_file_line_key_and_remedy(line: str, told: str) -> None:
         ("a: 1\nb: \x00\n", "recipes/x.yaml:2: not YAML: it contains a control character"),
         ("model: &a {options: *a}\n", "recipes/x.yaml:1: not YAML: found unconstructable recur"),
         ("[" * 5000, "recipes/x.yaml:1: not YAML: nested too deeply"),
-        ("a: 2024-99-99\n", "recipes/x.yaml:1: not YAML: month must be in 1..12"),
+        ("a: 2024-99-99\n", "recipes/x.yaml:1: not YAML: '2024-99-99' is no timestamp"),
         (b"\xff\xfe", "recipes/x.yaml: not text in UTF-8; a recipe is a YAML file"),
     ],
 )

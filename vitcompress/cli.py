@@ -1,11 +1,13 @@
 """The command line: parse, call, print. torch is imported only by the command that needs it."""
 
+import errno
 import functools
 import json
 import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,6 +43,7 @@ from vitcompress.cli_options import (
 )
 from vitcompress.console import console, print_json, say
 from vitcompress.errors import InputError, VitcompressError
+from vitcompress.lines import printable, shortened
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,6 +65,10 @@ class _Group(TyperGroup):
             _tell_error(f"error: {reason}; {command} --help shows its use", command, None)
             code = error.exit_code
         sys.exit(code)
+
+
+# What the system says of a path that somebody gave, wherever it comes to be used.
+_OF_PATHS = (errno.ENAMETOOLONG, errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 def _tell_error(message: str, command: str, service: ci.Service | None) -> None:
@@ -111,6 +118,8 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
                 _check_together(command.__name__, together)
                 return command(*args, **kwargs)
             except VitcompressError as error:
+                if os.environ.get("VITCOMPRESS_DEBUG"):
+                    traceback.print_exc()
                 end(f"error: {error}", error.exit_code)
             except KeyboardInterrupt:
                 end("interrupted: nothing was written", 130)
@@ -119,6 +128,9 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
             except Exception as error:
                 if os.environ.get("VITCOMPRESS_DEBUG"):
                     traceback.print_exc()
+                if isinstance(error, OSError) and error.errno in _OF_PATHS and error.filename:
+                    place = shortened(printable(str(error.filename)), 200)
+                    end(f"error: {place}: {error.strerror}; give another path", 2)
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
                 end(f"failed: {reason} (VITCOMPRESS_DEBUG=1 shows where)", 3)
 
@@ -300,5 +312,7 @@ app.command()(reported(cli_search.search))
 
 
 def main() -> None:
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # of libraries, about what they read; python -W shows them
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was begun is cleared away
     app()

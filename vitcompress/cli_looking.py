@@ -61,7 +61,7 @@ def predict(
         paths.check_path(image, paths.IMAGES)
     from vitcompress.export import predict as script
 
-    file = Path(model) / script.MODEL if Path(model).is_dir() else Path(model)
+    file = Path(model) / script.MODEL if paths.is_folder(model) else Path(model)
     try:
         held = script.load(file)
         found = list(script.predictions(held, images, threshold))
@@ -129,8 +129,8 @@ def evaluate(
 def bench(
     first: Annotated[str, typer.Argument(metavar="A", help="An ONNX file or an output folder.")],
     second: Annotated[str | None, typer.Argument(metavar="[B]", help="A second one.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
-    seconds: Annotated[float, typer.Option(min=0, help="Time for each model.")] = 5.0,
+    batch: Annotated[int, typer.Option(min=1, max=65535, help="Images at a time.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0, max=3600, help="Time for each model.")] = 5.0,
     threads: Threads = 1,
     as_json: AsJson = False,
     quiet: Quiet = False,

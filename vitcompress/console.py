@@ -6,7 +6,6 @@ a terminal, notes begin with the time, and nothing is broken into lines.
 
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -21,19 +20,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from vitcompress.errors import RunError
+from vitcompress.lines import printable
 from vitcompress.report import format
 
 T = TypeVar("T")
 
 _HEARTBEAT_SECONDS = 30.0
 _UNBROKEN = 10_000  # columns
-# Control characters, and the halves of characters by which Python writes bytes that are not UTF-8.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    r"""`text` on one line that any terminal and file takes: `caf\udce9` for the byte E9."""
-    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class _Console(Console):

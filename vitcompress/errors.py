@@ -1,10 +1,17 @@
 """The errors a run can end with; each class carries the exit code of the command line."""
 
+from vitcompress.lines import printable, shortened
+
+_LONGEST = 1500  # characters, of which names that somebody made up may have had thousands
+
 
 class VitcompressError(Exception):
     """An error told in one line: what is wrong, where, and what to do about it."""
 
     exit_code = 3
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened(printable(message), _LONGEST))
 
 
 class InputError(VitcompressError):

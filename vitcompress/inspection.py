@@ -1,6 +1,6 @@
 """Looking at models without changing them: what they hold, how good and how fast they are."""
 
-import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from pydantic import TypeAdapter
 
-from vitcompress import targets, tasks
+from vitcompress import paths, targets, tasks
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.dense import load_dense
 from vitcompress.details import Table
 from vitcompress.errors import InputError
 from vitcompress.evaluation import Judged, Runner, judge, torch_runner
 from vitcompress.export import folder
-from vitcompress.export.onnx import TARGET, load_onnx, metadata
+from vitcompress.export.onnx import TARGET, check_reads_pixels, load_onnx, metadata
+from vitcompress.foreign import reading
 from vitcompress.measure import cost
 from vitcompress.measure.runtime import logits, time_in_turns
 from vitcompress.model.architecture import VitModel, spec_of, stored_tensors
@@ -29,6 +31,9 @@ from vitcompress.recipe import Recipe
 from vitcompress.report.model import Metrics
 from vitcompress.robustness import Rivals, by_class, check_corruptible, under_corruptions
 from vitcompress.run_images import Judging, evaluation_images
+
+_MOST_PIXELS = 2**27  # values that are timed at a time
+_NAMES = TypeAdapter[tuple[str, ...] | None](tuple[str, ...] | None)
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ def bench(paths: list[str], batch: int, seconds: float, threads: int) -> dict[st
     """
     files = {path: _onnx_of(path) for path in dict.fromkeys(paths)}
     runtimes = {path: _runtime(file) for path, file in files.items()}
-    sessions = {path: runtimes[path].session(file, threads) for path, file in files.items()}
+    sessions = {path: _session(file, threads) for path, file in files.items()}
     shapes = {path: held.input_shape for path, held in sessions.items()}
     shape = shapes[paths[0]]
     for path, other in shapes.items():
@@ -133,7 +138,12 @@ def bench(paths: list[str], batch: int, seconds: float, threads: int) -> dict[st
             raise InputError(
                 f"{path}: takes pixels {list(other)}, and {paths[0]} takes {list(shape)}"
             )
-    pixels = np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32)
+    if batch * math.prod(shape) > _MOST_PIXELS:
+        raise InputError(f"--batch {batch}: images of {list(shape)} would not fit into memory")
+    pixels = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
+    for path, session in sessions.items():
+        with reading(path, f"cannot be run on {batch} image(s)", "give one that `run` has written"):
+            session.run(pixels)
     timed = time_in_turns(sessions, pixels, seconds)
     found: dict[str, Any] = {
         path: {
@@ -154,15 +164,14 @@ def bench(paths: list[str], batch: int, seconds: float, threads: int) -> dict[st
 
 def _is_output(path: str) -> bool:
     config = Path(path) / folder.CONFIG
-    return (
-        config.is_file()
-        and b'"architecture"' in config.read_bytes()[:2000]
-        and (Path(path) / MANIFEST).is_file()
-    )
+    if not (paths.is_file(config) and paths.is_file(Path(path) / MANIFEST)):
+        return False
+    with reading(config, "cannot be read", "make it readable"), config.open("rb") as file:
+        return b'"architecture"' in file.read(2000)
 
 
 def _existing(path: str) -> Path:
-    if not Path(path).is_file():
+    if not paths.exists(path):
         raise InputError(f"{path}: no such file")
     return Path(path)
 
@@ -170,7 +179,7 @@ def _existing(path: str) -> Path:
 def _onnx_of(path: str) -> Path:
     if path.endswith(".onnx"):
         return _existing(path)
-    if not (Path(path) / ONNX).is_file():
+    if not paths.is_file(Path(path) / ONNX):
         raise InputError(f"{path}: no ONNX file and no folder with a {ONNX}")
     return Path(path) / ONNX
 
@@ -178,6 +187,12 @@ def _onnx_of(path: str) -> Path:
 def _runtime(path: Path) -> targets.Target:
     """The target that a file was written for; the default one for files of others."""
     return targets.load_target(metadata(path).get(TARGET, targets.DEFAULT))
+
+
+def _session(path: Path, threads: int) -> targets.Session:
+    """A file of anybody, ready to be run. Raises `InputError` where it reads no pixels."""
+    check_reads_pixels(path)
+    return _runtime(path).session(path, threads)
 
 
 def _model_facts(model: VitModel) -> dict[str, Any]:
@@ -239,19 +254,24 @@ def _shape(value: onnx.ValueInfoProto) -> str:
 
 def _runnable(recipe: Recipe) -> _Runnable:
     model = _path(recipe)
-    if model.endswith(".onnx") or (Path(model) / ONNX).is_file():
+    if model.endswith(".onnx") or paths.is_file(Path(model) / ONNX):
         path = _onnx_of(model)
         facts = metadata(path)
         described = facts.get("preprocessing")
         if described is None:
             raise InputError(f"{path}: says nothing of preprocessing; give the folder of a run")
-        held = _runtime(path).session(path, 0)
-        outputs = int(held.output_shape[1])
-        names = tuple(json.loads(facts["class_names"])) if "class_names" in facts else None
+        held = _session(path, 0)
+        with reading(path, "what it says of itself is wrong", "give the folder of a run"):
+            preprocess = Preprocess.model_validate_json(described)
+            names = _NAMES.validate_json(facts.get("class_names", "null"))
+            if held.input_shape != (preprocess.channels, *preprocess.input_size):
+                raise ValueError(f"takes pixels {list(held.input_shape)}")
+            outputs = held.run(np.zeros((1, *held.input_shape), np.float32)).shape[1]
+            if names is not None and len(names) != outputs:
+                raise ValueError(f"{len(names)} class names for {outputs} outputs")
+            task = tasks.chosen(facts.get("task"), outputs)
         return _Runnable(
-            lambda pixels: next(logits(held, [pixels])),
-            Preprocess.model_validate_json(described),
-            Judging(tasks.chosen(facts.get("task"), outputs), outputs, names),
+            lambda pixels: next(logits(held, [pixels])), preprocess, Judging(task, outputs, names)
         )
     loaded = folder.load_folder(Path(model)) if _is_output(model) else load_dense(recipe)
     runner = torch_runner(loaded, torch.device("cpu"))

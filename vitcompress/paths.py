@@ -20,6 +20,16 @@ def exists(path: str | Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether there is such a folder, in a place that may be looked into."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is such a file of data: no device and no pipe."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 def check_path(path: str | None, absent: str) -> None:
     """Raise `InputError`, saying what is `absent`, where `path` is one and nothing is there."""
     if path == "":

@@ -13,7 +13,9 @@ from pathlib import Path
 if sys.platform != "win32":
     import fcntl
 
+from vitcompress import paths
 from vitcompress.errors import InputError, RunError
+from vitcompress.foreign import reading, text_of
 
 MANIFEST = "manifest.json"
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found"}  # of file managers and systems
@@ -36,7 +38,7 @@ def writing(out: Path) -> Iterator[Path]:
     try:
         place = _resolved(out)
         _check_content(place)
-        home = place if place.is_dir() else place.parent
+        home = place if paths.is_folder(place) else place.parent
         home.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(home).free) < _LEAST_SPACE:
             raise InputError(f"--out {out}: only {free / 1e6:.1f} MB are free there; make room")
@@ -109,11 +111,13 @@ def _check_content(place: Path) -> None:
 
 def _written(folder: Path) -> set[str]:
     """The names of the files of an output in `folder`; none where there is no such."""
+    file = folder / MANIFEST
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        ours = "vitcompress" in manifest["versions"]
-        return {MANIFEST, *manifest["outputs"]} if ours else set()
-    except (OSError, ValueError, KeyError, TypeError):
+        with reading(file, "not readable as a manifest", "run again"):
+            manifest = json.loads(text_of(file, "run again"))
+            ours = "vitcompress" in manifest["versions"]
+            return {MANIFEST, *map(str, manifest["outputs"])} if ours else set()
+    except InputError:  # what lies there is not ours
         return set()
 
 

@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 from vitcompress import paths, targets
 from vitcompress.data.preprocess import CropMode, Interpolation
 from vitcompress.errors import InputError
+from vitcompress.foreign import text_of
 from vitcompress.model.options import ModelOptions
 from vitcompress.recipe_errors import first_error
 from vitcompress.recipe_gates import Gates, Number, Section
@@ -30,15 +31,21 @@ from vitcompress.stages.registry import StageConfig
 from vitcompress.terms import Activation, Floats, Output
 from vitcompress.yamltext import Document, dump, override, parse_yaml, read_override, replaced
 
+_RECIPE_BYTES = 256 << 10  # YAML takes long to read
+
 
 def _square(value: object) -> object:
     return (value, value) if isinstance(value, int) else value
 
 
 _Text = Annotated[str, Field(min_length=1)]
-_Count = Annotated[int, Field(gt=0, strict=True)]
+_Count = Annotated[int, Field(gt=0, le=10_000_000, strict=True)]
+_Side = Annotated[int, Field(gt=0, le=8192, strict=True)]  # in pixels
+# Pixels are those of the 0…1 scale, or floats as they are; beyond these, float32 loses them.
+_Mean = Annotated[Number, Field(ge=-1e6, le=1e6)]
+_Deviation = Annotated[Number, Field(ge=1e-4, le=1e6)]
 _Size = Annotated[
-    tuple[_Count, _Count],
+    tuple[_Side, _Side],
     BeforeValidator(_square),
     WithJsonSchema({"type": ["integer", "array"], "items": {"type": "integer"}}),
 ]
@@ -95,9 +102,9 @@ class DataSection(Section):
     classifier: _Text | None = None
     images: _Count = 256
     max_unreadable: Annotated[Number, Field(ge=0, le=1)] = 0.01
-    mean: Annotated[tuple[Number, ...], Field(min_length=1)] | None = None
-    std: Annotated[tuple[Annotated[Number, Field(gt=0)], ...], Field(min_length=1)] | None = None
-    crop_pct: Annotated[Number, Field(gt=0, le=1)] | None = None
+    mean: Annotated[tuple[_Mean, ...], Field(min_length=1)] | None = None
+    std: Annotated[tuple[_Deviation, ...], Field(min_length=1)] | None = None
+    crop_pct: Annotated[Number, Field(ge=0.1, le=1)] | None = None
     interpolation: Interpolation | None = None
     crop_mode: CropMode | None = None
     input_size: _Size | None = None
@@ -276,12 +283,7 @@ def find_recipe(text: str) -> Path:
 def _read(path: Path) -> str:
     if not paths.exists(path) or path.is_dir():
         raise _missing(path)
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not text in UTF-8; a recipe is a YAML file") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; make the file readable") from None
+    return text_of(path, "a recipe is a YAML file", _RECIPE_BYTES)
 
 
 def _missing(path: Path) -> InputError:

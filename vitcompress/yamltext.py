@@ -1,11 +1,13 @@
 """YAML text as plain data that remembers its lines, and values that are set over it."""
 
 import re
+import reprlib
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from vitcompress.errors import InputError
 
@@ -14,7 +16,10 @@ KeyPath = tuple[str | int, ...]
 
 
 _FLOAT = "tag:yaml.org,2002:float"
+_BYTES = "tag:yaml.org,2002:binary"
 _NUMBERS = {"tag:yaml.org,2002:int", _FLOAT}
+_INTEGERS = 2**64
+_MOST_VALUES = 100_000
 _POWER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
@@ -30,7 +35,27 @@ class _Numbers:
 
 
 class _Loader(_Numbers, yaml.SafeLoader):
-    """Reads plain data."""
+    """Reads plain data; bytes, which no schema has, are none."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """What `node` stands for. Raises `ConstructorError` where that is nothing of its tag, for
+        which constructors raise almost anything, and for an integer that others cannot hold."""
+        try:
+            made = super().construct_object(node, deep)
+            if isinstance(made, int) and abs(made) >= _INTEGERS:
+                raise OverflowError(made.bit_length())
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception as error:
+            large = ", which has at most 64 bits" if isinstance(error, OverflowError) else ""
+            kind = node.tag.rpartition(":")[2]
+            why = f"{reprlib.repr(node.value)} is no {kind}{large}"
+            raise ConstructorError(None, None, why, node.start_mark) from error
+        return made
+
+
+_PLAIN = yaml.SafeLoader.yaml_constructors
+_Loader.yaml_constructors = {tag: make for tag, make in _PLAIN.items() if tag != _BYTES}
 
 
 class _Dumper(_Numbers, yaml.SafeDumper):
@@ -71,6 +96,8 @@ def parse_yaml(text: str, where: Callable[[int], str]) -> Document:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
+        if _values(node, {}) > _MOST_VALUES:
+            raise InputError(f"{where(1)}: its anchors stand for too many values; write it out")
         repeated = None if node is None else next(_repeated(node, (), set()), None)
         # Deep construction refuses anchors that contain themselves.
         data = None if node is None else loader.construct_object(node, deep=True)
@@ -83,9 +110,8 @@ def parse_yaml(text: str, where: Callable[[int], str]) -> Document:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise InputError(f"{where(line)}: not YAML: it contains a control character") from None
-    except (ValueError, RecursionError) as error:  # a date such as 2024-99-99; brackets by hundreds
-        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InputError(f"{where(1)}: not YAML: {why}") from None
+    except RecursionError:
+        raise InputError(f"{where(1)}: not YAML: nested too deeply") from None
     finally:
         loader.dispose()
     if repeated:
@@ -171,6 +197,18 @@ def _stage_index(name: str, data: dict[Any, Any], where: str) -> int:
         return names.index(name)
     there = f"its stages are {', '.join(names)}" if names else "it has no stages"
     raise InputError(f"{where}: the recipe has no stage {name}; {there}")
+
+
+def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """How many values there are in `node` when all anchors are written out; what contains itself
+    counts once. `known`: those of the nodes that were met."""
+    if node is None or id(node) in known:
+        return 0 if node is None else known[id(node)]
+    known[id(node)] = 1
+    if not isinstance(node, yaml.ScalarNode):
+        parts = (e for each in node.value for e in (each if isinstance(each, tuple) else (each,)))
+        known[id(node)] += sum(_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _children(node: yaml.Node | None) -> Iterator[tuple[Hashable, yaml.Node, yaml.Node]]:

@@ -57,8 +57,8 @@ def test_a_class_missing_from_the_classes_file_is_refused(tmp_path: Path) -> Non
     [
         (b"# nothing\n\n", "names no class"),
         (b"ant\nbee\ncat\nbee\n", "bee is named 2 times"),
-        (b"\xff\xfe\xfa", "cannot read"),
-        (None, "cannot read"),
+        (b"\xff\xfe\xfa", "not text in UTF-8"),
+        (None, "cannot be read"),
     ],
 )
 def test_a_useless_classes_file_is_refused(

@@ -258,7 +258,7 @@ def test_a_compression_that_is_not_to_be_had_is_told_with_its_remedy(
     def refuse(*_: object) -> None:
         raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
 
-    monkeypatch.setattr(tifffile, "imread", refuse)
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", refuse)
     with pytest.raises(InputError, match=r"pip install 'vitcompress\[tiff\]'"):
         decode(wide_tiff(drawn(13)))
 

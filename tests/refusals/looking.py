@@ -23,7 +23,7 @@ LOOKING: dict[str, Row] = {
     ),
     "a race of what is no ONNX file": Row(
         named("x.onnx", b"no", "bench"),
-        ("x.onnx: damaged, or not an ONNX file; give one that `export`",),
+        ("x.onnx: damaged, or not an ONNX file", "give one that `export`"),
     ),
     "an evaluation of no ONNX file": Row(
         named("x.onnx", b"", "eval", "--evaluation", f"{GLYPHS}/evaluation"),

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vitcompress.data.arrays import read_arrays
 from vitcompress.errors import InputError
+from vitcompress.foreign import check_regular, reading
 
 
 def read_classifier(path: Path, width: int) -> Tensor:
@@ -38,14 +38,13 @@ def read_classifier(path: Path, width: int) -> Tensor:
 def _only_tensor(path: Path) -> Tensor:
     if path.suffix not in (".npy", ".safetensors"):
         raise InputError(f"data.classifier: {path}: give a .npy or .safetensors file")
-    try:
+    check_regular(path)
+    with reading(f"data.classifier: {path}", "cannot be read", "make it again"):
         if path.suffix == ".npy":
-            found: Tensor = torch.from_numpy(np.load(path, allow_pickle=False))
-            return found
+            with path.open("rb") as file:
+                (array,) = read_arrays(file, path.stat().st_size).values()
+            return torch.from_numpy(array)
         tensors: dict[str, Tensor] = load_file(path)
-    except (OSError, EOFError, ValueError, TypeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"data.classifier: {path}: cannot be read: {reason}") from error
     if len(tensors) != 1:
         raise InputError(
             f"data.classifier: {path}: holds {len(tensors)} tensors; give a file with one, "

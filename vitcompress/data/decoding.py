@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageSequence, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLESPERPIXEL, TiffImageFile
 
+from vitcompress.data.arrays import read_arrays
 from vitcompress.errors import InputError
+from vitcompress.foreign import check_expansion
 
 
 class Prepared(NamedTuple):
@@ -29,6 +31,7 @@ Pixels = Picture | Prepared
 # The only decoders that are tried, whatever a file is called (others start programs, or guess).
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 _ARRAYS = frozenset((".npy", ".npz"))
+_MOST_PIXELS = 100_000_000  # 400 MB as Pillow holds them
 _PREPARED = "pixels"  # what the only array of a file of them is called
 _NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
 _TIFF = frozenset((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))
@@ -61,10 +64,7 @@ def decode(data: bytes) -> Pixels:
     What Pillow, numpy and tifffile raise for damaged files comes through. Raises `InputError` for
     several arrays in one file, and for a compression that is not to be had here.
     """
-    if data.startswith(_NPY):
-        array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-        return array
-    if data.startswith(_ZIP):
+    if data.startswith((_NPY, _ZIP)):
         return _only_array(data)
     if data[:4] in _TIFF:
         return _tiff(data)
@@ -85,18 +85,27 @@ def encode(image: NDArray[Any] | Prepared) -> bytes:
 
 def _opened(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:  # its message is the address of a buffer
         raise UnidentifiedImageError("not an image, or cut off at the start") from None
+    check_pixels(image.width, image.height)
+    return image
+
+
+def check_pixels(width: float, height: float, most: int = _MOST_PIXELS) -> None:
+    """Raise `ValueError` for a picture that is too large to be held, or would become so."""
+    if width * height > most:
+        raise ValueError(f"would have {width:.0f}×{height:.0f} pixels; the most is {most}")
 
 
 def _only_array(data: bytes) -> NDArray[Any] | Prepared:
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        if len(arrays.files) != 1:
-            keys = ", ".join(arrays.files) or "none"
-            raise InputError(f"holds {len(arrays.files)} arrays ({keys}); an image is one array")
-        array: NDArray[Any] = arrays[arrays.files[0]]
-        return Prepared(array) if arrays.files == [_PREPARED] else array
+    arrays = read_arrays(io.BytesIO(data), len(data))
+    if len(arrays) != 1:
+        keys = ", ".join(arrays) or "none"
+        raise InputError(f"holds {len(arrays)} arrays ({keys}); an image is one array")
+    ((name, array),) = arrays.items()
+    assert array is not None  # all are wanted
+    return Prepared(array) if name == _PREPARED else array
 
 
 def _tiff(data: bytes) -> Picture:
@@ -116,6 +125,7 @@ def _tiff(data: bytes) -> Picture:
         array = _other_tiff(data)
         return Image.fromarray(array) if image.mode == "RGB" and samples == 4 else array
     if samples == 1 and bits >= 8 and image.mode != "P":
+        check_pixels(image.width * getattr(image, "n_frames", 1), image.height)
         frames = ImageSequence.all_frames(image)
         pages = [np.asarray(page) for page in frames if page.size == frames[0].size]
         if len(pages) > 1:
@@ -125,10 +135,13 @@ def _tiff(data: bytes) -> Picture:
 
 
 def _other_tiff(data: bytes) -> NDArray[Any]:
-    from tifffile import imread
+    from tifffile import TiffFile
 
     try:
-        array: NDArray[Any] = imread(io.BytesIO(data))
+        with TiffFile(io.BytesIO(data)) as file:
+            first = file.series[0]
+            check_expansion(first.size * first.dtype.itemsize if first.dtype else 0, len(data))
+            array: NDArray[Any] = first.asarray()
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitcompress import parallel
-from vitcompress.console import note, printable
+from vitcompress.console import note
 from vitcompress.data.decoding import Pixels, Prepared, decode
 from vitcompress.data.labels import labels_of
 from vitcompress.data.preprocess import Preprocess, model_input
 from vitcompress.data.sources import Label, list_source
 from vitcompress.errors import InputError
+from vitcompress.lines import one_line, printable
 
 if TYPE_CHECKING:
     import torch
@@ -263,7 +264,7 @@ def _prepare(images: ImageSet, index: int, spec: Preprocess) -> "torch.Tensor | 
     except InputError as error:
         raise InputError(f"{images.source}: {images.names[index]}: {error}") from error
     except Exception as error:  # decoders of damaged files raise almost anything
-        return str(error) or type(error).__name__
+        return one_line(error)
 
 
 def _prepared(images: ImageSet, spec: Preprocess) -> "Iterator[torch.Tensor | str]":
@@ -285,7 +286,7 @@ def _prepared(images: ImageSet, spec: Preprocess) -> "Iterator[torch.Tensor | st
 def _skip(images: ImageSet, index: int, reason: str, allowed: int) -> None:
     name = images.names[index]
     if name not in images.skipped:
-        images.skipped[name] = reason = printable(reason)
+        images.skipped[name] = reason
         warning = f"warning: {name} is unreadable and left out ({reason})"
         note(warning, style="yellow")
     here = [name for name in images.names if name in images.skipped]

@@ -11,7 +11,9 @@ from pathlib import Path
 from vitcompress.console import note
 from vitcompress.data.sources import Label, Listing
 from vitcompress.errors import InputError
+from vitcompress.foreign import reading, text_of
 
+_COLUMNS = 20  # that are looked at
 # What people write over the columns of a list of classes.
 _TITLE = re.compile(
     r"(?:(?:wn|class|label|synset|target)[ _]?)?(?:ids?|idx|index|number|name)"
@@ -123,12 +125,10 @@ def read_classes(path: Path, wanted: set[str]) -> list[str]:
 
     Raises `InputError` for a file that is none of these, and for a name that is there twice.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read the classes file ({error})") from error
+    text = text_of(path, "write one folder name a line")
     rows = _json_rows(text, path) if path.suffix.lower() == ".json" else None
-    readings = [rows] if rows is not None else list(_text_rows(text))
+    with reading(path, "not readable as a list of classes", "write one folder name a line"):
+        readings = [rows] if rows is not None else list(_text_rows(text))
     readings = [rows for rows in readings if rows]
     if not readings:
         raise InputError(f"{path}: the classes file names no class; write one folder name a line")
@@ -163,10 +163,8 @@ def _is_titled(rows: Rows, wanted: set[str]) -> bool:
 
 
 def _json_rows(text: str, path: Path) -> Rows:
-    try:
+    with reading(path, "not readable as JSON", "mend it"):
         content = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); mend it") from error
     listed = isinstance(content, list)
     items = list(enumerate(content)) if listed else list(getattr(content, "items", list)())
     if not listed and items and all(type(place) is int for _, place in items):
@@ -182,7 +180,7 @@ def _json_rows(text: str, path: Path) -> Rows:
 
 def _columns(rows: Rows) -> Iterator[list[str]]:
     """The columns that all `rows` have, in the order of the one that counts, if any does."""
-    width = min(map(len, rows))
+    width = min(_COLUMNS, *map(len, rows))
     columns = [[row[at].strip() for row in rows] for at in range(width)]
     counts = [[str(start + place) for place in range(len(rows))] for start in (0, 1)]
     for column in columns:

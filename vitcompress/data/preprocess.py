@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # torch and Pillow are slow to import, and the recipe schema 
 Interpolation = Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
 
+_LONGEST = 8192  # pixels of a side
+_MOST_RESIZED = 2**25  # pixels before the crop: 500 times as long as wide, for 224 pixels
 _OWN = {"channels", "input_size", "floor_crop", "float_resize"}  # which timm's transform has not
 
 
@@ -52,10 +54,10 @@ class Preprocess(BaseModel):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if min(self.input_size) < 1:
-            raise ValueError(f"input_size {self.input_size} must be positive")
-        if self.channels < 1:
-            raise ValueError(f"channels {self.channels} must be positive")
+        if not 0 < min(self.input_size) <= max(self.input_size) <= _LONGEST:
+            raise ValueError(f"input_size {self.input_size} must be positive, up to {_LONGEST}")
+        if not 0 < self.channels <= _LONGEST:
+            raise ValueError(f"channels {self.channels} must be positive, up to {_LONGEST}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.channels:
                 raise ValueError(
@@ -130,15 +132,27 @@ def model_input(image: "Pixels", spec: Preprocess) -> "torch.Tensor":
     from PIL import Image
 
     from vitcompress.data.channels import fitted
-    from vitcompress.data.decoding import Prepared
+    from vitcompress.data.decoding import Prepared, check_pixels
 
     if isinstance(image, Prepared):
         return _resized(torch.from_numpy(image.values), spec)
     found = fitted(image, spec.channels, floats=spec.float_resize)
+    height, width = found.size[::-1] if isinstance(found, Image.Image) else found.shape[1:]
+    check_pixels(*_resized_to(height, width, spec), _MOST_RESIZED)
     if isinstance(found, Image.Image):
         return _transform(spec)(found)
     steps = zip(_by_channel(spec), found, strict=True)
     return torch.cat([prepare(Image.fromarray(values)) for prepare, values in steps])
+
+
+def _resized_to(height: int, width: int, spec: Preprocess) -> tuple[float, float]:
+    """The width and height that an image gets before it is cropped: large where it is very narrow,
+    and its shorter side becomes as long as that of the model."""
+    tall, wide = (side / spec.crop_pct for side in spec.input_size)
+    if spec.crop_mode != "center":
+        return wide, tall
+    scale = max(tall / height, wide / width)
+    return width * scale, height * scale
 
 
 def _resized(pixels: "torch.Tensor", spec: Preprocess) -> "torch.Tensor":

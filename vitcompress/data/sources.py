@@ -1,12 +1,11 @@
 """Where images come from: each kind of source is listed as names, classes and a way to read."""
 
+import io
 import os
 import posixpath
 import re
 import stat
 import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,12 +13,17 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from vitcompress.console import printable
+from vitcompress import paths
+from vitcompress.data.arrays import read_arrays
 from vitcompress.data.decoding import encode, images_in, is_image
 from vitcompress.errors import InputError
+from vitcompress.foreign import check_regular, reading
+from vitcompress.lines import printable
 
 _EXAMPLE_COUNTS = {"calibration": 512, "evaluation": 1000}
-
+_IMAGE_BYTES = 512 << 20
+_LABEL_LETTERS = 200
+_TAR_BLOCK, _TAR_READS = 512, 100  # bytes, and reads that each archive may take beside its blocks
 
 Label = int | tuple[int, ...]
 """The place of a class, or 0 or 1 for each output of a model."""
@@ -48,13 +52,14 @@ def list_source(source: str) -> Listing:
     if source.startswith("example:"):
         return _example(source)
     path = Path(source)
-    if path.is_dir():
+    if paths.is_folder(path):
         return _folder(path)
     kinds = {".tar": _tar, ".npz": _npz}
-    if not path.exists():
+    if not paths.exists(path):
         raise InputError(f"{path}: no such file or folder; check where the images are said to lie")
     if path.suffix.lower() not in kinds:
         raise InputError(f"{path}: images come from a folder, a .tar or a .npz, not from this file")
+    check_regular(path)
     return kinds[path.suffix.lower()](path)
 
 
@@ -67,16 +72,22 @@ def _no_images(path: Path) -> InputError:
 def _folder(root: Path) -> Listing:
     """A class is a folder directly in `root`, and has the images at any depth below it."""
     found, folders = _walked(root)
-    paths = {path.relative_to(root).as_posix(): path for path in _distinct(found)}
-    raw = images_in(paths)
-    shards = [paths[name] for name in sorted(paths) if name.lower().endswith(".tar")]
+    files = {path.relative_to(root).as_posix(): path for path in _distinct(found)}
+    raw = images_in(files)
+    shards = [files[name] for name in sorted(files) if name.lower().endswith(".tar")]
     if shards and not raw:
         return _together({path.relative_to(root).as_posix(): _tar(path) for path in shards})
     if not raw:
         raise _no_images(root)
     names = [printable(name) for name in raw]
     classes = [printable(name) for name in sorted(f.name for f in folders if f.parent == root)]
-    return Listing(names, _first_folders(names), classes, lambda i: paths[raw[i]].read_bytes())
+    return Listing(names, _first_folders(names), classes, lambda i: _content(files[raw[i]]))
+
+
+def _content(file: Path) -> bytes:
+    if (size := file.stat().st_size) > _IMAGE_BYTES:
+        raise ValueError(f"has {size / 1e6:,.0f} MB, which is no image")
+    return file.read_bytes()
 
 
 def _together(parts: Mapping[str, Listing]) -> Listing:
@@ -165,29 +176,29 @@ def _tar(path: Path) -> Listing:
     places: dict[str, tuple[int, int]] = {}
     texts: dict[str, str] = {}
     seen: set[tuple[int, int]] = set()
-    try:
-        with tarfile.open(path, "r:") as archive:
-            members = {posixpath.normpath(member.name): member for member in archive}
-            # Of several names of one file the one that is no link stays, as in folders.
-            for member in sorted(members.values(), key=lambda member: not member.isfile()):
-                name = PurePosixPath(member.name)
-                if not (is_image(member.name) or name.suffix == ".cls"):
-                    _check_folder(member, members, path)
-                    continue
-                held = _followed(member, members, path)
-                if not held.isfile():
-                    continue
-                if name.suffix == ".cls":
-                    content = archive.extractfile(held)
-                    text = content.read().decode().strip() if content else ""
-                    texts[_key(printable(str(name)))] = text
-                elif (place := (held.offset_data, held.size)) not in seen:
-                    seen.add(place)
-                    places[printable(str(name))] = place
-    except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: not a readable, uncompressed tar ({error}); pack it again"
-        ) from error
+    problem, remedy = "not a readable, uncompressed tar", "pack it again"
+    with (
+        reading(path, problem, remedy),
+        _Ending(path) as file,
+        tarfile.open(fileobj=file, mode="r:") as archive,
+    ):
+        members = {posixpath.normpath(member.name): member for member in archive}
+        # Of several names of one file the one that is no link stays, as in folders.
+        for member in sorted(members.values(), key=lambda member: not member.isfile()):
+            name = PurePosixPath(member.name)
+            if not (is_image(member.name) or name.suffix == ".cls"):
+                _check_folder(member, members, path)
+                continue
+            held = _followed(member, members, path)
+            if not held.isfile():
+                continue
+            if held.issparse() or held.size > _IMAGE_BYTES:
+                raise ValueError(f"{held.name} has holes, or {held.size / 1e6:,.0f} MB")
+            if name.suffix == ".cls":
+                texts[_key(printable(str(name)))] = _text(archive, held, path)
+            elif (place := (held.offset_data, held.size)) not in seen:
+                seen.add(place)
+                places[printable(str(name))] = place
     names = images_in(places)
     if not names:
         raise _no_images(path)
@@ -203,6 +214,33 @@ def _tar(path: Path) -> Listing:
     else:
         classes = _first_folders(_without_shared_folders(names))
     return Listing(names, classes, sorted({c for c in classes if isinstance(c, str)}), fetch)
+
+
+class _Ending(io.FileIO):
+    """A tar that tarfile reads to its end and no further: lists and offsets in it can make that
+    wait for more, or go back, without end."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._left = _TAR_READS + 4 * path.stat().st_size // _TAR_BLOCK
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise tarfile.ReadError("its members come to no end")
+        return super().read(-1 if size is None else size)
+
+
+def _text(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> str:
+    """The label in `member`. Raises `InputError` for one that no class has."""
+    content = archive.extractfile(member)
+    text = content.read(_LABEL_LETTERS + 1).decode().strip() if content else ""
+    if len(text) > _LABEL_LETTERS:
+        raise InputError(
+            f"{path}: {member.name} holds more than {_LABEL_LETTERS} letters; write the name or the"
+            " number of a class there"
+        )
+    return text
 
 
 def _followed(
@@ -264,21 +302,14 @@ def _without_shared_folders(names: list[str]) -> list[str]:
 
 
 def _npz(path: Path) -> Listing:
-    try:
-        with path.open("rb") as file:
-            arrays = np.load(file, allow_pickle=False)
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-            images = next((arrays[key] for key in ("images", "x") if key in arrays), None)
-            labels = next((arrays[key] for key in ("labels", "y") if key in arrays), None)
-            keys = ", ".join(arrays.files)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{path}: not readable as plain arrays ({str(error).partition('. ')[0]}); write it "
-            "with numpy.savez, numbers only"
-        ) from error
+    named = {"images": "x", "labels": "y"}
+    remedy = "write it with numpy.savez, numbers only"
+    with reading(path, "not readable as plain arrays", remedy), path.open("rb") as file:
+        arrays = read_arrays(file, path.stat().st_size, {*named, *named.values()})
+    images, labels = (arrays.get(key, arrays.get(short)) for key, short in named.items())
     if images is None:
-        raise InputError(f"{path}: no array 'images' or 'x' in it, only {keys or 'nothing'}")
+        keys = ", ".join(filter(None, arrays)) or "nothing"
+        raise InputError(f"{path}: no array 'images' or 'x' in it, only {keys}; {remedy}")
     return _arrays(images, labels, [], str(path))
 
 

@@ -10,9 +10,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vitcompress import tasks
+from vitcompress import paths, tasks
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
+from vitcompress.foreign import check_regular, reading, text_of
 from vitcompress.model.architecture import (
     Architecture,
     VitModel,
@@ -20,9 +21,11 @@ from vitcompress.model.architecture import (
     load_tensors,
     stored_tensors,
 )
+from vitcompress.model.naming import check_parameters
 from vitcompress.registry import OneOf
 
 SAFETENSORS, CONFIG = "model.safetensors", "config.json"
+_DENSE_VALUES = 25  # of a model, at most, to a byte of what is left of it
 FORMAT = 2  # of config.json and what it says of the tensors
 
 
@@ -68,34 +71,34 @@ def load_folder(folder: Path) -> VitModel:
 
     Raises `InputError` when a file is missing, damaged or of another version.
     """
+    for name in (CONFIG, SAFETENSORS):
+        if not paths.is_file(folder / name):
+            raise InputError(f"{folder}: no readable {name}; give the folder a run wrote")
+        check_regular(folder / name)
+    text = text_of(folder / CONFIG, "run again")
     try:
-        text = (folder / CONFIG).read_text(encoding="utf-8")
         config = Config.model_validate_json(text)
-        tensors = load_file(folder / SAFETENSORS)
-    except OSError as error:
-        missing = Path(error.filename or folder).name
-        raise InputError(f"{folder}: no readable {missing}; give the folder a run wrote") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"{folder / CONFIG}: {where}: {first['msg']}; run again") from error
-    except SafetensorError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{folder / SAFETENSORS}: damaged ({reason}); run again") from error
+    with reading(folder / SAFETENSORS, "damaged", "run again"):
+        tensors = load_file(folder / SAFETENSORS)
     if config.format != FORMAT:
         raise InputError(
             f"{folder / CONFIG}: format {config.format}; this version reads {FORMAT}; run again"
         )
-    module = build(config.architecture)
-    try:
+    with reading(folder / CONFIG, "describes no model", "run again"):
+        spec, stored = config.architecture, (folder / SAFETENSORS).stat().st_size
+        check_parameters(spec.timm, spec.options, _DENSE_VALUES * stored, str(folder / CONFIG))
+        module = build(config.architecture)
+    with reading(folder / SAFETENSORS, f"does not fit {CONFIG}", "run again"):
         load_tensors(module, config.architecture, tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder / SAFETENSORS}: does not fit {CONFIG}: {reason}") from error
+    names = config.class_names
     try:
-        model = VitModel(
-            module, config.architecture, config.preprocessing, class_names=config.class_names
-        )
+        model = VitModel(module, config.architecture, config.preprocessing, class_names=names)
+        if names is not None and len(names) != model.num_classes:
+            raise InputError(f"{len(names)} class names, {model.num_classes} outputs; run again")
         return model.with_task(config.task)
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from error

@@ -1,6 +1,7 @@
 """ONNX files: a module traced, put through a row of passes, written and checked."""
 
 import json
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from vitcompress.export.passes.lower import lower
 from vitcompress.export.passes.narrow import narrow
 from vitcompress.export.passes.outline import outline
 from vitcompress.export.passes.share import share
+from vitcompress.foreign import check_regular, reading
 from vitcompress.model.architecture import Architecture, VitModel
 from vitcompress.model.compact import exportable
 from vitcompress.terms import Floats
@@ -34,6 +36,8 @@ INPUT, OUTPUT = "pixels", "logits"
 TARGET, RUNTIME, FLOATS = "target", "runtime", "floats"
 _REWRITING: tuple[Pass, ...] = (fold, outline, halve, share, inline, lower)
 PASSES: tuple[Pass, ...] = (narrow, *_REWRITING, describe)
+_REMEDY = "give one that `export` or `run` has written"
+_MOST_VALUES = 2**26  # of an image
 _LOWEST_OPSET = 18  # that torch writes
 # Protocol buffers end at 2 GB; weights of larger models lie beside the file.
 EXTERNAL_BYTES = 1_900_000_000
@@ -113,15 +117,30 @@ def _rewritten(
 
 def load_onnx(path: Path) -> onnx.ModelProto:
     """The ONNX file at `path`, tensors beside it left out. Raises `InputError` for other files."""
-    try:
+    check_regular(path)
+    with reading(path, "damaged, or not an ONNX file", _REMEDY):
         model = onnx.load(path, load_external_data=False)
-    except Exception:  # protobuf's own exceptions share no base class
-        model = onnx.ModelProto()
     if not model.graph.node:
-        raise InputError(
-            f"{path}: damaged, or not an ONNX file; give one that `export` or `run` has written"
-        )
+        raise InputError(f"{path}: damaged, or not an ONNX file; {_REMEDY}")
     return model
+
+
+def check_reads_pixels(path: Path) -> None:
+    """Raise `InputError` where the ONNX file at `path` has no single input of pixels, float32
+    [batch, C, H, W], of fixed sizes that fit into memory."""
+    graph = load_onnx(path).graph
+    constants = {each.name for each in graph.initializer}
+    inputs = [each for each in graph.input if each.name not in constants]
+    types = [each.type.tensor_type for each in inputs]
+    is_float = all(each.elem_type == onnx.TensorProto.FLOAT for each in types)
+    sizes = [[dim.dim_value for dim in each.shape.dim][1:] for each in types]
+    fits = all(len(s) == 3 and min(s) > 0 and math.prod(s) <= _MOST_VALUES for s in sizes)
+    if len(inputs) != 1 or not is_float or not fits:
+        told = ", ".join(f"{e.name} {s}" for e, s in zip(inputs, sizes, strict=True)) or "nothing"
+        raise InputError(
+            f"{path}: reads {told}, and not one image [C, H, W] of floats of a fixed size; "
+            + _REMEDY
+        )
 
 
 def metadata(path: Path) -> dict[str, str]:

@@ -21,6 +21,7 @@ import onnxruntime
 from PIL import Image
 
 MODEL = "model.onnx"
+_MOST_RESIZED = 2**25  # pixels
 _PREFIX = "vitcompress."
 _TOP = 5
 _SHOWN = 8  # numbers of an embedding that are printed
@@ -82,13 +83,18 @@ def load(path: Path) -> Model:
         raise BadInput(
             f"{path}: does not say how images are prepared; give the {MODEL} that a run has written"
         )
-    names = said.get(f"{_PREFIX}class_names")
-    return Model(
-        session=session,
-        preprocessing=json.loads(said[f"{_PREFIX}preprocessing"]),
-        task=said[f"{_PREFIX}task"],
-        class_names=None if names is None else tuple(json.loads(names)),
-    )
+    try:
+        spec = json.loads(said[f"{_PREFIX}preprocessing"])
+        names = json.loads(said.get(f"{_PREFIX}class_names", "null"))
+        (entry,) = session.get_inputs()
+        if [spec["channels"], *spec["input_size"]] != entry.shape[1:]:
+            raise ValueError(f"it reads {entry.shape}")
+        names = None if names is None else tuple(map(str, names))
+        if names is not None and len(names) != session.get_outputs()[0].shape[-1]:
+            raise ValueError(f"{len(names)} class names")
+    except Exception as error:  # whatever somebody has written there
+        raise BadInput(f"{path}: what it says of itself is wrong ({_reason(error)})") from None
+    return Model(session, preprocessing=spec, task=said[f"{_PREFIX}task"], class_names=names)
 
 
 def _version() -> tuple[int, ...]:
@@ -113,7 +119,11 @@ def predictions(
     `threshold`: the probability from which an output counts as yes. Raises `BadInput`.
     """
     for image in (each for given in images for each in _files(given)):
-        output = model(prepared(Path(image), model.preprocessing))
+        pixels = prepared(Path(image), model.preprocessing)
+        try:
+            output = model(pixels)
+        except Exception as error:  # onnxruntime's own exceptions share no base class
+            raise BadInput(f"{image}: the model cannot be run: {_reason(error)}") from None
         if not np.isfinite(output).all():
             raise BadInput(f"{image}: the output is NaN or infinite; give another model or image")
         yield Prediction(image, output, meaning(model, output, threshold))
@@ -123,7 +133,11 @@ def _files(given: str) -> list[str]:
     """The images in a folder, sorted; else what is `given`."""
     if not Path(given).is_dir():
         return [given]
-    files = sorted(file for file in Path(given).rglob("*") if file.suffix.lower() in _ENDINGS)
+    files = sorted(
+        file
+        for file in Path(given).rglob("*")
+        if file.suffix.lower() in _ENDINGS and file.is_file()
+    )
     if not files:
         raise BadInput(f"{given}: no images in it ({', '.join(_ENDINGS)})")
     return list(map(str, files))
@@ -162,6 +176,8 @@ def prepared(path: Path, spec: dict[str, Any]) -> np.ndarray:
     they are. Raises `BadInput` for what cannot be read, or has other channels.
     """
     channels, means = spec["channels"], spec["mean"]
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file, or no file of data; give another image")
     try:
         image = _array(path, channels) if path.suffix.lower() == ".npy" else _picture(path)
         if isinstance(image, Image.Image) and channels in (1, 3):
@@ -232,6 +248,8 @@ def _fitted(image: Image.Image, spec: dict[str, Any], border: list[float]) -> Im
         choose = max if spec["crop_mode"] == "border" else min
         ratio = choose(image.height / tall, image.width / wide)
         size = (round(image.width / ratio), round(image.height / ratio))
+    if math.prod(size) > _MOST_RESIZED:
+        raise ValueError(f"would have {size[0]}×{size[1]} pixels before it is cropped")
     if size != image.size:
         image = image.resize(size, Image.Resampling[spec["interpolation"].upper()])
     if spec["crop_mode"] == "border":

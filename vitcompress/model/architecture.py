@@ -14,6 +14,7 @@ from vitcompress import tasks
 from vitcompress.console import note
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
+from vitcompress.foreign import reading
 from vitcompress.methods import patterns, quantizer
 from vitcompress.model import checkpoint, compact, layouts, mlp_head, origins
 from vitcompress.model.anatomy import Alteration, Anatomy
@@ -203,8 +204,9 @@ def _converted(source: str, key: str | None) -> tuple[Source, str, Converted]:
         raise InputError(
             f"{source}: an output of vitcompress; give the checkpoint it was made from"
         )
-    layout = layouts.layout_of(found)
-    converted = layouts.convert(found, layout)
+    with reading(source, "its config.json or its tensors are of no model", "give an intact one"):
+        layout = layouts.layout_of(found)
+        converted = layouts.convert(found, layout)
     for line in converted.notes:
         note(line)
     return found, layout, converted

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vitcompress.console import note
 from vitcompress.errors import InputError
+from vitcompress.lines import one_line
 from vitcompress.model.families import head_place
 from vitcompress.model.head import Choice, Head, set_ends, set_layers
 from vitcompress.model.image_size import POSITIONS, ImageSizes, image_sizes, told
@@ -22,11 +23,11 @@ from vitcompress.model.layouts import Converted
 from vitcompress.model.naming import (
     build_timm,
     check_name,
+    check_parameters,
     differences,
     fewest_options,
     found_options,
     infer_name,
-    one_line,
     skeleton,
 )
 from vitcompress.model.options import ModelOptions
@@ -102,6 +103,7 @@ def load_model(
     sizes = sizes or image_sizes(replace(converted, timm=name), options or {}, None, source)
     found = _options(converted, state, name, sizes, num_classes, source)
     spec = ModelSpec(timm=name, options=found, norm_eps=converted.norm_eps).simplest(source)
+    check_parameters(name, found, _count(state, set()), source)
     model = spec.build(source)
     resampled = _resampled(state, model, sizes, options or {})
     tensors = _fit(state, model, resampled, converted.antialias)

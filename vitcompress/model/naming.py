@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitcompress.errors import InputError
+from vitcompress.foreign import reading
 from vitcompress.model.options import check_options
 
+_SPARE_PARAMETERS = 20_000_000
 _REMEDY = "pass --model NAME or set model.name in the recipe"
 _MODULES = ("vision_transformer", "deit")  # of timm.models: the plain ViT and DeiT families
 _FILLING = frozenset(
@@ -43,6 +45,18 @@ def check_name(name: str, source: str) -> None:
         raise InputError(f"{source}: timm has no model {name!r}{hint}; {_REMEDY}")
 
 
+def check_parameters(name: str, options: Mapping[str, Any], held: int, source: str) -> None:
+    """Raise `InputError` where the timm model `name` has far more parameters than the `held` values
+    that are to fill it: it would take long to build, and more memory than there is."""
+    needed = sum(each.numel() for each in skeleton(name, options, source).parameters())
+    if needed > _SPARE_PARAMETERS + 4 * held:
+        raise InputError(
+            f"{source}: does not fit timm {name} with {dict(options)}, which has"
+            f" {needed / 1e6:,.0f} million parameters and not {held / 1e6:,.0f}; correct model.name"
+            " or model.options"
+        )
+
+
 def build_timm(name: str, options: Mapping[str, Any], source: str) -> nn.Module:
     """Return the untrained timm model `name`.
 
@@ -52,13 +66,9 @@ def build_timm(name: str, options: Mapping[str, Any], source: str) -> nn.Module:
 
     check_name(name, source)
     check_options(options, f"{source}: model.options")
-    try:
+    problem = f"timm cannot build {name} with {dict(options)}"
+    with reading(source, problem, "correct model.options in the recipe"):
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
-    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
-        raise InputError(
-            f"{source}: timm cannot build {name} with {dict(options)}:"
-            f" {one_line(error)}; correct model.options in the recipe"
-        ) from error
     return model
 
 
@@ -301,9 +311,3 @@ def _behaviour(model: nn.Module) -> str:
     ]
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     return f"{model} {seen} {[cfg.get(key) for key in _PREPROCESSING]}"
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first sentence or so of an exception's message, without line breaks."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else f"{text[:159]}…"

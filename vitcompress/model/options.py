@@ -47,6 +47,7 @@ _WORDS = """
 global_pool pos_embed weight_init act_layer attn_act_layer norm_layer embed_norm_layer attn_type
 attn_types rope_type rope_grid_indexing rel_pos_type stem_type down_op
 """
+_PAIRS = {"img_size"}  # one number, or height and width
 _WORD = re.compile(r"[a-z0-9_]{0,32}")
 
 
@@ -69,7 +70,7 @@ def _word(value: Any) -> bool:
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     name: (test, words)
     for names, test, words in (
-        (_DEPTHS, _count(1_000), "a whole number up to 1000"),
+        (_DEPTHS, _count(128), "a whole number up to 128"),
         (_COUNTS, _count(65_536), "a whole number up to 65536"),
         (_CLASSES, _count(10_000_000), "a whole number up to 10000000"),
         (_NUMBERS, _number, "a finite number"),
@@ -86,7 +87,8 @@ def _fault(options: Mapping[str, Any]) -> tuple[str, str] | None:
         if key not in _KINDS:
             return key, f"{key} is no option that a model may be made with"
         test, words = _KINDS[key]
-        if not _all(value, test):
+        pair = key not in _PAIRS or not isinstance(value, (list, tuple)) or len(value) == 2
+        if not pair or not _all(value, test):
             return key, f"{key} must be {words}, or a list of such, not {str(value)[:60]!r}"
     return None
 

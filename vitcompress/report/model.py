@@ -11,8 +11,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from vitcompress import paths
 from vitcompress.details import Fact, Gallery, Table
 from vitcompress.errors import InputError
+from vitcompress.foreign import text_of
+
+_LARGEST = 256 << 20  # bytes of a report, which holds pictures
 
 
 def _plain(value: Any, where: str = "") -> Any:
@@ -250,13 +254,12 @@ class Report(_Frozen):
         Raises:
             InputError: there is no report that this version can read.
         """
-        file = place if place.is_file() else place / "report.json"
+        file = place / "report.json" if paths.is_folder(place) else place
+        if not paths.exists(file):
+            raise InputError(f"{place}: no output folder of a run, nor its report.json")
+        text = text_of(file, "give the report.json of a run", _LARGEST)
         try:
-            return cls.from_json(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{place}: no output folder of a run, nor its report.json ({error})"
-            ) from error
+            return cls.from_json(text)
         except InputError as error:
             raise InputError(f"{file}: {error}") from error
 

@@ -10,8 +10,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from vitcompress.errors import InputError
+from vitcompress.lines import one_line
 from vitcompress.model.layouts import Converted, Source
-from vitcompress.model.naming import build_timm, one_line
+from vitcompress.model.naming import build_timm
 
 _STEM = "embedding/kernel"
 # In the order that timm asks for them.

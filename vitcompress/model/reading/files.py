@@ -3,20 +3,20 @@
 import json
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vitcompress import paths
+from vitcompress.data.arrays import BFLOAT16, read_arrays
 from vitcompress.errors import InputError
-from vitcompress.model.naming import one_line
+from vitcompress.foreign import check_regular, reading, text_of
 from vitcompress.model.reading.pickles import read_pickle
 
 INDEX = ".index.json"
@@ -37,9 +37,10 @@ def file_of(path: Path) -> Path:
 
     Raises `InputError` where there is none that can be read, or a folder holds several.
     """
-    file = _file_in(path) if path.is_dir() else path
-    if not file.is_file():
+    file = _file_in(path) if paths.is_folder(path) else path
+    if not paths.exists(file):
         raise InputError(f"{file}: no such file; check the path of the checkpoint")
+    check_regular(file)
     if not os.access(file, os.R_OK):
         raise InputError(f"{file}: may not be read; check its permissions")
     if not is_index(file) and file.suffix.lower() not in _READERS:
@@ -87,12 +88,11 @@ def json_object(file: Path) -> dict[str, Any]:
 
     Raises `InputError` where it holds something else.
     """
-    if not file.is_file():
+    if not paths.is_file(file):
         return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not readable as JSON: {one_line(error)}; mend it") from error
+    text = text_of(file, "mend it")
+    with reading(file, "not readable as JSON", "mend it"):
+        found = json.loads(text)
     if not isinstance(found, dict):
         raise InputError(f"{file}: not a JSON object; give the file that belongs to the model")
     return found
@@ -108,6 +108,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise InputError(f"{index}: {missing[0]}{more} missing; copy or download the whole folder")
     found: dict[str, Tensor] = {}
     for file in files:
+        check_regular(file)
         content = _READERS[file.suffix.lower()](file)
         found |= content if isinstance(content, Mapping) else {}
     if absent := [key for key in shards if key not in found]:
@@ -120,39 +121,20 @@ def _is_shard(name: object) -> bool:
 
 
 def _read_safetensors(path: Path) -> Any:
-    try:
+    with reading(path, "truncated or not safetensors", "copy or download it again"):
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: truncated or not safetensors ({one_line(error)}); copy or download it again"
-        ) from error
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
     """The arrays of numbers; those of two bytes without a type are bfloat16, as JAX writes it."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {key: _tensor(arrays[key]) for key in arrays.files}
-    except (
-        AttributeError,
-        EOFError,
-        MemoryError,
-        OSError,
-        TypeError,
-        ValueError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise InputError(
-            f"{path}: truncated or not a .npz of numbers ({one_line(error)});"
-            " copy or download it again"
-        ) from error
+    problem, remedy = "truncated or not a .npz of numbers", "copy or download it again"
+    with reading(path, problem, remedy), path.open("rb") as file:
+        arrays = read_arrays(file, path.stat().st_size)
+        return {key: _tensor(array) for key, array in arrays.items() if array is not None}
 
 
-def _tensor(array: Any) -> Tensor:
-    if not isinstance(array, np.ndarray):
-        raise ValueError("holds something that is no array")
-    if array.dtype == np.dtype("V2"):
+def _tensor(array: NDArray[Any]) -> Tensor:
+    if array.dtype == BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
 

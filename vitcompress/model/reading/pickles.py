@@ -7,20 +7,20 @@ harmless: a dtype of numpy set to a made-up state reads memory that is not its o
 not pure reaches the file system, and a defaultdict calls what it was given.
 """
 
-import pickle
 import pickletools
 import re
-import struct
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from vitcompress.errors import InputError
+from vitcompress.foreign import check_archive
 
 RESAVE = (
     "re-save only the state dict: torch.save(model.state_dict(), 'model.pth'), or as safetensors"
@@ -86,22 +86,9 @@ _NAMES: tuple[tuple[type, str, str], ...] = (
 _STAND_INS: dict[str, type] = {
     f"{module}.{name}": made for made, module, names in _NAMES for name in names.split()
 }
-# What torch.load raises on bytes that are not, or not all of, a checkpoint.
-_BROKEN = (
-    pickle.UnpicklingError,
-    struct.error,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    NotImplementedError,
-    OverflowError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+# What torch would call, and be asked for as many zeros as somebody likes.
+_HUGE = {"builtins.bytearray", "__builtin__.bytearray"}
+_KNOWN = {*_STAND_INS, "collections.OrderedDict"}
 
 
 def read_pickle(path: Path) -> Any:
@@ -110,10 +97,14 @@ def read_pickle(path: Path) -> Any:
     Raises `InputError` for what is damaged, is no such file, or names other than plain data.
     """
     try:
+        if zipfile.is_zipfile(path):
+            check_archive(path, path.stat().st_size)
+        if huge := next((name for name in _named(path) if name in _HUGE), None):
+            raise ValueError(f"GLOBAL {huge}")
         with warnings.catch_warnings(), _only_stand_ins():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except _BROKEN as error:
+    except Exception as error:  # of damaged files it raises almost anything
         raise InputError(f"{path}: {_reason(path, str(error))}") from error
 
 
@@ -136,29 +127,36 @@ def _reason(path: Path, told: str) -> str:
     if "legacy .tar" in told:
         return f"an archive (tar); unpack it and give the checkpoint in it, or {RESAVE}"
     named = re.search(r"GLOBAL (\S+)", told)
-    if refused := named[1] if named else _first_type(path):
+    refused = named[1] if named else next((n for n in _named(path) if n not in _KNOWN), None)
+    if refused:
         return f"holds a pickled {refused}, which could run code and is not loaded; {RESAVE}"
     if re.search(r"operand (140|149)\b", told):  # of the protocols from 4 on
         return f"not pickled by the protocol that torch.save has by itself, 2; {RESAVE}"
     return f"truncated or not a torch checkpoint; copy or download it again, or {RESAVE}"
 
 
-def _first_type(path: Path) -> str | None:
-    """The first type or function that a bare pickle names and that is no plain data, found without
-    executing it."""
+def _named(path: Path) -> Iterator[str]:
+    """The types and functions that the pickles in `path` name, found without executing them; as far
+    as these are whole."""
+    with suppress(Exception):  # no pickle, or a damaged one: torch will say
+        if not zipfile.is_zipfile(path):
+            with path.open("rb") as file:
+                while True:  # those of before torch 1.6 have several, one after the other
+                    yield from _globals(file)
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith(".pkl"):
+                    with archive.open(name) as member:
+                        yield from _globals(member)
+
+
+def _globals(file: IO[bytes]) -> Iterator[str]:
+    """What the next pickle in `file` names."""
     strings: list[str] = []
-    try:
-        with path.open("rb") as file:
-            for operation, argument, _ in pickletools.genops(file):
-                name = None
-                if operation.name == "GLOBAL":
-                    name = str(argument).replace(" ", ".")
-                elif operation.name == "STACK_GLOBAL":
-                    name = ".".join(strings[-2:])
-                elif isinstance(argument, str):
-                    strings.append(argument)
-                if name is not None and name not in {*_STAND_INS, "collections.OrderedDict"}:
-                    return name
-    except (ValueError, EOFError, MemoryError, OverflowError):
-        pass  # no pickle, or a damaged one
-    return None
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name == "GLOBAL":
+            yield str(argument).replace(" ", ".")
+        elif operation.name == "STACK_GLOBAL":
+            yield ".".join(strings[-2:])
+        elif isinstance(argument, str):
+            strings = [*strings[-1:], argument]

@@ -43,7 +43,7 @@ class BitBudget(BaseModel):
 
     average: Annotated[float, Field(ge=2, le=8)] | None = None
     bytes: Annotated[int, Field(gt=0)] | None = None
-    max_kl: Annotated[float, Field(gt=0)] | None = None
+    max_kl: Annotated[float, Field(gt=0, le=1000)] | None = None
     widths: Annotated[tuple[Bits, ...], Field(min_length=1)] = (3, 4, 5, 6, 8)
 
     @model_validator(mode="after")
@@ -133,7 +133,7 @@ class QuantizeConfig(BaseModel):
     skip: tuple[str, ...] = ()
     rounding: RoundingName = "descent"
     sequential: bool = False
-    group: Annotated[int, Field(ge=8)] | None = 24
+    group: Annotated[int, Field(ge=8, le=1024)] | None = 24
     reparametrise: bool = True
     residual: _Residual | None = None
     rest: Literal["float16", "float32", "int8"] = "float32"

@@ -52,12 +52,12 @@ class RecoverConfig(BaseModel):
     method: MethodName = "distill"
     images: Annotated[int, Field(gt=0)] | None = None
     held_back: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    steps: Annotated[int, Field(gt=0), OnlyOf("distill")] = 300
-    batch: Annotated[int, Field(gt=0), OnlyOf("distill")] = 16
+    steps: Annotated[int, Field(gt=0, le=1_000_000), OnlyOf("distill")] = 300
+    batch: Annotated[int, Field(gt=0, le=4096), OnlyOf("distill")] = 16
     crops: Annotated[tuple[_Share, _Share], OnlyOf("distill")] = (0.5, 1.0)
     optimizer: Annotated[str, OnlyOf("distill")] = "adamw"
-    rate: Annotated[float, Field(gt=0), OnlyOf("distill")] = 5e-5
-    features: Annotated[float, Field(ge=0), OnlyOf("distill")] = 2.0
+    rate: Annotated[float, Field(gt=0, le=1), OnlyOf("distill")] = 5e-5
+    features: Annotated[float, Field(ge=0, le=1e6), OnlyOf("distill")] = 2.0
     parameters: Annotated[Parameters, OnlyOf("distill")] = "all"
     runs: Annotated[int, Field(ge=1, le=100), OnlyOf("distill")] = 1
 
