@@ -56,7 +56,7 @@ class RecoverConfig(BaseModel):
     batch: Annotated[int, Field(gt=0, le=4096), OnlyOf("distill")] = 16
     crops: Annotated[tuple[_Share, _Share], OnlyOf("distill")] = (0.5, 1.0)
     optimizer: Annotated[str, OnlyOf("distill")] = "adamw"
-    rate: Annotated[float, Field(gt=0, le=1), OnlyOf("distill")] = 5e-5
+    rate: Annotated[float, Field(gt=0, le=1), OnlyOf("distill")] = 2e-5
     features: Annotated[float, Field(ge=0, le=1e6), OnlyOf("distill")] = 2.0
     parameters: Annotated[Parameters, OnlyOf("distill")] = "all"
     runs: Annotated[int, Field(ge=1, le=100), OnlyOf("distill")] = 1
