@@ -176,9 +176,9 @@ def prepared(path: Path, spec: dict[str, Any]) -> np.ndarray:
     they are. Raises `BadInput` for what cannot be read, or has other channels.
     """
     channels, means = spec["channels"], spec["mean"]
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file, or no file of data; give another image")
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("a device, a pipe or a folder")
         image = _array(path, channels) if path.suffix.lower() == ".npy" else _picture(path)
         if isinstance(image, Image.Image) and channels in (1, 3):
             image = image.convert("RGB" if channels == 3 else "L")
