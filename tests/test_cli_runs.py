@@ -33,6 +33,7 @@ def test_a_run_writes_the_whole_folder(
     assert {f.name for f in out.iterdir()} == {
         "model.onnx",
         "predict.py",
+        "predict.html",
         "model.safetensors",
         "config.json",
         "report.json",

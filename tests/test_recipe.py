@@ -122,7 +122,7 @@ def message(text: str | bytes, *overrides: str) -> str:
         ("gates: {min: {top1: 101}}", "6: gates.min.top1: must be at most 100, not 101"),
         ("data: {images: 0}", "6: data.images: must be more than 0, not 0"),
         ("data: {images: 2.5}", "6: data.images: must be a whole number, not 2.5"),
-        ("data: {std: [0]}", "6: data.std.1: must be more than 0, not 0"),
+        ("data: {std: [0]}", "6: data.std.1: must be at least 0.0001, not 0"),
         ("data: {crop_pct: 1.5}", "6: data.crop_pct: must be at most 1, not 1.5"),
         ("data: {input_size: [9, 9, 3]}", "6: data.input_size: has 3 values; the most is 2"),
         ("data: {calibration: ''}", "6: data.calibration: must not be empty"),
@@ -134,7 +134,7 @@ def message(text: str | bytes, *overrides: str) -> str:
         ),
         (
             "model: {options: {depth: 2.5}}",
-            "6: model.options.depth: depth must be a whole number up to 1000, or a list of such, "
+            "6: model.options.depth: depth must be a whole number up to 128, or a list of such, "
             "not '2.5'",
         ),
         (
@@ -369,7 +369,7 @@ def test_sources_that_are_no_paths_stay_as_they_are() -> None:
 def test_the_resolved_recipe_has_all_keys_and_loads_again() -> None:
     recipe = load(
         BASE + "model: {checkpoint: a.pth, options: {img_size: [96, 64], init_values: 1e-3}}\n"
-        "data: {images: 64, mean: [0.1], std: [1e-5], input_size: 96, crop_mode: border}\n"
+        "data: {images: 64, mean: [0.1], std: [1e-3], input_size: 96, crop_mode: border}\n"
         "export: {safetensors: false}\n"
         "gates: {max_drop: {top1: 0.3}, max: {kl: 1e-7, bytes: 25000000}}\n"
     )

@@ -26,7 +26,7 @@ def test_a_simulation_is_called_one_wherever_its_figures_are(
     report = done.json
     (simulated,) = report["stages"][0]["details"]["studies"]
     figures = {name: value for name, value in simulated["figures"].items() if value is not None}
-    assert set(figures) == {"images", "top1", "top5", "agreement", "kl"}
+    assert set(figures) == {"images", "top1", "top5", "agreement", "kl", "intervals"}
     assert figures["images"] == 33
     assert figures["kl"] > report["final"]["kl"]  # 3 bits instead of the 8 that are exported
     words = (

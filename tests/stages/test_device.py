@@ -150,6 +150,10 @@ def test_a_stage_gives_the_same_on_another_device(
         there = stage.run(make_vit(**options), config, context)
     assert {type(tensor) for tensor in there.model.module.state_dict().values()} == {Tensor}
     assert there.facts.keys() == here.facts.keys()
+    if there.model.architecture.blocks != here.model.architecture.blocks:
+        # Sums in another order: of choices that are as good, another may be the best.
+        key = "held_back_kl_refitted"
+        assert there.facts[key] == pytest.approx(here.facts[key], rel=0.1)
+        return
     logits, expected = there.model.module(pixels), here.model.module(pixels)
-    # Sums in another order: of equal choices, another may be the best.
     assert (logits - expected).norm() < 0.05 * expected.norm()

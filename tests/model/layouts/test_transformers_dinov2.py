@@ -56,7 +56,7 @@ def test_images_of_another_size_than_it_was_trained_for(
     assert "pos_embed resampled" in capsys.readouterr().err
     trained = from_source(str(tmp_path), None, {"img_size": 72}, None, {"input_size": (72, 72)})
     pixels = torch.randn(1, 3, 72, 72)
-    torch.testing.assert_close(trained.module(pixels), pooled(model, pixels), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trained.module(pixels), pooled(model, pixels), rtol=1e-4, atol=5e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

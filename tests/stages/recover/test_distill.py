@@ -247,12 +247,12 @@ def test_the_mean_of_the_last_steps_is_watched_and_kept(make_context: MakeContex
     assert module.weight.item() == min(watched, key=lambda value: abs(value - 1.0))
 
 
-@pytest.mark.parametrize("rate", [1e3, 1e38])
+@pytest.mark.parametrize("rate", [0.9, 1.0])
 def test_an_absurd_rate_leaves_the_model_as_it_was(
     rate: float, make_vit: MakeVit, context: Context
 ) -> None:
     given = weakened(make_vit(), 0.99)
-    result = recover(given, config(rate=rate, optimizer="sgd", steps=100), context)
+    result = recover(given, config(rate=rate, steps=100), context)
     assert result.model is given
     assert result.facts["left_as_it_was"]
     assert len(result.table("training").rows) <= 4  # it ends early
