@@ -43,6 +43,7 @@ MODELS = (
 )
 LEFT_OUT = {
     "vit-search": "the graphs of the others, put together",
+    "vit-search-small": "the graphs of the others, put together",
     "quickstart": "vit-int8 of the embedded example",
     "vit-2of4": "zeros gain no speed",
     "vit-2of4-int4": "zeros gain no speed",
