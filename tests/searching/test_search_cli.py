@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from helpers.cli import Call
+from vitcompress import pipeline
 from vitcompress.measure.runtime import time_in_turns
+from vitcompress.recipe import Recipe
 from vitcompress.report.model import Report
+from vitcompress.searching.candidates import Candidate, Workbench
 from vitcompress.searching.search import BEST, FOUND, PAGE, STUDY
+from vitcompress.searching.space import Combination
 
 OPTIONS = {"img_size": 48, "patch_size": 12, "embed_dim": 64, "depth": 2, "num_heads": 2}
 RECIPE = f"""
@@ -95,6 +100,37 @@ def test_limits_that_nothing_holds_fail(call: Call, asked: tuple[Any, ...], tmp_
     done = call(*asked, "--max-kl", 0, "--trials", 1, "--ci", "github", code=1)
     assert "\n::error title=vitcompress search::no candidate holds the limits" in done.stderr
     assert not (tmp_path / "out" / BEST).exists()
+
+
+def test_the_best_is_built_once_however_many_follow(
+    call: Call, asked: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitcompress.searching.candidates._KEPT", 1)
+    built, real = list[Combination](), Workbench.built
+
+    def counted(bench: Workbench, combination: Combination) -> Candidate:
+        built.append(combination)
+        return real(bench, combination)
+
+    monkeypatch.setattr(Workbench, "built", counted)
+    call(*asked, "--minimize", "macs", "--max-kl", 10, code=0)
+    assert len(built) == len(set(built)) == 4
+
+
+def test_the_time_budget_holds_the_writing_of_the_best(
+    call: Call, asked: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, real, clock = list[Path](), pipeline.run, time.monotonic
+
+    def slow(recipe: Recipe, out: Path, *others: Any) -> Report:
+        written.append(out)
+        return real(recipe, out, *others)
+
+    monkeypatch.setattr(pipeline, "run", slow)
+    fake = SimpleNamespace(monotonic=lambda: clock() + 1000 * len(written))
+    monkeypatch.setattr("vitcompress.searching.search.time", fake)
+    call(*asked, "--minimize", "macs", "--max-kl", 10, "--time-budget", "1500s", code=0)
+    assert len(written) == 1
 
 
 @pytest.mark.slow

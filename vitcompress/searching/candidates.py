@@ -2,7 +2,7 @@
 
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from vitcompress.searching.config import Cost
 from vitcompress.searching.goal import Limit, limits_of, losses_of
 from vitcompress.searching.predict import Measured
 from vitcompress.searching.space import Combination, Space
-from vitcompress.stages.context import Context
+from vitcompress.stages.context import Context, Shared
 from vitcompress.stages.registry import StageConfig, stage_of
 
 _KEPT = 6  # results of stages at the starts of chains, in memory
@@ -158,7 +158,7 @@ def workbench(space: Space, options: Options, scratch: Path) -> Workbench:
     say_model(dense)
     limits = limits_of(recipe.gates, dense.task)
     images = open_run_images(recipe, dense, options.limit, options.seed)
-    context = context_of(recipe, dense, images, options)
+    context = replace(context_of(recipe, dense, images, options), shared=Shared())
     held = min(recipe.search.images, len(context.images) // 2)
     if held < _LEAST:
         raise InputError(

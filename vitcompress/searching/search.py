@@ -97,6 +97,8 @@ class _State:
     bench: Workbench
     trials: Trials
     start: float
+    least: Candidate | None = None  # that this process has built and that holds the limits
+    writing: float = 0.0  # seconds that it took to write the best when it was last written
 
     @property
     def space(self) -> Space:
@@ -118,12 +120,13 @@ class _State:
         self._write_best()
 
     def _time_left(self) -> bool:
-        """Whether another candidate is likely to be done in time, by the mean of those so far."""
+        """Whether another candidate is likely to be done in time, by the mean of those so far, and
+        then to be written."""
         if self.effort.seconds is None:
             return True
         done = [t.duration.total_seconds() for t in self.trials.done() if t.duration is not None]
         typical = sum(done) / len(done) if done else 0.0
-        return time.monotonic() - self.start + typical <= self.effort.seconds
+        return time.monotonic() - self.start + typical + self.writing <= self.effort.seconds
 
     def _propose(self) -> None:
         """Enqueue the combination that is expected to be the best, where any is expected to be
@@ -147,8 +150,11 @@ class _State:
         over = self._excess(candidate.measured)
         note(f"  {self._summary(candidate, over)}")
         self.trials.tell(trial, candidate, over)
+        least = float("inf") if self.least is None else self.least.measured.cost
+        if over <= 1 and candidate.measured.cost < least:
+            self.least = candidate
         if not (self.out / BEST).is_dir() or not self.trials.waiting():
-            self._write_best(candidate)
+            self._write_best()
 
     def _best(self) -> Measured | None:
         """The cheapest that holds all limits, by whichever process."""
@@ -163,18 +169,20 @@ class _State:
         costs = ", ".join(f"{name} {value:.3f}" for name, value in candidate.costs.items())
         return f"{'within' if over <= 1 else 'beyond'} the limits ({losses}); {costs}"
 
-    def _write_best(self, latest: Candidate | None = None) -> None:
-        """Let the folder `best` hold the best so far, if it does not; `latest`: in memory still."""
+    def _write_best(self) -> None:
+        """Let the folder `best` hold the best so far, if it does not."""
         with FileLock(self.out / _LOCK):
             best = self._best()
             written = self.trials.written(self.out) if (self.out / BEST).is_dir() else None
             if best is None or best.combination == written:
                 return
-            if latest is None or latest.measured.combination != best.combination:
-                latest = self.bench.built(best.combination)
-            recipe = self.space.recipe.model_copy(update={"stages": latest.chain})
-            pipeline.run(recipe, self.out / BEST, self.options, latest.carried)
+            if self.least is None or self.least.measured.combination != best.combination:
+                self.least = self.bench.built(best.combination)
+            start = time.monotonic()
+            recipe = self.space.recipe.model_copy(update={"stages": self.least.chain})
+            pipeline.run(recipe, self.out / BEST, self.options, self.least.carried)
             self.trials.write(self.out, best.combination)
+            self.writing = time.monotonic() - start
 
     def report(self) -> SearchReport:
         trials, best = self.trials.done(), self._best()

@@ -1,10 +1,10 @@
 """What a stage may use beside the model: the dense one, images, randomness, progress, the cache."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,21 @@ BATCH = 16
 T = TypeVar("T")
 
 
+class Shared:
+    """What stages found out about a model, for those that ask the same of it after them: the latest
+    alone, since statistics are large."""
+
+    def __init__(self) -> None:
+        self._latest: tuple[VitModel, str, object] | None = None
+
+    def found(self, model: VitModel, asked: str, find: Callable[[], T]) -> T:
+        """What `find` gives or, asked the same of the same model last time, gave."""
+        if self._latest is None or self._latest[0] is not model or self._latest[1] != asked:
+            self._latest = None  # two of them at once may be more than there is room for
+            self._latest = (model, asked, find())
+        return cast(T, self._latest[2])
+
+
 @dataclass(frozen=True)
 class Context:
     """The dense model, images, seed, device, progress and cache of one run.
@@ -32,7 +47,8 @@ class Context:
     be unreadable before the run stops. `evaluation`: images to be shown; a stage measures nothing
     on them. `recovery`: more images to train on. `reserve`: images like those of `calibration`, of
     which no stage learns; None where none were held back for a stage to come. `target`: the runtime
-    that latencies are of. `room`: where large statistics are kept.
+    that latencies are of. `room`: where large statistics are kept. `shared`: where stages are
+    carried out again and again, what they need not find out twice.
     """
 
     dense: VitModel
@@ -47,6 +63,7 @@ class Context:
     reserve: ImageSet | None = None
     target: str = targets.DEFAULT
     room: Room = in_memory
+    shared: Shared | None = None
 
     @property
     def images(self) -> ImageSet:
@@ -102,6 +119,12 @@ class Context:
         parts = (images.subset(part) for part in (range(rest), range(rest, len(images))))
         fit, back = (replace(self, calibration=part) for part in parts)
         return fit, back
+
+    def once(self, model: VitModel, asked: str, find: Callable[[], T]) -> T:
+        """What `find` gives of `model`, or gave where it was `asked` the same before."""
+        if self.shared is None:
+            return find()
+        return self.shared.found(model, f"{asked} {self.calibration_fingerprint}", find)
 
     def say(self, text: str) -> None:
         note(f"  {text}")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import onnx
 import pytest
@@ -19,7 +20,7 @@ from vitcompress.export.parity import check_parity
 from vitcompress.measure import cost, latencies
 from vitcompress.model.architecture import VitModel, set_tail, stored_tensors
 from vitcompress.model.sizes import blocks, sizes_of
-from vitcompress.stages.context import Context
+from vitcompress.stages.context import Context, Shared
 from vitcompress.stages.prune.config import Budget
 from vitcompress.stages.prune.stage import plan, prune, sensitivity
 from vitcompress.stages.prune.study import study
@@ -203,6 +204,26 @@ def test_two_runs_give_equal_tensors(make_vit: MakeVit, make_context: MakeContex
     assert (one.facts, one.tables) == (other.facts, other.tables)
     first, second = stored_tensors(one.model), stored_tensors(other.model)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("first", [0.9, 0.7])
+def test_what_was_found_out_serves_other_budgets(
+    first: float, vit: VitModel, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, measured = run(vit, make_context(), budget={"macs": 0.8}), Mock(wraps=study)
+    monkeypatch.setattr("vitcompress.stages.prune.stage.study", measured)
+    shared = make_context(shared=Shared())
+    for share in (first, 0.8):
+        torch.manual_seed(0)
+        after = run(vit, shared, budget={"macs": share})
+    assert measured.call_count == 1
+    assert after.facts == alone.facts
+    pairs = zip(
+        stored_tensors(after.model).items(), stored_tensors(alone.model).items(), strict=True
+    )
+    assert all(one[0] == other[0] and torch.equal(one[1], other[1]) for one, other in pairs)
+    run(vit, shared, budget={"macs": 0.8}, rotate=False)
+    assert measured.call_count == 2
 
 
 def test_the_model_given_is_not_changed(vit: VitModel, context: Context) -> None:

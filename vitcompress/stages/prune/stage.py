@@ -58,7 +58,8 @@ def prune(model: VitModel, config: PruneConfig, context: Context) -> StageResult
     budget that cannot be met.
     """
     plan(model, config)  # what is wrong is told before anything is measured
-    found = study(model, config, context)
+    asked = config.model_dump_json(exclude={"name", "budget"})  # which no statistics depend on
+    found = context.once(model, asked, lambda: study(model, config, context))
     with context.latencies() as table:
         axes, chosen, stream = choose_structures(model, config, found, meters(model, config, table))
     module, distances = rebuilt(model, found, chosen, stream.width, config.compensate)

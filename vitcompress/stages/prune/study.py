@@ -1,7 +1,7 @@
 """What can be removed from a model and what that costs, measured on calibration images."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil, floor
 
@@ -47,7 +47,7 @@ class PruneStudy:
 
     `anatomy` is of a copy that computes what the model computes, on all tokens in all blocks, heads
     turned to their principal dimensions. `fit` and `held`: the calibration images to fit to, and
-    those held back.
+    those held back. `measured`: what options of axes, by their numbers, were measured to cost.
     """
 
     anatomy: Anatomy
@@ -59,6 +59,7 @@ class PruneStudy:
     probe: Probe
     compensate: bool
     embedding: Embedding | None
+    measured: dict[tuple[int, int], float] = field(default_factory=dict)
 
     @property
     def module(self) -> nn.Module:
@@ -87,13 +88,16 @@ class PruneStudy:
     def measure(self, wanted: Sequence[Sequence[int]]) -> list[dict[int, float]]:
         """How far the output is from that of the dense model, on the images held back, with each
         axis narrowed alone, by option, for the options `wanted` of each."""
-        found: list[dict[int, float]] = [{0: 0.0} for _ in self.axes]
-        pairs = [(i, option) for i, each in enumerate(wanted) for option in each if option]
-        for index, option in track(pairs, "measuring structures", len(pairs)):
+        pairs = {(i, option) for i, each in enumerate(wanted) for option in each if option}
+        new = sorted(pairs - self.measured.keys())
+        for index, option in track(new, "measuring structures", len(new)):
             axis = self.axes[index]
             changed = self.narrowed({axis.site: {axis.kind: option}})
-            found[index][option] = self.probe.cost(changed)
-        return found
+            self.measured[index, option] = self.probe.cost(changed)
+        return [
+            {0: 0.0, **{option: self.measured[i, option] for option in each if option}}
+            for i, each in enumerate(wanted)
+        ]
 
 
 def study(model: VitModel, config: PruneConfig, context: Context) -> PruneStudy:
