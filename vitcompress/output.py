@@ -10,7 +10,9 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -25,7 +27,7 @@ if sys.platform != "win32":
 
 from vitcompress import processor
 from vitcompress import recipe as recipes
-from vitcompress.console import note
+from vitcompress.console import keep, note
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.export import predict
 from vitcompress.model.architecture import VitModel
@@ -120,6 +122,27 @@ def write_reports(folder: Path, report: Report) -> None:
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def leaving_log(folder: Path, out: Path) -> Iterator[None]:
+    """Where the work fails, the log in `folder` is left beside the output `out` that it was for,
+    with what was raised, which gets a note that says where; else what an earlier run left there
+    goes."""
+    place = Path(os.path.realpath(out))
+    place = place.with_name(f"{place.name}.failed.log")
+    try:
+        yield
+    except BaseException as error:
+        keep("".join(traceback.format_exception(error)).rstrip())
+        try:
+            shutil.copyfile(folder / LOG, place)
+            error.add_note(f"the log is {place}")
+        except OSError as second:
+            error.add_note(f"no log is left: {place}: {second.strerror}")
+        raise
+    with suppress(OSError):  # there is none
+        place.unlink()
 
 
 def write_manifest(
