@@ -174,7 +174,8 @@ def _told(
 
 def _span(chosen: InputRange, found: LayerStatistics, activations: Activations) -> float | None:
     """From the lowest to the highest input met in calibration, as a multiple of the range that was
-    chosen: far above 1 where a few outliers are clipped. None where no range is fixed, or all are equal."""
+    chosen: far above 1 where a few outliers are clipped. None where none is fixed, or it is empty.
+    """
     width = chosen.high - chosen.low
     if activations != "static" or width == 0:
         return None
