@@ -66,6 +66,12 @@ def test_gates_fail_loudly_on_github_and_against_an_earlier_run(
     outputs = json.loads((first / "manifest.json").read_text())["outputs"]
     assert inputs["against"] == outputs["report.json"]
 
+    call("compare", first, second)
+    table = summary.read_text().partition(f"| Baseline | {first} | {second} |")[2]
+    assert re.search(r"\n\| Size \|( [\d.]+ .B \|){3}\n", table)
+    verdicts = "| Gates | – | ✗ Size at most 0.01× of the baseline | ✗ Size at most 0.5× of "
+    assert f"{verdicts}the earlier run |\n" in table
+
     call("eval", first, "--evaluation", "example:glyphs/evaluation", "--limit", 16)
     last = summary.read_text().splitlines()[-2]
     assert re.fullmatch(f"`{first}` on `example:glyphs/evaluation`: Top-1 .*, Images 16", last)

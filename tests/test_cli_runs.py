@@ -12,7 +12,9 @@ from PIL import Image
 
 import vitcompress
 from helpers.cli import EXAMPLE, Call
+from vitcompress.errors import InputError, RunError
 from vitcompress.export.onnx import export_onnx
+from vitcompress.output import leaving_log
 
 RECIPE = f"""{EXAMPLE}
 stages:
@@ -145,6 +147,47 @@ def test_a_failed_gate_ends_with_1_and_keeps_the_output(
     assert report["final"]["top1"] is None
     assert report["final"]["agreement"] is not None
     assert report["final"]["kl"] is not None
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "told"),
+    [
+        (InputError("x.png: is none"), 2, "error: x.png: is none; the log is "),
+        (RunError("disk full"), 3, "error: disk full; the log is "),
+        (ValueError("odd"), 3, "failed: ValueError: odd; the log is "),
+        (KeyboardInterrupt(), 130, "interrupted: nothing was written; the log is "),
+    ],
+)
+def test_a_run_that_fails_on_its_way_leaves_its_log_alone(
+    raised: BaseException,
+    code: int,
+    told: str,
+    call: Call,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("vitcompress.pipeline.export_onnx", fails)
+    out, log = tmp_path / "made" / "out", tmp_path / "made" / "out.failed.log"
+    done = call("run", recipe, "--out", out, "--limit", 16, code=code)
+    assert f"{told}{log}" in done.told
+    assert list(out.parent.iterdir()) == [log]
+    assert "baseline: fp32 export" in log.read_text()
+    assert "Traceback" in log.read_text()
+    with leaving_log(out, out):
+        pass  # all goes well
+    assert not log.exists()
+
+
+def test_what_is_wrong_before_the_work_leaves_nothing(
+    call: Call, recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "made" / "out"
+    call("run", recipe, "--out", out, "--set", "gates.min.cosine=0.9", code=2)
+    assert not list(out.parent.iterdir())
 
 
 @pytest.mark.usefixtures("quick_runs")

@@ -47,7 +47,7 @@ def test_all_pages_are_listed_and_shown(call: Call) -> None:
     for name, title in docs.pages().items():
         assert f"{name}: {title}" in listed
         assert len(docs.page(name)) > 500
-    assert call("docs", "merge").stdout.startswith("# merge")
+    assert call("docs", "merge").stdout.startswith("# merge: ")
     call("docs", "gone", code=2)
     with pytest.raises(InputError, match="there is no page 'gone'; give one of inputs, "):
         docs.page("gone")

@@ -120,9 +120,9 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
             except VitcompressError as error:
                 if os.environ.get("VITCOMPRESS_DEBUG"):
                     traceback.print_exc()
-                end(f"error: {error}", error.exit_code)
-            except KeyboardInterrupt:
-                end("interrupted: nothing was written", 130)
+                end(f"error: {error}{_noted(error)}", error.exit_code)
+            except KeyboardInterrupt as error:
+                end(f"interrupted: nothing was written{_noted(error)}", 130)
             except typer.Exit:
                 raise
             except Exception as error:
@@ -130,11 +130,17 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
                     traceback.print_exc()
                 if isinstance(error, OSError) and error.errno in _OF_PATHS and error.filename:
                     place = shortened(printable(str(error.filename)), 200)
-                    end(f"error: {place}: {error.strerror}; give another path", 2)
+                    end(f"error: {place}: {error.strerror}; give another path{_noted(error)}", 2)
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-                end(f"failed: {reason} (VITCOMPRESS_DEBUG=1 shows where)", 3)
+                where = _noted(error) or " (VITCOMPRESS_DEBUG=1 shows where)"
+                end(f"failed: {reason}{where}", 3)
 
     return wrapped
+
+
+def _noted(error: BaseException) -> str:
+    """The notes that were added to `error`, to be put behind what it says."""
+    return "".join(f"; {printable(note)}" for note in getattr(error, "__notes__", ()))
 
 
 def _check_together(name: str, together: bool) -> None:

@@ -157,7 +157,7 @@ def compare(
     if out is not None:
         paths.check_out(out, (".html",), "name it .html")
     from vitcompress.report import compare as comparing
-    from vitcompress.report import terminal
+    from vitcompress.report import markdown, terminal
 
     found = {str(run): comparing.read(run) for run in runs}
     reports = {name: run.report for name, run in found.items()}
@@ -165,6 +165,7 @@ def compare(
     if ci.on_github(ci_service):
         for run, report in reports.items():
             ci.tell(*ci.annotations(report, run))
+        ci.summarise(markdown.comparison(reports))
     if out is not None:
         out.write_text(comparing.render(found), encoding="utf-8")
         say(f"written to {out}")

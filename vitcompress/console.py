@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -133,11 +134,11 @@ def print_json(data: Any) -> None:
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Yield `items`, showing a bar on terminals and in notebooks, and a line every 30 seconds
-    elsewhere."""
+    """Yield `items`, showing a bar on terminals and in notebooks that have ipywidgets, which bars
+    need there, and a line every 30 seconds elsewhere."""
     if console.quiet:
         yield from items
-    elif console.is_terminal or console.is_jupyter:
+    elif console.is_terminal or (console.is_jupyter and find_spec("ipywidgets")):
         title = TextColumn("  {task.description}", markup=False)
         columns = (title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as progress:

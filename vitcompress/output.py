@@ -3,13 +3,16 @@
 import atexit
 import hashlib
 import json
+import math
 import os
 import platform
 import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -24,7 +27,8 @@ if sys.platform != "win32":
 
 from vitcompress import processor
 from vitcompress import recipe as recipes
-from vitcompress.console import note
+from vitcompress.console import keep, note
+from vitcompress.data.preprocess import Preprocess
 from vitcompress.export import predict
 from vitcompress.model.architecture import VitModel
 from vitcompress.pace import PEAK
@@ -62,21 +66,50 @@ def _passing_folder() -> Path:
 
 
 def write_predict(folder: Path, name: str, facts: Mapping[str, str]) -> list[Path]:
-    """What runs the ONNX file on images without vitcompress: the script, always the same, and a
-    page for browsers; `name` and `facts`: what the file is called, and says of itself."""
-    shutil.copyfile(predict.__file__, folder / PREDICT)
+    """What runs the ONNX file on images without vitcompress: a script, with what this model needs
+    and no more, and a page for browsers; `name` and `facts`: what the file is called, and says of
+    itself."""
     home = Path(predict.__file__)
+    (folder / PREDICT).write_text(_script(home, name, facts), encoding="utf-8")
     names = json.loads(facts.get("class_names", "null"))
     told = {"task": facts["task"], "class_names": names}
     told["preprocessing"] = json.loads(facts["preprocessing"])
-    template = Template(home.with_name(f"{PAGE}.j2").read_text(encoding="utf-8"))
-    page = template.render(
+    page = _template(home.with_name(f"{PAGE}.j2")).render(
         name=escape(name),
         facts=json.dumps(told).replace("<", "\\u003c"),
         script=home.with_suffix(".mjs").read_text(encoding="utf-8"),
     )
     (folder / PAGE).write_text(page, encoding="utf-8")
     return [folder / PREDICT, folder / PAGE]
+
+
+@cache
+def _template(file: Path) -> Template:
+    text = file.read_text(encoding="utf-8")
+    return Template(text, trim_blocks=True, keep_trailing_newline=True)
+
+
+def _script(home: Path, name: str, facts: Mapping[str, str]) -> str:
+    spec = Preprocess.model_validate_json(facts["preprocessing"])
+    height, width = spec.input_size
+    tall, wide = (math.floor(side / spec.crop_pct) for side in spec.input_size)
+    return _template(home.with_name(f"{PREDICT}.j2")).render(
+        name=name.replace("\\", "/").replace('"', "'"),
+        task=facts["task"],
+        named="class_names" in facts and facts["task"] in ("classification", "multi_label"),
+        quantized=facts["quantization"] != "{}",
+        channels=spec.channels,
+        mean=list(spec.mean),
+        std=list(spec.std),
+        mode=spec.crop_mode,
+        height=height,
+        width=width,
+        tall=tall,
+        wide=wide,
+        interpolation=spec.interpolation.upper(),
+        floor=spec.floor_crop and spec.crop_mode != "border",
+        floats=spec.float_resize,
+    )
 
 
 def write_reports(folder: Path, report: Report) -> None:
@@ -89,6 +122,27 @@ def write_reports(folder: Path, report: Report) -> None:
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def leaving_log(folder: Path, out: Path) -> Iterator[None]:
+    """Where the work fails, the log in `folder` is left beside the output `out` that it was for,
+    with what was raised, which gets a note that says where; else what an earlier run left there
+    goes."""
+    place = Path(os.path.realpath(out))
+    place = place.with_name(f"{place.name}.failed.log")
+    try:
+        yield
+    except BaseException as error:
+        keep("".join(traceback.format_exception(error)).rstrip())
+        try:
+            shutil.copyfile(folder / LOG, place)
+            error.add_note(f"the log is {place}")
+        except OSError as second:
+            error.add_note(f"no log is left: {place}: {second.strerror}")
+        raise
+    with suppress(OSError):  # there is none
+        place.unlink()
 
 
 def write_manifest(

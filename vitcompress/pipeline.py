@@ -68,8 +68,8 @@ def run(
     `carried`: stages, by name, that were carried out already. `earlier`: a run of the same task
     that `gates.against` holds this one against.
     Of several processes, the first writes it, and all return its report.
-    Raises `InputError`, `RunError` and `ParityError`. A failed gate is no error: see
-    `Report.passed`.
+    Raises `InputError`, `RunError` and `ParityError`; once the work has begun, with a note that
+    says where its log is left. A failed gate is no error: see `Report.passed`.
     """
     runtime = targets.load_target(recipe.export.target)
     place: AbstractContextManager[Path] = nullcontext(out)
@@ -92,17 +92,30 @@ def run(
         context = context_of(recipe, dense, data, options)
         if not parallel.is_first():
             return _follow(recipe, dense, data, context)
-        home = Path(scratch)
-        known = pace.took(earlier or out, recipe, dense.architecture.timm).seconds
-        done = _Run(
-            recipe, options, dense, data, context, target, home, runtime, task, carried or {}, known
-        ).carry_out()
-        report = _held_against(done, limits, earlier)
-        output.write_reports(target, report)
-        keep(drawn(terminal.summary(report)))
-        log.close()  # before its hash is taken
-        inputs = data.fingerprints() | ({} if earlier is None else {"against": earlier.sha256()})
-        output.write_manifest(target, recipe, options, inputs)
+        with output.leaving_log(target, out):
+            home = Path(scratch)
+            known = pace.took(earlier or out, recipe, dense.architecture.timm).seconds
+            done = _Run(
+                recipe,
+                options,
+                dense,
+                data,
+                context,
+                target,
+                home,
+                runtime,
+                task,
+                carried or {},
+                known,
+            ).carry_out()
+            report = _held_against(done, limits, earlier)
+            output.write_reports(target, report)
+            keep(drawn(terminal.summary(report)))
+            log.close()  # before its hash is taken
+            inputs = data.fingerprints() | (
+                {} if earlier is None else {"against": earlier.sha256()}
+            )
+            output.write_manifest(target, recipe, options, inputs)
     return parallel.from_first(lambda: report)
 
 

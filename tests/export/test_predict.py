@@ -1,6 +1,8 @@
-"""The script of an output folder: the answers of the model, without torch and vitcompress."""
+"""What models say of images: by any file, and by the script of an output folder, which needs no
+torch and no vitcompress."""
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,6 +43,10 @@ HARD = Preprocess(
 )
 
 
+SIMPLE = HARD.model_copy(update={"crop_mode": "center"})
+TASKS = ("multi_label", "one_logit")  # with a threshold
+
+
 def picture(file: Path, height: int, width: int, mode: str = "RGB", seed: int = 0) -> Path:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(noise).convert(mode).save(file)
@@ -64,6 +70,12 @@ def run_folder(vit: VitModel, tmp_path: Path, export_once: Callable[..., object]
     export_once(named, folder / output.ONNX, facts_of(named, {}))
     output.write_predict(folder, "vit", facts_of(named, {}))
     return folder
+
+
+def script(folder: Path, spec: Preprocess, task: str = "classification") -> Path:
+    """The script for a model without layers in 8 bits, whose classes have no names."""
+    told = {"task": task, "preprocessing": spec.model_dump_json(), "quantization": "{}"}
+    return output.write_predict(folder, "vit", told)[0]
 
 
 def test_images_are_prepared_as_they_are_in_a_run(tmp_path: Path) -> None:
@@ -93,6 +105,9 @@ def test_images_are_prepared_as_they_are_in_a_run(tmp_path: Path) -> None:
         expected = model_input(Image.open(file), spec).numpy()
         found = predict.prepared(file, spec.model_dump(mode="json"))
         assert np.abs(found - expected).max() <= (1e-6 if floats else 0), spec
+        alone = runpy.run_path(str(script(tmp_path, spec)))["prepared"](file)
+        assert alone.dtype == np.float32
+        assert np.abs(alone - expected[None]).max() <= (1e-6 if floats else 0), spec
     told = {"input_size", "channels", "mean", "std", "crop_pct", "interpolation", "crop_mode"}
     assert told | {"floor_crop", "float_resize"} == set(Preprocess.model_fields)  # all are tried
 
@@ -103,6 +118,9 @@ def test_every_mode_becomes_what_it_becomes_in_a_run(mode: str, tmp_path: Path) 
     for spec in (HARD, HARD.model_copy(update={"channels": 1, "mean": (0.5,), "std": (0.2,)})):
         expected = model_input(Image.open(file), spec).numpy()
         assert np.array_equal(predict.prepared(file, spec.model_dump(mode="json")), expected)
+        assert np.array_equal(
+            runpy.run_path(str(script(tmp_path, spec)))["prepared"](file)[0], expected
+        )
 
 
 def test_sixteen_bits_are_prepared_as_they_are_in_a_run(tmp_path: Path) -> None:
@@ -110,21 +128,27 @@ def test_sixteen_bits_are_prepared_as_they_are_in_a_run(tmp_path: Path) -> None:
     Image.fromarray(np.arange(900, dtype=np.uint16).reshape(30, 30) * 70).save(file)
     expected = model_input(Image.open(file), HARD).numpy()
     assert np.array_equal(predict.prepared(file, HARD.model_dump(mode="json")), expected)
+    assert np.array_equal(
+        runpy.run_path(str(script(tmp_path, HARD)))["prepared"](file)[0], expected
+    )
 
 
-def test_alone_it_gives_the_outputs_of_an_evaluation(
-    call: Call, run_folder: Path, vit: VitModel, pictures: list[str]
+def alone(folder: Path, *given: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    called = [sys.executable, "-I", "-c", ALONE, folder / output.PREDICT, *given]
+    done = subprocess.run(list(map(str, called)), capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_the_outputs_are_those_of_an_evaluation(
+    call: Call, run_folder: Path, vit: VitModel, pictures: list[str], tmp_path: Path
 ) -> None:
-    file = run_folder / "outputs.npz"
-    called = [sys.executable, "-I", "-c", ALONE, run_folder / output.PREDICT, *pictures]
-    done = subprocess.run([*called, "--npz", file, "--json"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    images = open_images(Path(pictures[0]).parent, labelled=False)
+    images, file = open_images(Path(pictures[0]).parent, labelled=False), tmp_path / "outputs.npz"
     expected = judge(torch_runner(vit, torch.device("cpu")), images, HARD, 0, "").outputs
+    told = call("predict", run_folder, *pictures, "--npz", file, "--json").json
     found = np.load(file)["outputs"]
     assert np.load(file)["images"].tolist() == pictures
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
-    told = json.loads(done.stdout)
     assert [each["image"] for each in told] == pictures
     shares = torch.from_numpy(expected).softmax(-1)
     for each, row in zip(told, shares, strict=True):
@@ -133,12 +157,54 @@ def test_alone_it_gives_the_outputs_of_an_evaluation(
         assert [c["probability"] for c in each["classes"]] == pytest.approx(
             best.values.tolist(), 1e-3
         )
-
-    assert call("predict", run_folder, *pictures, "--json").json == told
     folder = Path(pictures[0]).parent
     assert call("predict", run_folder, folder, "--json").json == told
     done = call("predict", run_folder / "model.onnx", *pictures)
     assert done.stderr.count("class ") == 5 * len(pictures)
+
+    said = alone(run_folder, folder)
+    assert (said.stdout, said.stderr) == (done.stderr, "")
+    said = alone(run_folder, pictures[0], tmp_path / "gone.png", code=2)
+    assert "error: " in said.stderr.splitlines()[-1]
+    assert "gone.png: FileNotFoundError" in said.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("task", [*TASKS, "embedding", "regression"])
+def test_a_script_says_what_its_task_says(
+    task: str,
+    run_folder: Path,
+    pictures: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    held = predict.load(run_folder / output.ONNX)
+    named = {"class_names": json.dumps(NAMES)} if task == "multi_label" else {}
+    told = {"task": task, "preprocessing": HARD.model_dump_json(), "quantization": "{1}", **named}
+    file = output.write_predict(run_folder, "vit", told)[0]
+    monkeypatch.chdir(run_folder)
+    monkeypatch.setattr(sys, "argv", [str(file), *pictures])
+    runpy.run_path(str(file), run_name="__main__")
+    model = replace(held, task=task, class_names=NAMES if named else None)
+    found = list(predict.predictions(model, pictures))
+    said = capsys.readouterr().out
+    if task != "embedding":
+        assert said.startswith("\n".join(map(predict.told, found)))
+    if task in ("embedding", "regression"):
+        assert np.array_equal(np.load("outputs.npz")["outputs"], [each.output for each in found])
+        assert np.load("outputs.npz")["images"].tolist() == pictures
+
+
+def test_a_script_can_be_read(tmp_path: Path) -> None:
+    modes = product(["center", "squash", "border"], [False, True], [1, 3, 4], [(24, 24), (16, 29)])
+    for task in ("classification", "embedding", *TASKS, "regression"):
+        for mode, floor, channels, size in modes:
+            change = {"crop_mode": mode, "floor_crop": floor, "input_size": size}
+            shares = {"channels": channels, "mean": (0.5,) * channels, "std": (0.5,) * channels}
+            spec = Preprocess.model_validate({**dict(HARD), **change, **shares})
+            lines = script(tmp_path, spec, task).read_text().splitlines()
+            assert len(lines) <= 80
+            assert max(map(len, lines)) <= 100
+    assert len(script(tmp_path, SIMPLE).read_text().splitlines()) <= 70
 
 
 def test_an_output_means_what_its_task_says(tmp_path: Path) -> None:
@@ -184,33 +250,32 @@ def test_arrays_are_prepared_as_they_are_in_a_run(
         np.save(tmp_path / f"{name}.npy", given)
         found = predict.prepared(tmp_path / f"{name}.npy", spec.model_dump(mode="json"))
         assert np.abs(found - expected).max() < 1e-6
+        if channels not in (1, 3):  # of these the script reads pictures only
+            alone = runpy.run_path(str(script(tmp_path, spec)))["prepared"]
+            assert np.abs(alone(tmp_path / f"{name}.npy")[0] - expected).max() < 1e-6
     np.save(tmp_path / "five.npy", np.zeros((40, 23, 5), dtype))
     with pytest.raises(predict.BadInput, match=rf"five\.npy: unreadable .* takes {channels} ch"):
         predict.prepared(tmp_path / "five.npy", spec.model_dump(mode="json"))
 
 
 def test_bad_input_is_one_line(
-    run_folder: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    call: Call, run_folder: Path, pictures: list[str], tmp_path: Path
 ) -> None:
-    model, good = run_folder / "model.onnx", pictures[0]
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "no.onnx").write_text("no model")
     (tmp_path / "empty").mkdir()
     rows: dict[str, list[Any]] = {
-        "gone.png: unreadable (No such file": [tmp_path / "gone.png", "--model", model],
-        "text.jpg: unreadable (": [good, tmp_path / "text.jpg", "--model", model],
-        "gone.onnx: no such file": [good, "--model", tmp_path / "gone.onnx"],
-        "no.onnx: onnxruntime ≥ 1.24": [good, "--model", tmp_path / "no.onnx"],
-        "cannot be written to": [good, "--model", model, "--npz", tmp_path / "none" / "x.npz"],
-        "no images in it": [tmp_path / "empty", "--model", model],
+        "text.jpg: unreadable (": [run_folder, pictures[0], tmp_path / "text.jpg"],
+        "gone.onnx: no such file": [tmp_path / "gone.onnx", pictures[0]],
+        "no.onnx: onnxruntime ≥ 1.24": [tmp_path / "no.onnx", pictures[0]],
+        "cannot be written to": [run_folder, pictures[0], "--npz", tmp_path / "none" / "x.npz"],
+        "no images in it": [run_folder, tmp_path / "empty"],
     }
     for words, given in rows.items():
-        assert predict.main(list(map(str, given))) == 2
-        told = capsys.readouterr()
-        assert told.out == ""
-        assert told.err.count("\n") == 1
-        assert told.err.startswith("error: ")
-        assert words in told.err
+        done = call("predict", *given, code=2)
+        assert done.stdout == ""
+        assert done.stderr.count("\n") == 1
+        assert words in done.error
 
 
 def test_a_file_of_others_is_refused(make_vit: Callable[..., VitModel], tmp_path: Path) -> None:

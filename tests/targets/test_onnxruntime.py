@@ -93,7 +93,7 @@ def test_the_targets_are_known_without_their_runtimes() -> None:
 
 def test_opset_and_kernels_are_named_in_targets_alone() -> None:
     home = Path(targets.__file__).parents[1]
-    for file in set(home.rglob("*.py")) - {home / "export" / "predict.py"}:  # a program by itself
+    for file in set(home.rglob("*.py")) - {home / "export" / "predict.py"}:  # without torch
         if "targets" not in file.relative_to(home).parts:
             text = file.read_text(encoding="utf-8")
             for word in ("import onnxruntime", "from onnxruntime", "opset23", "MatMulIntegerTo"):

@@ -1,16 +1,11 @@
-"""What a model says of images. Needs numpy, Pillow and onnxruntime ≥ 1.24, and nothing else.
+"""What any exported model says of images, as its file says that they are prepared.
 
-    python predict.py image.jpg folder [...]
-
-The model is the file `model.onnx` beside this one, which says itself how images are prepared and
-what its outputs mean; if it was not exported for onnxruntime, ≥ 1.17 will do. Exit codes: 0 ok ·
-2 a file or an option is wrong.
+Without torch, which takes seconds to import. What an output folder has as `predict.py` is made of
+the template beside this file, and does the same for one model.
 """
 
-import argparse
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -308,29 +303,3 @@ def told(prediction: Prediction) -> str:
 
 def as_json(found: Sequence[Prediction], task: str) -> list[dict[str, Any]]:
     return [{"image": each.image, "task": task, **each.facts} for each in found]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files and folders")
-    parser.add_argument("--model", type=Path, default=Path(__file__).with_name(MODEL))
-    parser.add_argument("--threshold", type=float, default=0.5, help="of yes, as a probability")
-    parser.add_argument("--npz", type=Path, help="write outputs [n, ...] and images to this file")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    given = parser.parse_args(arguments)
-    try:
-        model = load(given.model)
-        found = list(predictions(model, given.images, given.threshold))
-        if given.npz is not None:
-            written(found, given.npz)
-    except BadInput as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    text = json.dumps(as_json(found, model.task), indent=2, ensure_ascii=False)
-    sys.stdout.write((text if given.json else "\n".join(map(told, found))) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -24,7 +24,8 @@ class Chart:
     @property
     def caption(self) -> str:
         """What it shows, in words with the unit."""
-        return self.column.caption or f"{fmt.label(self.column.name)} by block"
+        told = self.column.caption or fmt.label(self.column.name)
+        return told if "block" in told else f"{told}, by block"
 
     @property
     def told(self) -> str:

@@ -1,7 +1,7 @@
 """The report as Markdown, for a pull request."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from vitcompress.report import figures
 from vitcompress.report import format as fmt
@@ -24,6 +24,29 @@ def render(report: Report) -> str:
         *_environment(report),
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def comparison(reports: Mapping[str, Report]) -> str:
+    """The final figures of several runs by name, after the baseline of the first, and which of
+    their gates failed."""
+    first = next(iter(reports.values()))
+    columns = [first.baseline, *(report.final for report in reports.values())]
+    rows = [
+        [figure.label, *(figures.with_interval(figure, metrics) for metrics in columns)]
+        for figure in figures.shown(columns)
+    ]
+    rows.append(["Gates", fmt.DASH, *map(_verdict, reports.values())])
+    heads = ["", "Baseline", *map(_text, reports)]
+    alike = figures.alike(reports.values())
+    notes = [] if alike else ["⚠ These runs are not of one model on one set of images."]
+    return "\n\n".join([_table(heads, rows, right=range(1, len(heads))), *notes]) + "\n"
+
+
+def _verdict(report: Report) -> str:
+    if not report.gates:
+        return fmt.DASH
+    failed = [_text(figures.gate_limit(gate)) for gate in report.gates if not gate.passed]
+    return "✗ " + "; ".join(failed) if failed else "✓"
 
 
 def _comparison(report: Report) -> str:

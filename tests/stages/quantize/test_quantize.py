@@ -216,6 +216,23 @@ def test_static_ranges_are_never_worse_than_the_whole_range(
         assert choices[1].high == found[name].high.amax()
 
 
+@pytest.mark.parametrize("activations", MODES)
+def test_how_far_inputs_lie_beyond_their_range_is_told(
+    activations: str, vit: VitModel, context: Context
+) -> None:
+    given = {"activations": activations, "rounding": "nearest", "reparametrise": False}
+    model, found = vit, statistics(vit, BLOCKS[:1], context)[BLOCKS[0]]
+    row = run(model, context, layers=tuple(BLOCKS[:1]), **given).table("layers").rows[0]
+    if activations != "static":
+        assert row["input_span"] is None
+        return
+    layer = quantized_layers(run(model, context, layers=tuple(BLOCKS[:1]), **given).model.module)[
+        BLOCKS[0]
+    ]
+    width = 255 * float(layer.activation_scale)
+    assert row["input_span"] == pytest.approx(float(found.high.max() - found.low.min()) / width)
+
+
 def test_error_feedback_lowers_the_error_of_weights(vit: VitModel, context: Context) -> None:
     found = calibrated(vit, context)
     losses = {}

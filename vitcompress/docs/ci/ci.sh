@@ -27,5 +27,7 @@ if [ "$code" -le 1 ]; then # there is an output
     for file in report.md report.html report.json junit.xml run.log; do
         cp "$out/$file" "$reports/" || exit
     done
+elif [ -f "$out.failed.log" ]; then
+    mkdir -p "$reports" && cp "$out.failed.log" "$reports/run.log"
 fi
 exit "$code"

@@ -14,11 +14,12 @@ from vitcompress.details import Fact, Row, Table
 from vitcompress.memory import copied
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.modules.quantized import QuantizedLinear
+from vitcompress.stages.calibrate import LayerStatistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.bits import allocated_bits, chosen_bits
 from vitcompress.stages.quantize.config import BitBudget, QuantizeConfig
 from vitcompress.stages.quantize.describe import code_bytes, empty, linears_of, with_layers
-from vitcompress.stages.quantize.layer import layer_error
+from vitcompress.stages.quantize.layer import InputRange, layer_error
 from vitcompress.stages.quantize.prepare import QuantizeSetup, prepare_quantize
 from vitcompress.stages.quantize.residual import InputCosts, SecondTerm, facts, second_terms
 from vitcompress.stages.quantize.rounding import rounding_of
@@ -27,10 +28,13 @@ from vitcompress.stages.quantize.selection import allowed_widths
 from vitcompress.stages.quantize.sequence import round_in_sequence, sequence
 from vitcompress.stages.quantize.simulate import check_simulate, simulated
 from vitcompress.stages.stage import Stage, StageResult
+from vitcompress.terms import Activations
 
 _CHARTED = {
     "bits": "Bits of each layer's weights",
     "output_error": "Squared error of each layer's output, as a share of its variance",
+    "input_span": "Span of each layer's calibration inputs, as a multiple of their 8-bit range: "
+    "outliers beyond 1 are clipped",
     "importance": "What an error of each layer's output counts",
     **{f"error_{bits}": f"Error of each layer with {bits} bits" for bits in (8, 6, 5, 4, 3, 2)},
 }  # columns of tables by layer
@@ -156,6 +160,7 @@ def _told(
                 "weight_bytes": code_bytes(linear, layer.bits, config, sparse.get(name)),
                 "reparametrisation": input_range.change.strength,
                 "clipped_share": 1 - input_range.share,
+                "input_span": _span(input_range, known.found[name], config.activations),
                 "terms": layer.terms,
                 "residual_tokens": layer.residual_tokens,
                 f"input_{known.task.word}": rounded.costs.get(name),
@@ -165,6 +170,17 @@ def _told(
             }
         )
     return told
+
+
+def _span(chosen: InputRange, found: LayerStatistics, activations: Activations) -> float | None:
+    """From the lowest to the highest input met in calibration, as a multiple of the range that was
+    chosen: far above 1 where a few outliers are clipped. None where none is fixed, or it is empty.
+    """
+    width = chosen.high - chosen.low
+    if activations != "static" or width == 0:
+        return None
+    low, high = chosen.change.apply(found.low).min(), chosen.change.apply(found.high).max()
+    return float((high - low) / width)
 
 
 def _against_limit(
