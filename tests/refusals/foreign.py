@@ -79,6 +79,12 @@ def planned(setting: str, _: Path) -> list[Any]:
     return ["plan", "vit-int8", "example:glyphs", "--set", setting]
 
 
+def compared(home: Path) -> list[Any]:
+    (home / "report.json").write_text('{"model": {}, "baseline": {}, "final": {}}')
+    (home / "recipe.yaml").symlink_to("/dev/zero")
+    return ["compare", home]
+
+
 FOUR_BITS = torch.zeros(48, 16, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
 FLOAT, INTEGER = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 ENDLESS = "is a device or a pipe and no file"
@@ -94,6 +100,7 @@ FOREIGN: dict[str, Row] = {
         named("x.yaml", ALIASES.encode(), "plan"), ("x.yaml:1: its anchors stand for too many",)
     ),
     "a recipe without end": Row(lambda _: ["plan", "/dev/zero"], (f"/dev/zero: {ENDLESS}",)),
+    "a run with a recipe without end": Row(compared, (f"recipe.yaml: {ENDLESS}",)),
     "a list of classes without end": Row(
         lambda _: [*GLYPHS, "example:glyphs/evaluation", "--classes", "/dev/zero"],
         (f"/dev/zero: {ENDLESS}",),
