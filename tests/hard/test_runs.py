@@ -15,14 +15,12 @@ import vitcompress
 from helpers.hard import command, counted, damaged, each, mutated, outcome
 from helpers.pictures import png
 from helpers.reports import full_report
+from helpers.runs import write_run
 from vitcompress import gates
-from vitcompress.chain import Options
-from vitcompress.export.folder import CONFIG, save_folder
-from vitcompress.export.onnx import export_onnx, facts_of
+from vitcompress.export.folder import CONFIG
 from vitcompress.model.architecture import VitModel
-from vitcompress.output import ONNX, write_manifest, write_predict, write_reports
+from vitcompress.output import ONNX
 from vitcompress.place import MANIFEST
-from vitcompress.recipe import recipe_without_stages
 from vitcompress.recipe_gates import Gates
 from vitcompress.report import compare, html, junit, markdown, terminal
 from vitcompress.report.model import Metrics, Report
@@ -36,15 +34,7 @@ PLAIN = (CONFIG, MANIFEST, "report.json")
 @pytest.fixture(scope="module")
 def whole(make_vit: Callable[..., VitModel], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run writes."""
-    home, model = tmp_path_factory.mktemp("run") / "out", make_vit(depth=1)
-    home.mkdir()
-    save_folder(model, home)
-    facts = facts_of(model, {})
-    export_onnx(model, home / ONNX, facts)
-    write_predict(home, "vit", facts)
-    write_reports(home, full_report())
-    write_manifest(home, recipe_without_stages({}), Options(), {})
-    return home
+    return write_run(make_vit(depth=1), tmp_path_factory.mktemp("run") / "out")
 
 
 def spoil(file: Path, whole: Path, chance: random.Random) -> None:

@@ -3,9 +3,9 @@
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnx
 import onnx.utils
@@ -116,13 +116,33 @@ def _rewritten(
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """The ONNX file at `path`, tensors beside it left out. Raises `InputError` for other files."""
+    """The ONNX file at `path`, tensors beside it left out. Raises `InputError` for other files, and
+    where tensors do not lie in files beside it."""
     check_regular(path)
     with reading(path, "damaged, or not an ONNX file", _REMEDY):
         model = onnx.load(path, load_external_data=False)
     if not model.graph.node:
         raise InputError(f"{path}: damaged, or not an ONNX file; {_REMEDY}")
+    for name, place in _places(model):
+        if not place or place != Path(place).name or (path.parent / place).is_symlink():
+            raise InputError(
+                f"{path}: the tensor {name} is said to lie in {place!r}, which is no file beside "
+                f"it; {_REMEDY}"
+            )
     return model
+
+
+def _places(message: Any) -> Iterator[tuple[str, str]]:
+    """Of the tensors at any depth that lie in other files, their names and these files."""
+    if isinstance(message, onnx.TensorProto):
+        if message.data_location == onnx.TensorProto.EXTERNAL:
+            told = {each.key: each.value for each in message.external_data}
+            yield message.name, told.get("location", "")
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for each in (value,) if hasattr(value, "ListFields") else value:  # or repeated
+                yield from _places(each)
 
 
 def check_reads_pixels(path: Path) -> None:
