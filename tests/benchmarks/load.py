@@ -12,13 +12,14 @@ import gc
 import subprocess
 import sys
 import tempfile
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import timm
 import torch
+from onnxscript import TracedOnnxFunction
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -28,8 +29,13 @@ from vitcompress.measure.runtime import time_in_turns
 
 RECIPES = ("vit-int8", "vit-prune", "vit-merge")
 NAME, OPTIONS = "vit_tiny_patch16_224", {"patch_size": 16, "depth": 3, "num_heads": 3}
-SIDE, JUDGED, CLASSES = 64, 64, 10  # pixels; images to evaluate on
-REPORTED = (1, 10, 25, 50, 100)
+SIDE, JUDGED, CLASSES = 64, 40, 10  # pixels; images to evaluate on
+REPORTED = (1, 5, 10, 20, 30, 50, 75, 100)
+QUICK = (
+    "stages.quant.rounding=nearest",
+    "stages.quant.residual=0",
+    'stages.quant.layers=["blocks.0.*"]',
+)
 
 
 def main() -> None:
@@ -68,7 +74,7 @@ def draw(home: Path, images: int) -> None:
     save_file(module.state_dict(), home / "x.safetensors")
 
 
-def compress(recipe: str, images: int, home: Path) -> None:
+def compress(recipe: str, images: int, home: Path, *settings: str) -> None:
     options = [f"model.options.{key}={value}" for key, value in OPTIONS.items()]
     with patch("vitcompress.pipeline.time_in_turns", partial(time_in_turns, seconds=0)):
         vitcompress.compress(
@@ -78,7 +84,7 @@ def compress(recipe: str, images: int, home: Path) -> None:
             name=NAME,
             calibration=home / "calibration",
             evaluation=home / "evaluation",
-            settings=[*options, f"data.images={images}"],
+            settings=[*options, f"data.images={images}", *settings],
         )
 
 
@@ -102,8 +108,10 @@ def by_images(recipes: list[str], images: list[int], home: Path) -> None:
 
 def by_runs(runs: int, home: Path) -> None:
     say(["calls of `compress`", "held"])
+    parsed = TracedOnnxFunction.function_ir.fget  # of each operator, a second at each export
+    TracedOnnxFunction.function_ir = property(cache(parsed))
     for run in range(1, runs + 1):
-        compress("vit-int8", 64, home)
+        compress("vit-int8", 32, home, *(f"stages.quant.{each}" for each in QUICK))
         if run in REPORTED or run == runs:
             gc.collect()
             say([str(run), f"{status('VmRSS'):.0f} MB"], head=False)

@@ -19,7 +19,7 @@ from vitcompress.lines import one_line, printable
 CASES, MANY = 300, 10_000  # of all kinds of input together: by default, and besides with -m slow
 SECONDS, BYTES = 10, 1 << 30  # that a case may take, and that it may hold at most
 LONGEST = 2_000  # characters of a message
-_STUCK = 60  # seconds in code that no signal interrupts, after which the process is ended
+_STUCK = 60  # more seconds in code that no signal interrupts, after which the process is ended
 
 
 class TooLong(BaseException):
@@ -28,7 +28,11 @@ class TooLong(BaseException):
 
 def counted(percent: int) -> pytest.MarkDecorator:
     """Gives a test the argument `rows`, the seeds of so many of all cases."""
-    few, many = CASES * percent // 100, MANY * percent // 100
+    return seeds(CASES * percent // 100, MANY * percent // 100)
+
+
+def seeds(few: int, many: int) -> pytest.MarkDecorator:
+    """Gives a test the argument `rows`: `few` by default, and `many` others with -m slow."""
     return pytest.mark.parametrize(
         "rows",
         [
@@ -38,23 +42,25 @@ def counted(percent: int) -> pytest.MarkDecorator:
     )
 
 
-def each(seeds: range, what: str, case: Callable[[random.Random], object]) -> None:
-    """Try `case` with a generator for each of the seeds; a seed alone gives the same case again.
+def each(
+    rows: range, what: str, case: Callable[[random.Random], object], seconds: float = SECONDS
+) -> None:
+    """Try `case` with a generator for each of the seeds `rows`; a seed alone gives the same case again.
 
-    No case takes more than `SECONDS`, or lets the process hold `BYTES` more than before the first.
+    No case takes more than so many `seconds`, or lets the process hold `BYTES` more than before the first.
     All are tried; those that fail are told by their seeds.
     """
     most = resident() + BYTES
     failed = dict[int, str]()
-    for seed in seeds:
+    for seed in rows:
         try:
-            with _in_time():
+            with _in_time(seconds):
                 case(random.Random(f"{what} {seed}"))
         except (Exception, TooLong) as error:
             failed[seed] = f"{type(error).__name__}: {one_line(error)}"
         if (held := resident()) > most:
             failed[seed] = f"holds {held / 1e9:.2f} GB, and {(most - BYTES) / 1e9:.2f} before"
-    assert not failed, f"{len(failed)} of {len(seeds)} {what}: {dict(list(failed.items())[:20])}"
+    assert not failed, f"{len(failed)} of {len(rows)} {what}: {dict(list(failed.items())[:20])}"
 
 
 def resident() -> int:
@@ -68,14 +74,14 @@ def resident() -> int:
 
 
 @contextmanager
-def _in_time() -> Iterator[None]:
+def _in_time(seconds: float) -> Iterator[None]:
     def ring(_: int, frame: FrameType | None) -> None:
         place = "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        raise TooLong(f"more than {SECONDS} s, at {place}")
+        raise TooLong(f"more than {seconds} s, at {place}")
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    faulthandler.dump_traceback_later(_STUCK, exit=True)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(seconds + _STUCK, exit=True)
     try:
         yield
     finally:
