@@ -26,6 +26,7 @@ from vitcompress.report.format import roughly, seconds
 from vitcompress.report.model import Details, Made, Report, StudyReport
 from vitcompress.report.plan import Planned
 from vitcompress.run_images import RunImages, judging, open_run_images
+from vitcompress.stages import needs
 from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
 from vitcompress.stages.order import losing_orders
@@ -80,8 +81,11 @@ def plan(
             labelled = "" if found.labels is None else ", labelled"
             note(f"{name}: {len(found):,} images of {found.source}{labelled}")
     dense = StageResult(model, {"timm": model.architecture.timm})
+    needed = needs.memory(model)
     stages = [
-        Planned(name, cost.macs(left.model), folder.stored_bytes(left.model), details_of(left))
+        Planned(
+            name, cost.macs(left.model), folder.stored_bytes(left.model), needed, details_of(left)
+        )
         for name, left in [("dense", dense), *planned(recipe, model, runtime)]
     ]
     return stages, took(before, recipe, model.architecture.timm)
