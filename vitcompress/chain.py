@@ -14,7 +14,7 @@ from vitcompress.console import note
 from vitcompress.data.images import survey
 from vitcompress.dense import load_dense, say_model
 from vitcompress.details import Table
-from vitcompress.errors import InputError, RunError
+from vitcompress.errors import TOO_LITTLE, InputError, RunError, lacks_memory
 from vitcompress.export import folder
 from vitcompress.export.floats import check_weights
 from vitcompress.measure import cost
@@ -26,6 +26,7 @@ from vitcompress.report.format import roughly, seconds
 from vitcompress.report.model import Details, Made, Report, StudyReport
 from vitcompress.report.plan import Planned
 from vitcompress.run_images import RunImages, judging, open_run_images
+from vitcompress.stages import needs
 from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
 from vitcompress.stages.order import losing_orders
@@ -80,8 +81,11 @@ def plan(
             labelled = "" if found.labels is None else ", labelled"
             note(f"{name}: {len(found):,} images of {found.source}{labelled}")
     dense = StageResult(model, {"timm": model.architecture.timm})
+    needed = needs.memory(model)
     stages = [
-        Planned(name, cost.macs(left.model), folder.stored_bytes(left.model), details_of(left))
+        Planned(
+            name, cost.macs(left.model), folder.stored_bytes(left.model), needed, details_of(left)
+        )
         for name, left in [("dense", dense), *planned(recipe, model, runtime)]
     ]
     return stages, took(before, recipe, model.architecture.timm)
@@ -213,8 +217,13 @@ def _device(name: str) -> torch.device:
 @contextmanager
 def step(title: str, left: float | None = None) -> Iterator[float]:
     """Note what is being done, with the seconds `left` of the run where they are known, and how
-    long it took."""
+    long it took. Raises `RunError` where the memory does not do for it."""
     note(title + ("" if left is None else f", about {roughly(left)} left"), "bold")
     start = time.monotonic()
-    yield start
+    try:
+        yield start
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+        raise RunError(f"{title}: {TOO_LITTLE}") from error
     note(f"  done in {seconds(time.monotonic() - start)}")

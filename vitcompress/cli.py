@@ -42,7 +42,7 @@ from vitcompress.cli_options import (
     stem,
 )
 from vitcompress.console import console, print_json, say
-from vitcompress.errors import InputError, VitcompressError
+from vitcompress.errors import TOO_LITTLE, InputError, VitcompressError, lacks_memory
 from vitcompress.lines import printable, shortened
 
 P = ParamSpec("P")
@@ -131,6 +131,8 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
                 if isinstance(error, OSError) and error.errno in _OF_PATHS and error.filename:
                     place = shortened(printable(str(error.filename)), 200)
                     end(f"error: {place}: {error.strerror}; give another path{_noted(error)}", 2)
+                if lacks_memory(error):
+                    end(f"failed: {command.__name__}: {TOO_LITTLE}{_noted(error)}", 3)
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
                 where = _noted(error) or " (VITCOMPRESS_DEBUG=1 shows where)"
                 end(f"failed: {reason}{where}", 3)

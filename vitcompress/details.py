@@ -1,8 +1,9 @@
 """What a stage tells beside its model, as plain data: facts, tables and pictures."""
 
 from collections.abc import Iterable, Mapping
+from typing import Annotated
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 Fact = str | int | float | bool | None
@@ -10,6 +11,9 @@ Fact = str | int | float | bool | None
 
 Row = dict[str, Fact]
 """Values by column."""
+
+Picture = Annotated[str, Field(pattern="^data:image/")]
+"""A data URI: a page fetches nothing."""
 
 _PLAIN = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -51,10 +55,10 @@ class Table:
 
 @dataclass(frozen=True, config=_PLAIN)
 class Pictures:
-    """One row of a gallery: a caption, and a data URI for each column."""
+    """One row of a gallery: a caption, and a picture for each column."""
 
     caption: str
-    sources: tuple[str, ...]
+    sources: tuple[Picture, ...]
 
 
 @dataclass(frozen=True, config=_PLAIN)

@@ -30,3 +30,14 @@ class ParityError(VitcompressError):
     """An exported model does not compute what the torch model computes."""
 
     exit_code = 4
+
+
+_SHORT = ("llocate memory", "out of memory", "bad_alloc", "bad allocation")
+"""What torch, onnxruntime, the C++ library and the system say of memory that is not to be had."""
+
+TOO_LITTLE = "there is too little memory; end other programs, or give --low-memory"
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether `error` is about memory, for which only Python has a class of its own."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _SHORT)

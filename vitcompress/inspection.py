@@ -266,10 +266,13 @@ def _runnable(recipe: Recipe) -> _Runnable:
             names = _NAMES.validate_json(facts.get("class_names", "null"))
             if held.input_shape != (preprocess.channels, *preprocess.input_size):
                 raise ValueError(f"takes pixels {list(held.input_shape)}")
-            outputs = held.run(np.zeros((1, *held.input_shape), np.float32)).shape[1]
+            shape = held.run(np.zeros((1, *held.input_shape), np.float32)).shape
+            outputs = shape[1]
             if names is not None and len(names) != outputs:
                 raise ValueError(f"{len(names)} class names for {outputs} outputs")
             task = tasks.chosen(facts.get("task"), outputs)
+            if len(shape) != 2 and not task.fits(0):
+                raise ValueError(f"{list(shape[1:])} outputs an image for {task.name}")
         return _Runnable(
             lambda pixels: next(logits(held, [pixels])), preprocess, Judging(task, outputs, names)
         )

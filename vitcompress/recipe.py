@@ -21,7 +21,6 @@ from pydantic_core import PydanticCustomError
 from vitcompress import paths, targets
 from vitcompress.data.preprocess import CropMode, Interpolation
 from vitcompress.errors import InputError
-from vitcompress.foreign import text_of
 from vitcompress.model.options import ModelOptions
 from vitcompress.recipe_errors import first_error
 from vitcompress.recipe_gates import Gates, Number, Section
@@ -29,9 +28,7 @@ from vitcompress.registry import OneOf
 from vitcompress.searching.config import SearchSection
 from vitcompress.stages.registry import StageConfig
 from vitcompress.terms import Activation, Floats, Output
-from vitcompress.yamltext import Document, dump, override, parse_yaml, read_override, replaced
-
-_RECIPE_BYTES = 256 << 10  # YAML takes long to read
+from vitcompress.yamltext import Document, dump, override, read_override, read_yaml, replaced
 
 
 def _square(value: object) -> object:
@@ -183,7 +180,7 @@ def load_recipe(
     Relative paths become absolute: those of the file start at its folder, those set over it at the
     working directory. Raises `InputError`, with the line and the key, for what is wrong.
     """
-    document = parse_yaml(_read(path), lambda line: f"{path}:{line}")
+    document = _read(path)
     if document.data is None:
         raise InputError(f"{path}: the recipe is empty; it needs at least stages")
     if not isinstance(document.data, dict):
@@ -280,10 +277,10 @@ def find_recipe(text: str) -> Path:
     raise _missing(path)
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> Document:
     if not paths.exists(path) or path.is_dir():
         raise _missing(path)
-    return text_of(path, "a recipe is a YAML file", _RECIPE_BYTES)
+    return read_yaml(path)
 
 
 def _missing(path: Path) -> InputError:

@@ -4,12 +4,14 @@ import re
 import reprlib
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import yaml
 from yaml.constructor import ConstructorError
 
 from vitcompress.errors import InputError
+from vitcompress.foreign import text_of
 
 KeyPath = tuple[str | int, ...]
 """The way to a value: keys of mappings and indices of lists."""
@@ -20,6 +22,7 @@ _BYTES = "tag:yaml.org,2002:binary"
 _NUMBERS = {"tag:yaml.org,2002:int", _FLOAT}
 _INTEGERS = 2**64
 _MOST_VALUES = 100_000
+_MOST_BYTES = 256 << 10  # YAML takes long to read
 _POWER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
@@ -84,6 +87,12 @@ class Document:
             mark, node = found
             line = mark.start_mark.line + 1
         return line, True
+
+
+def read_yaml(file: Path) -> Document:
+    """What `file` holds, whose messages begin with its line. Raises `InputError`."""
+    text = text_of(file, "a recipe is a YAML file", _MOST_BYTES)
+    return parse_yaml(text, lambda line: f"{file}:{line}")
 
 
 def parse_yaml(text: str, where: Callable[[int], str]) -> Document:

@@ -1,9 +1,8 @@
-"""Files of others, each kind damaged in many ways: checkpoints, images, lists, outputs and ONNX."""
+"""Files of others, each kind damaged in many ways: checkpoints, images, lists and ONNX."""
 
 import io
 import json
 import random
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -21,11 +21,10 @@ from vitcompress import inspection
 from vitcompress.data.images import batches, open_images
 from vitcompress.data.labels import read_classes
 from vitcompress.data.preprocess import Preprocess
-from vitcompress.export.folder import CONFIG, SAFETENSORS, load_folder, save_folder
-from vitcompress.model.architecture import VitModel, from_source
-from vitcompress.place import MANIFEST
+from vitcompress.model.architecture import from_source
 from vitcompress.recipe import recipe_without_stages
-from vitcompress.report.model import Report
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # as the command line has it
 
 PREPROCESS = Preprocess(
     input_size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1), crop_pct=1, interpolation="bilinear"
@@ -45,16 +44,19 @@ def checkpoints(home: Path) -> list[Path]:
     return sorted(home.iterdir())
 
 
-@counted(120)
+@counted(7)
 def test_checkpoints(rows: range, tmp_path: Path) -> None:
     whole = {path: path.read_bytes() for path in checkpoints(tmp_path)}
-    for chance in each(rows, "checkpoints"):
+
+    def case(chance: random.Random) -> None:
         path, content = chance.choice(list(whole.items()))
         near = content[:4000] if chance.random() < 0.5 else content[-4000:]
         changed = content.replace(near, damaged(near, chance), 1)
         path.write_bytes(changed)
         outcome(partial(from_source, str(path), NAME, SIZES, None, {}))
         path.write_bytes(content)
+
+    each(rows, "checkpoints", case)
 
 
 CONFIGS: list[dict[str, Any]] = [
@@ -86,9 +88,9 @@ NAMES = (
 )
 
 
-@counted(40, 2_000)
+@counted(4)
 def test_descriptions(rows: range, tmp_path: Path) -> None:
-    for chance in each(rows, "descriptions"):
+    def case(chance: random.Random) -> None:
         config = chance.choice(CONFIGS)
         for _ in range(chance.randint(0, 3)):
             config = mutated(config, chance)
@@ -99,6 +101,8 @@ def test_descriptions(rows: range, tmp_path: Path) -> None:
         )
         save_file(tensors, tmp_path / "model.safetensors")
         outcome(partial(from_source, str(tmp_path), None, {}, None, {}))
+
+    each(rows, "descriptions", case)
 
 
 def opened(source: Path) -> None:
@@ -113,7 +117,7 @@ def written(save: Callable[..., Any], *content: Any, **named: Any) -> bytes:
     return file.getvalue()
 
 
-@counted(250)
+@counted(9)
 def test_images(rows: range, tmp_path: Path) -> None:
     stack = np.stack([PIXELS] * 3)
     sources = {
@@ -128,17 +132,18 @@ def test_images(rows: range, tmp_path: Path) -> None:
     home = tmp_path / "folder" / "a"
     home.mkdir(parents=True)
     (home / "0.png").write_bytes(png(PIXELS))
-    for chance in each(rows, "images"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as the command line has it
-            if chance.random() < 0.5:
-                name, content = chance.choice(list(sources.items()))
-                path = tmp_path / name
-                path.write_bytes(damaged(content, chance))
-            else:
-                path = home.parent
-                (home / "1.png").write_bytes(damaged(chance.choice(pictures), chance))
-            outcome(partial(opened, path))
+
+    def case(chance: random.Random) -> None:
+        if chance.random() < 0.5:
+            name, content = chance.choice(list(sources.items()))
+            path = tmp_path / name
+            path.write_bytes(damaged(content, chance))
+        else:
+            path = home.parent
+            (home / "1.png").write_bytes(damaged(chance.choice(pictures), chance))
+        outcome(partial(opened, path))
+
+    each(rows, "images", case)
 
 
 LISTS = (
@@ -150,35 +155,15 @@ LISTS = (
 )
 
 
-@counted(300)
+@counted(8)
 def test_class_lists(rows: range, tmp_path: Path) -> None:
-    for chance in each(rows, "classes"):
+    def case(chance: random.Random) -> None:
         path = tmp_path / chance.choice(["c.txt", "c.json"])
         signs = b'09ab\t\n\r ,"[]{}:#\x00\xff'
         path.write_bytes(damaged(chance.choice(LISTS).encode(), chance, signs))
         outcome(partial(read_classes, path, {"ant", "bee"}))
 
-
-@counted(100)
-def test_outputs(rows: range, make_vit: Callable[..., VitModel], tmp_path: Path) -> None:
-    home = tmp_path / "out"
-    home.mkdir()
-    save_folder(make_vit(), home)
-    manifest = {"versions": {"vitcompress": "0"}, "outputs": {CONFIG: "", SAFETENSORS: ""}}
-    config = json.loads((home / CONFIG).read_text())
-    report = {"schema": 1, "model": {}, "baseline": {}, "final": {"bytes": 9}, "stages": []}
-    (home / MANIFEST).write_text(json.dumps(manifest))
-    for chance in each(rows, "outputs"):
-        for name, held in ((CONFIG, config), (MANIFEST, manifest), ("report.json", report)):
-            text = json.dumps(mutated(held, chance), default=str, skipkeys=True)
-            changed = (
-                damaged(text.encode(), chance)
-                if chance.random() < 0.2
-                else text.encode(errors="replace")
-            )
-            (home / name).write_bytes(changed)
-        outcome(partial(load_folder, home))
-        outcome(partial(Report.read, home))
+    each(rows, "classes", case)
 
 
 def network(chance: random.Random) -> onnx.ModelProto:
@@ -222,14 +207,17 @@ def network(chance: random.Random) -> onnx.ModelProto:
     return model
 
 
-@counted(60, 2_000)
+@counted(5)
 def test_networks(rows: range, tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
     np.savez(tmp_path / "i.npz", images=np.stack([PIXELS] * 3), labels=np.arange(3))
     given = {"model.checkpoint": str(path), "data.evaluation": str(tmp_path / "i.npz")}
-    for chance in each(rows, "networks"):
+
+    def case(chance: random.Random) -> None:
         content = network(chance).SerializeToString()
         path.write_bytes(damaged(content, chance) if chance.random() < 0.3 else content)
         outcome(partial(inspection.facts, recipe_without_stages({"model.checkpoint": str(path)})))
         outcome(partial(inspection.evaluate, recipe_without_stages(given), 2))
         outcome(partial(inspection.bench, [str(path)], 1, 0.0, 1))
+
+    each(rows, "networks", case)

@@ -1,32 +1,93 @@
 """Things that somebody might give in the place of others, drawn from a seeded generator."""
 
+import faulthandler
 import random
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from vitcompress.cli import app
 from vitcompress.errors import InputError
-from vitcompress.lines import printable
+from vitcompress.lines import one_line, printable
 
-DEFAULT, MANY = 300, 10_000  # cases of one kind of input: by default, and with -m slow
+CASES, MANY = 300, 10_000  # of all kinds of input together: by default, and besides with -m slow
+SECONDS, BYTES = 10, 1 << 30  # that a case may take, and that it may hold at most
+LONGEST = 2_000  # characters of a message
+_STUCK = 300  # seconds of waiting, or of code that no signal interrupts: the process is ended
 
 
-def counted(cases: int, most: int = MANY) -> pytest.MarkDecorator:
-    """Gives a test the argument `rows`, its seeds: `cases` by default, `most` with -m slow."""
+class TooLong(BaseException):
+    """A case goes on. No `Exception`, as those that readers raise are told of as bad input."""
+
+
+def counted(percent: int) -> pytest.MarkDecorator:
+    """Gives a test the argument `rows`, the seeds of so many of all cases."""
+    return seeds(CASES * percent // 100, MANY * percent // 100)
+
+
+def seeds(few: int, many: int) -> pytest.MarkDecorator:
+    """Gives a test the argument `rows`: `few` by default, and `many` others with -m slow."""
     return pytest.mark.parametrize(
         "rows",
         [
-            pytest.param(range(cases), id=f"{cases}"),
-            pytest.param(range(cases, most), id=f"{most}", marks=pytest.mark.slow),
+            pytest.param(range(few), id=f"{few}"),
+            pytest.param(range(few, few + many), id=f"{many}", marks=pytest.mark.slow),
         ],
     )
 
 
-def each(seeds: range, what: str) -> Iterator[random.Random]:
-    """A generator for each of the seeds; a seed alone gives the same case again."""
-    for seed in seeds:
-        yield random.Random(f"{what} {seed}")
+def each(
+    rows: range, what: str, case: Callable[[random.Random], object], seconds: float = SECONDS
+) -> None:
+    """Try `case` with a generator for each of the seeds `rows`; each gives the same case again.
+
+    No case takes more than so many `seconds` of processor time, or lets the process hold `BYTES`
+    more than before the first. All are tried; those that fail are told by their seeds.
+    """
+    most = resident() + BYTES
+    failed = dict[int, str]()
+    for seed in rows:
+        try:
+            with _in_time(seconds):
+                case(random.Random(f"{what} {seed}"))
+        except (Exception, TooLong) as error:
+            failed[seed] = f"{type(error).__name__}: {one_line(error)}"
+        if (held := resident()) > most:
+            failed[seed] = f"holds {held / 1e9:.2f} GB, and {(most - BYTES) / 1e9:.2f} before"
+    assert not failed, f"{len(failed)} of {len(rows)} {what}: {dict(list(failed.items())[:20])}"
+
+
+def resident() -> int:
+    """The most bytes in memory since the last call; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    (told,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    Path("/proc/self/clear_refs").write_text("5")  # starts anew
+    return 1024 * int(told.split()[1])
+
+
+@contextmanager
+def _in_time(seconds: float) -> Iterator[None]:
+    def ring(_: int, frame: FrameType | None) -> None:
+        place = "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        raise TooLong(f"more than {seconds} s, at {place}")
+
+    before = signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    faulthandler.dump_traceback_later(_STUCK, exit=True)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGPROF, before)
 
 
 def outcome(call: Callable[[], object]) -> str | None:
@@ -42,7 +103,15 @@ def outcome(call: Callable[[], object]) -> str | None:
     return None
 
 
-LONGEST = 2_000  # characters of a message
+def command(*arguments: object) -> None:
+    """A command ends well, or is refused in one line."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    told = result.stderr.strip()
+    assert result.exit_code in (0, 2), told or repr(result.exception)
+    if result.exit_code == 2:
+        assert told.startswith("error: "), told
+        assert told == printable(told)
+
 
 ODD_VALUES: tuple[Any, ...] = (
     None,
@@ -117,7 +186,7 @@ def mutated(value: Any, chance: random.Random) -> Any:
         else:
             del changed[at]
         return changed
-    if isinstance(value, bool | int | float) and chance.random() < 0.3:
+    if isinstance(value, bool | int | float) and abs(value) < 1e300 and chance.random() < 0.3:
         return chance.choice([-value, value * 10**6, value / 10**6, value + 0.5, [value], {}])
     return odd(chance)
 

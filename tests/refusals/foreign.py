@@ -79,6 +79,19 @@ def planned(setting: str, _: Path) -> list[Any]:
     return ["plan", "vit-int8", "example:glyphs", "--set", setting]
 
 
+def misspelt(home: Path) -> list[Any]:
+    network(FLOAT, ["n", 3, 8, 8], task="classification")(home)
+    content = (home / "x.onnx").read_bytes()
+    (home / "x.onnx").write_bytes(content.replace(b"vitcompress.task", b"\xffitcompress.task"))
+    return ["inspect", home / "x.onnx"]
+
+
+def compared(home: Path) -> list[Any]:
+    (home / "report.json").write_text('{"model": {}, "baseline": {}, "final": {}}')
+    (home / "recipe.yaml").symlink_to("/dev/zero")
+    return ["compare", home]
+
+
 FOUR_BITS = torch.zeros(48, 16, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
 FLOAT, INTEGER = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 ENDLESS = "is a device or a pipe and no file"
@@ -94,6 +107,7 @@ FOREIGN: dict[str, Row] = {
         named("x.yaml", ALIASES.encode(), "plan"), ("x.yaml:1: its anchors stand for too many",)
     ),
     "a recipe without end": Row(lambda _: ["plan", "/dev/zero"], (f"/dev/zero: {ENDLESS}",)),
+    "a run with a recipe without end": Row(compared, (f"recipe.yaml: {ENDLESS}",)),
     "a list of classes without end": Row(
         lambda _: [*GLYPHS, "example:glyphs/evaluation", "--classes", "/dev/zero"],
         (f"/dev/zero: {ENDLESS}",),
@@ -158,6 +172,20 @@ FOREIGN: dict[str, Row] = {
     ),
     "a network of seven images": Row(
         network(FLOAT, [7, 3, 8, 8], "bench"), ("x.onnx: cannot be run on 1 image(s)",)
+    ),
+    "a network with a name that is no text": Row(
+        misspelt, ("x.onnx: damaged, or not an ONNX file (key", "is not UTF-8")
+    ),
+    "a classifier of pictures": Row(
+        network(
+            FLOAT,
+            ["n", 3, 8, 8],
+            *("eval", "--evaluation", "example:glyphs/evaluation"),
+            preprocessing='{"input_size": [8, 8], "channels": 3, "mean": [0, 0, 0], '
+            '"std": [1, 1, 1], "crop_pct": 1, "interpolation": "bicubic"}',
+            task="classification",
+        ),
+        ("x.onnx: what it says of itself is wrong", "[3, 8, 8] outputs an image"),
     ),
     "a network that says no JSON": Row(
         network(

@@ -158,7 +158,9 @@ def test_hostile_text_stays_text(report: Report) -> None:
                     ),
                     Table.of("rows", [{attack: attack}]),
                 ),
-                galleries=(Gallery(attack, (attack,), (Pictures(attack, (f'"{attack}',)),)),),
+                galleries=(
+                    Gallery(attack, (attack,), (Pictures(attack, (f'data:image/"{attack}',)),)),
+                ),
                 studies=(StudyReport(name=attack, note=attack, figures=report.final),),
             ),
         }

@@ -106,3 +106,10 @@ def test_a_bad_file_is_told_in_one_line(text: str, told: str) -> None:
     with pytest.raises(InputError, match=told) as caught:
         Report.from_json(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [-1, 10**400])
+def test_counts_that_nothing_has_are_refused(report: Report, value: int) -> None:
+    told = report.to_json().replace('"bytes": 6174211', f'"bytes": {value}')
+    with pytest.raises(InputError, match=r"not a report of schema 1: final\.bytes|bytes"):
+        Report.from_json(told)

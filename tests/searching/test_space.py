@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from vitcompress.errors import InputError
 from vitcompress.recipe import Recipe
@@ -52,3 +53,9 @@ def test_choices_stand_in_the_order_of_the_chain_over_what_the_recipe_says() -> 
 def test_wrong_choices_are_told_by_key(choices: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
         space(choices)
+
+
+@pytest.mark.parametrize("value", [float("nan"), [float("inf")], b"x", {1: 2}])
+def test_choices_are_what_a_recipe_can_hold(value: object) -> None:
+    with pytest.raises(ValidationError, match=r"search\.choices\.quant\.0"):
+        space({"quant": [{}, {"bits": 8}, {"bits": value}][::-1]})

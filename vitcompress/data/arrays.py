@@ -22,8 +22,18 @@ def read_arrays(
     `wanted`.
 
     What numpy and zipfile raise for damaged files comes through, and `ValueError` for an archive
-    that unpacks to far more than it has, and for what is no array of numbers.
+    that unpacks to far more than it has, for an array that claims more than there is memory, and
+    for what is no array of numbers.
     """
+    try:
+        return _read(file, size, wanted)
+    except MemoryError as error:
+        raise ValueError(str(error)) from error
+
+
+def _read(
+    file: IO[bytes], size: int, wanted: Container[str] | None
+) -> dict[str, NDArray[Any] | None]:
     if file.read(2) != b"PK":
         file.seek(0)
         return {ALONE: _numbers(np.load(file, allow_pickle=False))}

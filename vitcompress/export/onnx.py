@@ -3,9 +3,9 @@
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnx
 import onnx.utils
@@ -116,13 +116,40 @@ def _rewritten(
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """The ONNX file at `path`, tensors beside it left out. Raises `InputError` for other files."""
+    """The ONNX file at `path`, tensors beside it left out. Raises `InputError` for other files, for
+    text that is not UTF-8, and where tensors do not lie in files beside it."""
     check_regular(path)
     with reading(path, "damaged, or not an ONNX file", _REMEDY):
         model = onnx.load(path, load_external_data=False)
+        places = list(_places(model))
     if not model.graph.node:
         raise InputError(f"{path}: damaged, or not an ONNX file; {_REMEDY}")
+    for name, place in places:
+        if not place or place != Path(place).name or (path.parent / place).is_symlink():
+            raise InputError(
+                f"{path}: the tensor {name} is said to lie in {place!r}, which is no file beside "
+                f"it; {_REMEDY}"
+            )
     return model
+
+
+def _places(message: Any) -> Iterator[tuple[str, str]]:
+    """Of the tensors at any depth that lie in other files, their names and these files.
+
+    Raises `ValueError` for text that is not UTF-8, which protobuf then gives as bytes.
+    """
+    if isinstance(message, onnx.TensorProto):
+        if message.data_location == onnx.TensorProto.EXTERNAL:
+            told = {each.key: each.value for each in message.external_data}
+            yield message.name, told.get("location", "")
+        return
+    for field, value in message.ListFields():
+        one = isinstance(value, str | bytes) or not isinstance(value, Sequence)
+        for each in (value,) if one else value:
+            if field.message_type is not None:
+                yield from _places(each)
+            elif field.type == field.TYPE_STRING and not isinstance(each, str):
+                raise ValueError(f"{field.name} {each!r} is not UTF-8")
 
 
 def check_reads_pixels(path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_BINS = 512
+BINS = 512
 
 
 @dataclass
@@ -21,29 +21,27 @@ class Histogram:
 
     @classmethod
     def empty(cls, channels: int) -> "Histogram":
-        return cls(torch.full((channels,), 2.0**-10), torch.zeros(channels, _BINS))
+        return cls(torch.full((channels,), 2.0**-10), torch.zeros(channels, BINS))
 
     def update(self, x: Tensor) -> None:
         """Count the values of `x`, finite floats [rows, channels]."""
         self.widen(x.abs().amax(0))
-        scaled = (x / self.limit).add_(1).mul_(_BINS / 2)
-        place = scaled.long().clamp_(0, _BINS - 1)
-        place += torch.arange(x.shape[1]) * _BINS
-        self.counts += torch.bincount(place.flatten(), minlength=self.counts.numel()).view(
-            -1, _BINS
-        )
+        scaled = (x / self.limit).add_(1).mul_(BINS / 2)
+        place = scaled.long().clamp_(0, BINS - 1)
+        place += torch.arange(x.shape[1]) * BINS
+        self.counts += torch.bincount(place.flatten(), minlength=self.counts.numel()).view(-1, BINS)
 
     def widen(self, largest: Tensor) -> None:
         """Make room for values of up to `largest` [channels]."""
         while (small := largest > self.limit).any():
-            merged = torch.zeros(int(small.sum()), _BINS)
-            merged[:, _BINS // 4 : -_BINS // 4] = self.counts[small].view(-1, _BINS // 2, 2).sum(-1)
+            merged = torch.zeros(int(small.sum()), BINS)
+            merged[:, BINS // 4 : -BINS // 4] = self.counts[small].view(-1, BINS // 2, 2).sum(-1)
             self.counts[small] = merged
             self.limit[small] *= 2
 
     def centres(self) -> Tensor:
         """The middle of each bin, [channels, 512]."""
-        steps = (torch.arange(_BINS) + 0.5) * (2 / _BINS) - 1
+        steps = (torch.arange(BINS) + 0.5) * (2 / BINS) - 1
         return self.limit[:, None] * steps
 
 

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from markupsafe import Markup
 
-from vitcompress.errors import InputError
+from vitcompress import paths
 from vitcompress.report import figures, html
 from vitcompress.report import format as fmt
 from vitcompress.report.figures import Figure
 from vitcompress.report.model import Metrics, Report
 from vitcompress.report.scatter import Point, front, scatter
+from vitcompress.yamltext import read_yaml
 
 _LOSSES = (*("top1", "map", "knn", "agreement", "cosine", "relative_error", "kl"),)
 """The figures that a loss is read from; the first that all runs have counts."""
@@ -46,13 +46,9 @@ class Front:
 def read(folder: Path) -> Run:
     """What lies in an output folder. Raises `InputError` where it is none, or cannot be read."""
     report, file = Report.read(folder), folder / "recipe.yaml"
-    if not file.exists():
+    if not paths.exists(file):
         return Run(report, {})
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{file}: cannot be read ({' '.join(str(error).split())})") from error
-    return Run(report, dict(_flat(found)))
+    return Run(report, dict(_flat(read_yaml(file).data)))
 
 
 def as_json(runs: Mapping[str, Run]) -> dict[str, Any]:

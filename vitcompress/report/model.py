@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from vitcompress import paths
-from vitcompress.details import Fact, Gallery, Table
+from vitcompress.details import Fact, Gallery, Picture, Table
 from vitcompress.errors import InputError
 from vitcompress.foreign import text_of
 
@@ -41,6 +41,9 @@ def _plain(value: Any, where: str = "") -> Any:
 Facts = Annotated[dict[str, Any], BeforeValidator(_plain)]
 
 
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True
@@ -64,7 +67,7 @@ class Interval(_Frozen):
 
     low: float
     high: float
-    images: int
+    images: _Count
 
     @classmethod
     def of(cls, percent: float, images: int) -> Self:
@@ -79,7 +82,7 @@ class Interval(_Frozen):
 class Metrics(_Frozen):
     """The figures of one model. A figure that was not measured is None, never guessed."""
 
-    images: int | None = None
+    images: _Count | None = None
     top1: float | None = None
     """Percent of the evaluation images."""
     top5: float | None = None
@@ -101,10 +104,10 @@ class Metrics(_Frozen):
     """Percent of images whose nearest other image is the dense model's."""
     norm_ratio: float | None = None
     """Mean length of embeddings over that of the dense ones."""
-    params: int | None = None
-    macs: int | None = None
+    params: _Count | None = None
+    macs: _Count | None = None
     """Multiply-accumulates for one image."""
-    bytes: int | None = None
+    bytes: _Count | None = None
     """Size of the ONNX file."""
     latency_ms: Latency | None = None
     speedup: float | None = None
@@ -145,7 +148,7 @@ class Artifact(_Frozen):
     """A file that was written; `path` is relative to the output folder."""
 
     path: str
-    bytes: int
+    bytes: _Count
     sha256: str
     parity: Facts = Field(default_factory=dict)
 
@@ -168,10 +171,10 @@ class ChangedAnswer(_Frozen):
 
 
 class ChangedImage(_Frozen):
-    """An image that comes out otherwise. `picture`: a data URI. `value`: in `Changes.measure`."""
+    """An image that comes out otherwise. `value`: in `Changes.measure`."""
 
     image: str
-    picture: str
+    picture: Picture
     value: float
     answer: ChangedAnswer | None
 
@@ -180,9 +183,9 @@ class ClassLoss(_Frozen):
     """Of a class: how many images there are, and how many were named rightly before and after."""
 
     name: str
-    images: int
-    before: int
-    after: int
+    images: _Count
+    before: _Count
+    after: _Count
 
 
 class Changes(_Frozen):
@@ -194,10 +197,10 @@ class Changes(_Frozen):
     images, or those that have moved most. `classes`: those that lost most.
     """
 
-    images: int
-    changed: int | None
-    lost: int | None
-    gained: int | None
+    images: _Count
+    changed: _Count | None
+    lost: _Count | None
+    gained: _Count | None
     measure: str
     shown: tuple[ChangedImage, ...]
     classes: tuple[ClassLoss, ...]

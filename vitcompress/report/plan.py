@@ -13,11 +13,15 @@ from vitcompress.report.model import Details
 
 @dataclass(frozen=True)
 class Planned:
-    """What a stage would leave: multiply-accumulates, stored bytes, and what is known of it."""
+    """What a stage would leave: multiply-accumulates, stored bytes, and what is known of it.
+
+    `memory_bytes`: what the whole run will hold at most, roughly.
+    """
 
     stage: str
     macs: int
     bytes: int
+    memory_bytes: int
     details: Details
 
 
@@ -35,10 +39,11 @@ def shown(rows: Sequence[Planned], took: Took) -> Iterator[RenderableType]:
         for found in (each for each in row.details.tables if each.name == "layers"):
             names = fmt.folded(str(layer["layer"]) for layer in found.rows)
             yield f"{row.stage}: {names}"
+    yield f"a run needs about {fmt.size(max(row.memory_bytes for row in rows))} of memory"
     if took.peak_bytes is not None:
         yield f"the run that took so long held at most {fmt.size(took.peak_bytes)} of memory"
     if not took.seconds:
         yield (
-            "time and memory are not estimated, as machine and images decide on them: with --out, "
-            "an earlier output of these stages tells what they took"
+            "time is not estimated, as machine and images decide on it: with --out, an earlier "
+            "output of these stages tells what they took"
         )

@@ -1,9 +1,11 @@
 """What a recipe says of a search."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, JsonValue
+
+from vitcompress.recipe_gates import Section
 
 Cost = Literal["latency", "bytes", "macs"]
 """What is to be small, as a share of the dense model: the time of one image in the target's
@@ -13,11 +15,11 @@ Limit = Literal["max_drop.top1", "max.kl", "min.agreement", "min.cosine"]
 Limits = Mapping[Limit, float | None]
 """The gates that a search is told beside those of its recipe."""
 
-Choice = dict[str, Any] | None
+Choice = dict[str, JsonValue] | None
 """Keys of a stage and what they are instead; None: the chain without the stage."""
 
 
-class SearchSection(BaseModel):
+class SearchSection(Section):
     """What `vitcompress search` tries: the limits are those of `gates`.
 
     `minimize`: the cost. `choices`: by the name of a stage, what it may be; the first of each
@@ -26,10 +28,10 @@ class SearchSection(BaseModel):
     images candidates are judged on, which no stage has seen.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     minimize: Cost = "latency"
-    choices: dict[str, Annotated[tuple[Choice, ...], Field(min_length=1)]] = {}
+    choices: dict[str, Annotated[tuple[Choice, ...], Field(min_length=1)]] = Field(
+        default_factory=dict
+    )
     images: Annotated[int, Field(ge=8)] = 256
 
 

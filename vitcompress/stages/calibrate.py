@@ -15,7 +15,7 @@ from torch import Tensor
 from vitcompress import parallel
 from vitcompress.errors import InputError
 from vitcompress.memory import Room, in_memory
-from vitcompress.methods.histogram import Histogram
+from vitcompress.methods.histogram import BINS, Histogram
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.structure import placed
 from vitcompress.stages.cache import tensors
@@ -168,6 +168,11 @@ class _Accumulator:
             rows=rows.copy_(rows[order]),
             output_weights=(self.output_weights / self.output_weights.mean()).float(),
         )
+
+
+def statistics_bytes(channels: int) -> int:
+    """What the statistics of a layer with so many inputs take, but for single rows."""
+    return channels * (8 * channels + 4 * _ROWS + 4 * BINS)
 
 
 def _sample_alike(share: int, generator: torch.Generator) -> Pick:

@@ -1,0 +1,91 @@
+"""Too little memory is told in one line, with what was being done, and not as bad input."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.cli import EXAMPLE, Call
+from vitcompress.errors import lacks_memory
+
+RECIPE = f"""{EXAMPLE}
+stages:
+  - {{name: quant, type: quantize, layers: ["blocks.0.*"]}}
+"""
+TOLD = (
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    RuntimeError("[ONNXRuntimeError] : Failed to allocate memory for requested buffer of size 9"),
+    RuntimeError("std::bad_alloc"),
+    OSError(12, "Cannot allocate memory"),
+)
+
+
+def fails(error: Exception) -> Callable[..., Any]:
+    def raises(*_: object, **__: object) -> Any:
+        raise error
+
+    return raises
+
+
+@pytest.mark.parametrize("error", TOLD, ids=lambda error: str(error)[:20])
+def test_what_says_so_is_understood(error: Exception) -> None:
+    assert lacks_memory(error)
+    assert not lacks_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_a_stage_without_memory_is_named(
+    call: Call, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitcompress.pipeline.carry_out", fails(TOLD[1]))
+    told = call("run", recipe, "--out", tmp_path / "out", "--limit", 40, code=3).error
+    assert "stage 1/1: quant (quantize): there is too little memory" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_for_which_there_is_no_memory_is_not_damaged(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitcompress.model.reading.files.load_file", fails(TOLD[5]))
+    told = call("inspect", "example:glyphs", code=3).error
+    assert "glyphs.safetensors: there is too little memory" in told
+
+
+def test_images_for_which_there_is_no_memory_are_not_left_out(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitcompress.data.images.model_input", fails(TOLD[0]))
+    told = call("eval", "example:glyphs", "--evaluation", "example:glyphs/evaluation", code=3).error
+    assert "000000: there is too little memory" in told
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import vitcompress.pipeline, vitcompress.cli as cli
+(size,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines()
+           if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (1024 * int(size) + (20 << 20),) * 2)
+sys.argv = ["vitcompress", "inspect", "example:glyphs"]
+cli.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
+def test_a_process_that_gets_no_memory_ends_in_a_line() -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert "there is too little memory" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_plan_tells_the_memory(call: Call, recipe: Path) -> None:
+    told = call("plan", recipe).stderr
+    assert "a run needs about 1.0" in told
+    rows = call("plan", recipe, "--json").json
+    assert 0.95e9 < rows[0]["memory_bytes"] < 1.1e9
