@@ -8,8 +8,8 @@ import platform
 import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -24,6 +24,7 @@ if sys.platform != "win32":
 
 from vitcompress import processor
 from vitcompress import recipe as recipes
+from vitcompress.claims import scratch
 from vitcompress.console import note
 from vitcompress.export import predict
 from vitcompress.model.architecture import VitModel
@@ -55,8 +56,9 @@ def cache_folder() -> Path:
 
 @cache
 def _passing_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="vitcompress-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    lasting = ExitStack()
+    folder = lasting.enter_context(scratch())
+    atexit.register(lasting.close)
     note("no home folder: nothing is kept for --resume; VITCOMPRESS_CACHE names a place")
     return folder
 

@@ -11,7 +11,7 @@ from vitcompress.recipe import json_schema
 REFERENCE = "reference"
 _ORDER = (
     *("inputs", "recipes", REFERENCE, "prune", "merge", "sparsify", "quantize", "recover"),
-    *("search", "families", "export", "ci", "python", "processes", "results"),
+    *("search", "families", "export", "ci", "python", "processes", "reliability", "results"),
 )
 
 
