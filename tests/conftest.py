@@ -3,13 +3,12 @@
 import gc
 import io
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import timm
 import torch
@@ -20,20 +19,17 @@ from typer.testing import CliRunner
 
 from helpers import fresh
 from helpers.cli import Call, Called
-from vitcompress import targets
+from helpers.exporting import exported_once
 from vitcompress.cli import app
 from vitcompress.data.images import ImageSet
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.example import glyphs
 from vitcompress.export.folder import save_folder
-from vitcompress.export.onnx import export_onnx
-from vitcompress.export.passes.describe import METADATA_PREFIX
 from vitcompress.measure.runtime import time_in_turns
 from vitcompress.model.architecture import Architecture, VitModel
 from vitcompress.model.families import adopt
 from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
-from vitcompress.terms import Floats
 
 # The tensors here are tiny: on a busy machine, threads that wait for each other cost minutes.
 torch.set_num_threads(1)
@@ -215,30 +211,8 @@ def context(make_context: Callable[..., Context]) -> Context:
 
 @pytest.fixture(scope="session")
 def export_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, int]]:
-    """`export_onnx`, but equal models are exported once, which takes seconds; then their files are
-    told the facts."""
-    home, exported = tmp_path_factory.mktemp("exported"), {}
-
-    def export(
-        model: VitModel,
-        path: Path,
-        facts: Mapping[str, str],
-        target: str = targets.DEFAULT,
-        floats: Floats = "float32",
-    ) -> dict[str, int]:
-        key = (model.fingerprint(), model.preprocess, target, floats)
-        if key not in exported:
-            kept = home / f"{len(exported)}.onnx"
-            exported[key] = kept, export_onnx(model, kept, {}, target, floats)
-        kept, changed = exported[key]
-        written = onnx.load(kept)
-        told = {each.key: each.value for each in written.metadata_props}
-        told |= {METADATA_PREFIX + name: fact for name, fact in facts.items()}
-        onnx.helper.set_model_props(written, told)
-        onnx.save(written, path)
-        return dict(changed)
-
-    return export
+    """`export_onnx`, but equal models are exported once."""
+    return partial(exported_once, tmp_path_factory.mktemp("exported"))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,14 +189,32 @@ def test_a_pickle_with_code_is_refused_and_not_run(
     assert not (tmp_path / "owned").exists()
 
 
-def test_termination_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("vitcompress.cli.app", lambda: signal.raise_signal(signal.SIGTERM))
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            main()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    before = [signal.getsignal(each) for each in ENDING]
+    yield
+    for each, handler in zip(ENDING, before, strict=True):
+        signal.signal(each, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("ending", ENDING)
+def test_termination_is_an_interruption(
+    ending: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitcompress.cli.app", lambda: signal.raise_signal(ending))
+    with pytest.raises(KeyboardInterrupt):
+        main()
+
+
+@pytest.mark.usefixtures("handlers")
+def test_what_is_to_be_ignored_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    monkeypatch.setattr("vitcompress.cli.app", lambda: signal.raise_signal(signal.SIGHUP))
+    main()
 
 
 def test_a_full_disk_ends_with_3(
@@ -218,7 +237,7 @@ def test_interrupting_ends_with_130_and_leaves_nothing(
 
     monkeypatch.setattr("vitcompress.pipeline.export_onnx", interrupt)
     done = call("run", recipe, "--out", tmp_path / "out", code=130)
-    assert "nothing was written" in done.told
+    assert "interrupted: nothing was left half written" in done.told
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
 
 

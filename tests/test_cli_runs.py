@@ -155,7 +155,6 @@ def test_a_failed_gate_ends_with_1_and_keeps_the_output(
         (InputError("x.png: is none"), 2, "error: x.png: is none; the log is "),
         (RunError("disk full"), 3, "error: disk full; the log is "),
         (ValueError("odd"), 3, "failed: ValueError: odd; the log is "),
-        (KeyboardInterrupt(), 130, "interrupted: nothing was written; the log is "),
     ],
 )
 def test_a_run_that_fails_on_its_way_leaves_its_log_alone(
@@ -187,7 +186,7 @@ def test_what_is_wrong_before_the_work_leaves_nothing(
 ) -> None:
     out = tmp_path / "made" / "out"
     call("run", recipe, "--out", out, "--set", "gates.min.cosine=0.9", code=2)
-    assert not list(out.parent.iterdir())
+    assert not out.parent.exists()
 
 
 @pytest.mark.usefixtures("quick_runs")

@@ -1,7 +1,6 @@
 """What lies in files computes what it computes in memory, and leaves none behind."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,8 +59,10 @@ def test_no_file_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    full = partial(open, "/dev/full", "wb")
-    monkeypatch.setattr(memory, "NamedTemporaryFile", lambda **_: full())
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(RunError, match="No space left on device; let TMPDIR name"):
         memory.on_disk(torch.ones(100_000))
 

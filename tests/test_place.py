@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from vitcompress.errors import InputError, RunError
-from vitcompress.place import MANIFEST, writing
+from vitcompress.place import MANIFEST, check_shared, writing
 
 
 def earlier_output(out: Path) -> None:
@@ -228,9 +229,67 @@ def test_a_finished_output_is_never_lost(
         if folder.is_dir() and (folder / "model.onnx").exists()
     )
     monkeypatch.undo()
+    with pytest.raises(RuntimeError), writing(out):
+        raise RuntimeError  # at once, but what was finished has found its place
+    assert is_new(out)
+    assert not kept.exists()
+
+
+def test_a_finished_output_that_still_has_no_place_is_not_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> Path:
+        raise OSError(18, "Invalid cross-device link", str(target))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(RunError, match="the result is complete") as caught:
+        run(tmp_path / "out")
+    kept = Path(str(caught.value).rpartition(" lies in ")[2])
     with pytest.raises(InputError, match=f"{kept.name}: a finished output .* move it away"):
-        run(out)  # which would clear it away
-    assert (kept / MANIFEST).is_file()
+        run(tmp_path / "out")
+    assert is_new(kept)
+
+
+@pytest.mark.parametrize("renamed", range(4))
+@pytest.mark.parametrize("make", [earlier_output, Path.mkdir])
+def test_who_is_interrupted_while_files_find_their_place_has_all_of_them(
+    renamed: int, make: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [renamed]
+
+    def interrupted(self: Path, target: Path) -> Path:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    make(tmp_path / "out")
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with suppress(KeyboardInterrupt):
+        run(tmp_path / "out")
+    assert is_new(tmp_path / "out")
+
+
+def test_what_came_in_between_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def meanwhile() -> None:
+        with writing(out) as partial:
+            write_output(partial, "new", "model.onnx")
+            out.mkdir()
+            (out / "notes.txt").touch()
+
+    with pytest.raises(RunError, match="the result is complete") as caught:
+        meanwhile()
+    assert [file.name for file in out.iterdir()] == ["notes.txt"]
+    assert is_new(Path(str(caught.value).rpartition(" lies in ")[2]))
+
+
+def test_folders_made_on_the_way_go_with_a_run_that_fails(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="nothing was left"):
+        fail(tmp_path / "a" / "b" / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_manifest_names_no_files_elsewhere(tmp_path: Path) -> None:
@@ -257,3 +316,38 @@ def fail(out: Path) -> None:
     with writing(out) as partial:
         (partial / "model.onnx").write_text("half")
         raise OSError(28, "No space left on device", "model.onnx")
+
+
+def below_a_file(tmp_path: Path) -> Path:
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / "out"
+
+
+def link_to_nothing_that_can_be(tmp_path: Path) -> Path:
+    (tmp_path / "file").touch()
+    (tmp_path / "out").symlink_to("file/out")
+    return tmp_path / "out"
+
+
+def mounted_to_read(tmp_path: Path) -> Path:
+    return Path("/proc/out")
+
+
+@pytest.mark.parametrize("make", [below_a_file, link_to_nothing_that_can_be, mounted_to_read])
+@pytest.mark.parametrize("check", [check_shared, fail])
+def test_a_place_that_cannot_be_written_to_is_told_before_the_work(
+    make: Callable[[Path], Path], check: Callable[[Path], None], tmp_path: Path
+) -> None:
+    out = make(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"--out .*out: "):
+        check(out)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_to_be_shared_may_be_new_or_used(tmp_path: Path) -> None:
+    check_shared(tmp_path / "a" / "out")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    check_shared(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]

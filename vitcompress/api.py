@@ -4,13 +4,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple, TypedDict, Unpack
 
 from torch import nn
 
 from vitcompress import given, parallel
 from vitcompress.chain import Options
+from vitcompress.claims import scratch
 from vitcompress.dense import load_dense
 from vitcompress.export.folder import load_folder
 from vitcompress.pipeline import run
@@ -118,8 +118,8 @@ def load(folder: PathLike) -> nn.Module:
 def _resolved(recipe: PathLike, sources: _Sources, settings: Sequence[str]) -> Iterator[Recipe]:
     """The recipe over files, which hold what is in memory, and go in the end."""
     file = find_recipe(os.fspath(recipe))
-    with TemporaryDirectory(prefix="vitcompress-") as folder:
-        home, model, name = Path(folder), sources.model, sources.name
+    with scratch() as home:
+        model, name = sources.model, sources.name
         if isinstance(model, nn.Module):
             model, name = given.checkpoint_of(model, name, home)
         most = _images_of(load_recipe(file, settings), sources.evaluation is None)

@@ -121,8 +121,8 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
                 if os.environ.get("VITCOMPRESS_DEBUG"):
                     traceback.print_exc()
                 end(f"error: {error}{_noted(error)}", error.exit_code)
-            except KeyboardInterrupt as error:
-                end(f"interrupted: nothing was written{_noted(error)}", 130)
+            except KeyboardInterrupt:
+                end("interrupted: nothing was left half written", 130)
             except typer.Exit:
                 raise
             except Exception as error:
@@ -322,5 +322,8 @@ app.command()(reported(cli_search.search))
 def main() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries, about what they read; python -W shows them
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was begun is cleared away
+    for name in ("SIGTERM", "SIGHUP"):  # after which what was begun is cleared away
+        ending = getattr(signal, name, None)  # not every system has both
+        if ending is not None and signal.getsignal(ending) is not signal.SIG_IGN:  # as by nohup
+            signal.signal(ending, signal.default_int_handler)
     app()

@@ -6,12 +6,13 @@ is a small share of what computing with it costs.
 
 import copy
 from collections.abc import Callable, Iterator
-from tempfile import NamedTemporaryFile, gettempdir
+from tempfile import gettempdir
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from vitcompress.claims import scratch
 from vitcompress.errors import RunError
 
 _LEAST = 1 << 16  # bytes: less is not worth a file
@@ -43,16 +44,16 @@ def lies_on_disk(tensor: Tensor) -> bool:
 def _filed(tensor: Tensor) -> Tensor:
     """A copy of `tensor` in a file."""
     values = tensor.detach().cpu().contiguous()
-    with NamedTemporaryFile(prefix="vitcompress-") as file:
-        try:
-            file.write(values.flatten().view(torch.uint8).numpy().data)
-            file.flush()
-        except OSError as error:
-            raise RunError(
-                f"--low-memory: {gettempdir()}: {error.strerror}; let TMPDIR name a folder on a "
-                "larger disk"
-            ) from None
-        found = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
+    try:
+        with scratch() as home:
+            file = home / "tensor"
+            file.write_bytes(values.flatten().view(torch.uint8).numpy().data)
+            found = torch.from_file(str(file), shared=True, size=tensor.numel(), dtype=tensor.dtype)
+    except OSError as error:
+        raise RunError(
+            f"--low-memory: {gettempdir()}: {error.strerror}; let TMPDIR name a folder on a "
+            "larger disk"
+        ) from None
     return found.view(tensor.shape)
 
 

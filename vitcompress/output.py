@@ -9,10 +9,9 @@ import platform
 import shlex
 import shutil
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -27,6 +26,7 @@ if sys.platform != "win32":
 
 from vitcompress import processor
 from vitcompress import recipe as recipes
+from vitcompress.claims import scratch
 from vitcompress.console import keep, note
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.export import predict
@@ -59,8 +59,9 @@ def cache_folder() -> Path:
 
 @cache
 def _passing_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="vitcompress-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    lasting = ExitStack()
+    folder = lasting.enter_context(scratch())
+    atexit.register(lasting.close)
     note("no home folder: nothing is kept for --resume; VITCOMPRESS_CACHE names a place")
     return folder
 
@@ -133,7 +134,7 @@ def leaving_log(folder: Path, out: Path) -> Iterator[None]:
     place = place.with_name(f"{place.name}.failed.log")
     try:
         yield
-    except BaseException as error:
+    except Exception as error:
         keep("".join(traceback.format_exception(error)).rstrip())
         try:
             shutil.copyfile(folder / LOG, place)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from vitcompress import gates, output, pace, parallel, targets, trained_size
 from vitcompress.chain import Carried, Options, carry_out, context_of, details_of, planned, step
 from vitcompress.changes import changes, class_names
+from vitcompress.claims import scratch
 from vitcompress.console import drawn, keep, keeping, note
 from vitcompress.data.images import ImageSet, batches
 from vitcompress.dense import load_dense, say_model
@@ -77,7 +77,7 @@ def run(
         place = writing(out)
     with (
         place as target,
-        TemporaryDirectory(prefix="vitcompress-") as scratch,
+        scratch() as home,
         keeping(target / output.LOG if parallel.is_first() else None) as log,
     ):
         torch.manual_seed(options.seed)
@@ -92,30 +92,18 @@ def run(
         context = context_of(recipe, dense, data, options)
         if not parallel.is_first():
             return _follow(recipe, dense, data, context)
+        known = pace.took(earlier or out, recipe, dense.architecture.timm).seconds
+        run = _Run(
+            recipe, options, dense, data, context, target, home, runtime, task, carried or {}, known
+        )
         with output.leaving_log(target, out):
-            home = Path(scratch)
-            known = pace.took(earlier or out, recipe, dense.architecture.timm).seconds
-            done = _Run(
-                recipe,
-                options,
-                dense,
-                data,
-                context,
-                target,
-                home,
-                runtime,
-                task,
-                carried or {},
-                known,
-            ).carry_out()
+            done = run.carry_out()
             report = _held_against(done, limits, earlier)
             output.write_reports(target, report)
             keep(drawn(terminal.summary(report)))
             log.close()  # before its hash is taken
-            inputs = data.fingerprints() | (
-                {} if earlier is None else {"against": earlier.sha256()}
-            )
-            output.write_manifest(target, recipe, options, inputs)
+            against = {} if earlier is None else {"against": earlier.sha256()}
+            output.write_manifest(target, recipe, options, data.fingerprints() | against)
     return parallel.from_first(lambda: report)
 
 

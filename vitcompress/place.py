@@ -5,15 +5,12 @@ import json
 import os
 import shutil
 import stat
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-if sys.platform != "win32":
-    import fcntl
-
 from vitcompress import paths
+from vitcompress.claims import claimed, empty, scratch
 from vitcompress.errors import InputError, RunError
 from vitcompress.foreign import reading, text_of
 
@@ -28,45 +25,79 @@ def writing(out: Path) -> Iterator[Path]:
 
     A folder that exists is filled in place, so that it may be a mount or the target of a link;
     another one appears by one renaming. An earlier output in `out` is replaced. The new folder lies
-    on the same file system, under a name that belongs to `out`, and is locked: what a run that was
-    killed has left there is cleared away, and a second run at the same time is refused.
+    on the same file system, under a name that belongs to `out`, and is claimed: what a run that was
+    killed has left there is cleared away, or put in its place where it was finished, and a second
+    run at the same time is refused.
 
     Raises `InputError` before the work for a place that holds anything else, that cannot be written
     to, or that is full; `RunError` when the disk fills up on the way. A finished output that cannot
     be put in its place stays where it is, and the `RunError` says where.
     """
-    try:
-        place = _resolved(out)
-        _check_content(place)
-        home = place if paths.is_folder(place) else place.parent
-        home.mkdir(parents=True, exist_ok=True)
-        if (free := shutil.disk_usage(home).free) < _LEAST_SPACE:
-            raise InputError(f"--out {out}: only {free / 1e6:.1f} MB are free there; make room")
-        partial = home / _partial_name(place)
-        with suppress(OSError):  # killed before somebody made the folder `out`
-            _clear_beside(place, home)
-        lock = _claim(partial)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise InputError(f"--out {out}: cannot be written to: {why}") from error
     complete = False
-    try:
-        yield partial
-        complete = True
-        _put(partial, place)
-    except OSError as error:
-        where = f"{error.filename or out}: {error.strerror or error}"
-        left = (
-            f"the result is complete; what is not in {place} lies in {partial}"
-            if complete
-            else f"nothing was left in {out}"
-        )
-        raise RunError(f"{where}; {left}") from error
-    finally:
+
+    def discard(partial: Path) -> None:
         if not complete:
             shutil.rmtree(partial, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+
+    with ExitStack() as ending:
+        try:
+            place = _resolved(out)
+            _check_content(place)
+            _put_earlier(place)
+            home = place if paths.is_folder(place) else place.parent
+            ending.callback(_remove_empty, [f for f in (home, *home.parents) if not f.exists()])
+            home.mkdir(parents=True, exist_ok=True)
+            _check_room(out, home)
+            partial = home / _partial_name(place)
+            with suppress(OSError):  # killed before somebody made the folder `out`
+                _clear_beside(place, home)
+            ending.enter_context(claimed(partial))
+            ending.callback(discard, partial)
+            empty(partial)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise InputError(f"--out {out}: cannot be written to: {why}") from error
+        try:
+            yield partial
+            complete = True
+            _put(partial, place)
+        except OSError as error:
+            where = f"{error.filename or out}: {error.strerror or error}"
+            left = (
+                f"the result is complete; what is not in {place} lies in {partial}"
+                if complete
+                else f"nothing was left in {out}"
+            )
+            raise RunError(f"{where}; {left}") from error
+        except KeyboardInterrupt:
+            if complete:
+                _put(partial, place)  # a few renamings, and the output is whole
+            raise
+
+
+def check_shared(out: Path) -> None:
+    """Raise `InputError` where the folder `out`, which several processes may fill, cannot be made
+    or written to, or is full. Nothing is left there."""
+    place = _resolved(out)
+    home = next(each for each in (place, *place.parents) if paths.exists(each))
+    if not paths.is_folder(home):
+        raise InputError(f"--out {out}: {home} is no folder; give another place")
+    try:
+        with scratch(home):
+            _check_room(out, home)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written to: {error.strerror}") from error
+
+
+def _check_room(out: Path, home: Path) -> None:
+    if (free := shutil.disk_usage(home).free) < _LEAST_SPACE:
+        raise InputError(f"--out {out}: only {free / 1e6:.1f} MB are free there; make room")
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    with suppress(OSError):  # somebody has put something there
+        for folder in folders:
+            folder.rmdir()
 
 
 def _resolved(out: Path) -> Path:
@@ -121,102 +152,49 @@ def _written(folder: Path) -> set[str]:
         return set()
 
 
-def _claim(partial: Path) -> int | None:
-    """Make `partial`, empty, and lock it; the lock ends with the process, or when it is closed.
+def _put_earlier(place: Path) -> None:
+    """Put a finished output in its place that a killed run, or a full disk, has left beside it.
 
-    None where there are no locks: there, only who makes the folder has it. Raises `InputError`
-    where another run has it, or where it holds a finished output.
+    Raises `InputError` where that cannot be, as no output is ever thrown away.
     """
-    while True:
-        try:
-            partial.mkdir()
-            new = True
-        except FileExistsError:
-            new = False
-        try:
-            lock = _lock(partial)
-        except FileNotFoundError:  # another run has just ended
+    for home in (place, place.parent):
+        partial = home / _partial_name(place)
+        if not _written(partial):
             continue
-        if lock is None and not new:
+        try:
+            with claimed(partial):
+                _put(partial, place)
+        except OSError as error:
             raise InputError(
-                f"{partial}: of a run that goes on or was killed; remove it if none goes on"
-            )
-        if lock is None or _is_at(lock, partial):
-            try:
-                _clear(partial)
-            except BaseException:
-                if lock is not None:
-                    os.close(lock)
-                raise
-            return lock
-        os.close(lock)
-
-
-def _lock(folder: Path) -> int | None:
-    """A locked descriptor of `folder`; None where the system has no such locks."""
-    if sys.platform == "win32":
-        return None
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    if os.fstat(lock).st_uid != os.geteuid():
-        os.close(lock)
-        raise InputError(f"{folder}: belongs to somebody else; give another place")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise InputError(
-            f"{folder}: another run is writing there; wait for it, or give another place"
-        ) from None
-    except OSError:  # some network file systems
-        os.close(lock)
-        return None
-    return lock
-
-
-def _is_at(lock: int, path: Path) -> bool:
-    """Whether what is locked is still what lies at `path`."""
-    try:
-        return os.path.samestat(os.fstat(lock), path.lstat())
-    except FileNotFoundError:
-        return False
+                f"{partial}: a finished output that could not be put in its place "
+                f"({error.strerror or error}); move it away, or remove it"
+            ) from error
 
 
 def _clear_beside(place: Path, home: Path) -> None:
     other = (place.parent if home == place else place) / _partial_name(place)
-    if other.is_dir() and (lock := _claim(other)) is not None:
-        other.rmdir()
-        os.close(lock)
-
-
-def _clear(partial: Path) -> None:
-    """Empty what a killed run has left. Raises `InputError` where it was finished."""
-    if _written(partial):
-        raise InputError(
-            f"{partial}: a finished output that could not be put in its place; move it away, or "
-            "remove it"
-        )
-    for left in partial.iterdir():
-        if stat.S_ISDIR(left.lstat().st_mode):
-            shutil.rmtree(left)
-        else:
-            left.unlink()
+    if other.is_dir():
+        with claimed(other):
+            shutil.rmtree(other)
 
 
 def _put(partial: Path, place: Path) -> None:
     """Make the files in `partial` those of `place`; the manifest goes last, as it completes them.
 
     Whatever happens on the way, the manifest of an earlier output and that in `partial` together
-    name all files.
+    name all files, and doing it again goes on.
     """
-    if partial.parent != place:
+    if not partial.exists():
+        return
+    earlier, names = _written(place), _written(partial)
+    if partial.parent != place and not earlier:
         partial.rename(place)
         return
-    earlier = _written(place)
-    names = sorted({file.name for file in partial.iterdir()}, key=MANIFEST.__eq__)
-    for name in names[:-1]:
-        (partial / name).replace(place / name)
+    for file in sorted(partial.iterdir()):
+        if file.name != MANIFEST:
+            file.replace(place / file.name)
     for file in place.iterdir():
-        if file.name in earlier.difference(names):
+        if file.name in earlier - names:
             file.unlink()
-    (partial / names[-1]).replace(place / names[-1])
+    (partial / MANIFEST).replace(place / MANIFEST)
     partial.rmdir()

@@ -2,16 +2,22 @@
 
 import json
 import os
+import random
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+import vitcompress
+from vitcompress.stages import calibrate
 from vitcompress.stages.cache import (
+    LATENCIES,
     Cache,
     ResultKind,
     entry_name,
@@ -19,6 +25,9 @@ from vitcompress.stages.cache import (
     tensors,
     values,
 )
+from vitcompress.stages.merge import search
+from vitcompress.stages.merge.scheduling import Found
+from vitcompress.stages.recover import training
 
 STATISTICS = tensors("statistics", 1)
 SCHEDULE = values("schedule", 2)
@@ -69,6 +78,44 @@ def test_what_was_damaged_is_not_used(cache: Cache, capsys: pytest.CaptureFixtur
     assert "not used" in capsys.readouterr().err.replace("\n", " ")
 
 
+KEPT: dict[str, tuple[ResultKind[Any], Any]] = {
+    "calibration": (calibrate._CALIBRATION, FOUND),
+    "schedule": (search._SCHEDULE, Found(kept=(3, 2), facts={"kl": 0.1})),
+    "training": (training._TRAINING, {"step": 3, "mean": dict(FOUND)}),
+    "latency": (LATENCIES, {"a": [1.0, 2.0]}),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_no_entry_that_was_damaged_is_used(
+    name: str, cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, value = KEPT[name]
+    cache.put(kind, name, value)
+    file = cache.folder / entry_name(kind, name)
+    whole, chance = file.read_bytes(), random.Random(name)
+    assert cache.get(kind, name) is not None
+    capsys.readouterr()
+    for case in range(200):
+        if case % 4:
+            flipped = bytearray(whole)
+            flipped[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        else:
+            flipped = bytearray(whole[: chance.randrange(len(whole))])
+        file.write_bytes(flipped)
+        assert cache.get(kind, name) is None
+        said = capsys.readouterr().err.strip().splitlines()
+        assert len(said) == 1
+        assert said[0].endswith("is damaged and is not used")
+
+
+def test_every_kind_of_entry_is_damaged_above() -> None:
+    package = Path(vitcompress.__file__).parent
+    made = re.compile(r"= (?:tensors|values|ResultKind(?:\[.*\])?)\(\s*\"(\w+)\"")
+    found = (made.findall(file.read_text(encoding="utf-8")) for file in package.rglob("*.py"))
+    assert {name for names in found for name in names} == set(KEPT)
+
+
 def test_runs_share_no_unfinished_file(tmp_path: Path) -> None:
     caches = [Cache(tmp_path, resume=True) for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
@@ -81,10 +128,8 @@ def test_runs_share_no_unfinished_file(tmp_path: Path) -> None:
 def test_the_few_newest_of_a_kind_stay(cache: Cache) -> None:
     cache.folder.mkdir()
     old = cache.folder / "schedule-0000.json"  # of an earlier version
-    left = cache.folder / "schedule-0000.1234.partial"
-    for file in (old, left):
-        file.touch()
-        os.utime(file, (0, 0))
+    old.touch()
+    os.utime(old, (0, 0))
     cache.put(STATISTICS, "other", FOUND)
     for number in range(6):
         cache.put(SCHEDULE, number, {})

@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress import targets
+from vitcompress.claims import scratch
 from vitcompress.errors import ParityError
 from vitcompress.export.onnx import EXTERNAL_BYTES
 from vitcompress.methods import quantizer
@@ -202,8 +202,8 @@ def _check_layers(
     )
     inner = [name for name in wanted if name not in {i.name for i in model.graph.input}]
     worst = 0.0
-    with TemporaryDirectory() as folder:
-        probe = Path(folder) / "probe.onnx"
+    with scratch() as folder:
+        probe = folder / "probe.onnx"
         onnx.save(model, probe, save_as_external_data=model.ByteSize() > EXTERNAL_BYTES)
         run = runtime.session(probe, threads, exact=True)
         for image in pixels.split(1):

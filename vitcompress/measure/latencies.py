@@ -8,14 +8,13 @@ import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnx
 
 from vitcompress import parallel, targets
+from vitcompress.claims import scratch
 from vitcompress.export.onnx import Part, export_onnx, export_parts
 from vitcompress.measure.branches import Attention, Mlp, WindowedAttention
 from vitcompress.measure.runtime import time_in_turns
@@ -139,8 +138,8 @@ def _grid(full: int) -> list[int]:
 
 def _whole(model: VitModel, target: str) -> float:
     """The median milliseconds of `model`."""
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "whole.onnx"
+    with scratch() as folder:
+        file = folder / "whole.onnx"
         export_onnx(model, file, {}, target)
         size = (1, model.preprocess.channels, *model.preprocess.input_size)
         held = targets.load_target(target).session(file, 1)
@@ -155,10 +154,10 @@ def _milliseconds(parts: Mapping[str, Part], target: str) -> dict[str, float]:
 def _timed(parts: Mapping[str, Part], target: str) -> dict[str, float]:
     """The median of each of `parts`, those of one size run in turns on the same input."""
     runtime, found = targets.load_target(target), dict[str, float]()
-    with TemporaryDirectory() as folder:
+    with scratch() as folder:
         sessions: dict[tuple[int, ...], dict[str, targets.Session]] = {}
         for number, (name, model) in enumerate(export_parts(parts, target).items()):
-            file = Path(folder) / f"{number}.onnx"
+            file = folder / f"{number}.onnx"
             onnx.save(model, file)
             sessions.setdefault(parts[name].size, {})[name] = runtime.session(file, 1)
         for size, alike in sessions.items():

@@ -13,16 +13,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from filelock import FileLock
 from optuna.trial import Trial
 
 from vitcompress import pipeline
 from vitcompress.chain import Options
+from vitcompress.claims import scratch
 from vitcompress.console import note
 from vitcompress.details import Row, Table
 from vitcompress.errors import InputError, ParityError, RunError
+from vitcompress.place import check_shared
 from vitcompress.recipe import Recipe, to_yaml
 from vitcompress.report import search as page
 from vitcompress.report.model import Report
@@ -62,14 +63,16 @@ def search(
 ) -> Outcome:
     """Search in the folder `out`; a search that was killed goes on there.
 
-    Raises `InputError` before the work for what is wrong with the recipe, its gates, or the study.
+    Raises `InputError` before the work for what is wrong with the recipe, its gates, the
+    folder, or the study.
     """
     start = time.monotonic()
+    check_shared(out)
     images = recipe.data.images + recipe.search.images
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"images": images})})
     space = space_of(recipe)
-    with TemporaryDirectory(prefix="vitcompress-") as scratch:
-        bench = workbench(space, options, Path(scratch))
+    with scratch() as home:
+        bench = workbench(space, options, home)
         out.mkdir(parents=True, exist_ok=True)
         identity = _identity(recipe, bench, options)
         study = storage or str(out / STUDY)

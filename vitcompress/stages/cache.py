@@ -8,8 +8,6 @@ import contextlib
 import hashlib
 import io
 import json
-import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from vitcompress import parallel, targets
+from vitcompress.claims import scratch
 from vitcompress.console import note
 from vitcompress.export.folder import write_tensors
 from vitcompress.measure.latencies import LatencyTable, machine
@@ -27,7 +26,6 @@ from vitcompress.measure.latencies import LatencyTable, machine
 _LAYOUT = 2  # of an entry's file
 _DIGEST = 64  # characters, of SHA-256
 _ENTRIES = 4  # of a kind that stay
-_ABANDONED = 24 * 3600  # seconds after which a file that was never finished goes
 _LOCKED = 10.0  # seconds to wait for another run that adds to the same entry
 
 T = TypeVar("T")
@@ -144,28 +142,23 @@ def _digest(file: Path, content: io.BufferedIOBase) -> bytes:
 
 def _write(file: Path, kind: ResultKind[T], value: T) -> None:
     """Write an entry such that none ever sees a part of it."""
-    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
-    try:
-        kind.save(value, temporary)
-        with temporary.open("r+b") as stream:
+    with scratch(file.parent) as home:
+        whole = home / file.name
+        kind.save(value, whole)
+        with whole.open("r+b") as stream:
             stream.write(_digest(file, stream))
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+        whole.replace(file)
 
 
 def _tidy(file: Path) -> None:
-    """Remove old entries of the kind of `file`, and what was never finished."""
+    """Remove old entries of the kind of `file`."""
     ages = dict[Path, float]()
     kind = file.name.rpartition("-")[0]
     for other in file.parent.glob(f"{kind}-*"):
         with contextlib.suppress(FileNotFoundError):  # another run tidies too
             ages[other] = other.stat().st_mtime
-    entries = sorted(
-        (f for f in ages if f.suffix not in (".lock", ".partial")), key=lambda f: ages[f]
-    )
-    partial = (f for f in ages if f.suffix == ".partial" and ages[f] < time.time() - _ABANDONED)
-    for old in [*entries[:-_ENTRIES], *partial]:
+    entries = sorted((f for f in ages if f.suffix != ".lock"), key=lambda f: ages[f])
+    for old in entries[:-_ENTRIES]:
         old.unlink(missing_ok=True)
 
 

@@ -7,7 +7,6 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ import onnxruntime as ort
 from packaging.version import Version
 
 from vitcompress import processor
+from vitcompress.claims import scratch
 from vitcompress.errors import InputError
 from vitcompress.targets import OperatorTable
 from vitcompress.targets._saturation import check_weights
@@ -88,8 +88,8 @@ class OnnxRuntime:
         return OrtSession(load_session(path, threads))
 
     def kernels(self, path: Path, scales: Collection[str]) -> dict[str, int]:
-        with TemporaryDirectory() as folder:
-            optimized = Path(folder) / "optimized.onnx"
+        with scratch() as folder:
+            optimized = folder / "optimized.onnx"
             load_session(path, 1, optimized)
             return fused_kernels(optimized, scales)
 

@@ -1,0 +1,67 @@
+"""Temporary folders go with their process, in whatever way that ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from vitcompress import claims
+from vitcompress.claims import claimed, scratch
+from vitcompress.errors import InputError
+
+LEFT = """
+import os, signal, sys
+from pathlib import Path
+from vitcompress.claims import scratch
+with scratch(Path(sys.argv[1])) as folder:
+    (folder / "inner").mkdir()
+    (folder / "inner" / "file").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_temporary_folder_goes_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with suppress(KeyboardInterrupt), scratch() as folder:
+        assert folder.parent == tmp_path
+        assert folder.stat().st_mode & 0o777 == 0o700
+        (folder / "file").touch()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_goes_and_what_is_in_use_stays(tmp_path: Path) -> None:
+    (tmp_path / "vitcompress-of-somebody").mkdir()
+    with scratch(tmp_path) as used:
+        killed = subprocess.run([sys.executable, "-c", LEFT, str(tmp_path)], check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert len(list(tmp_path.iterdir())) == 3
+        with scratch(tmp_path) as other:
+            names = {used.name, other.name, "vitcompress-of-somebody"}
+            assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_without_locks_what_is_old_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "_lock", lambda _: None)
+    with scratch(tmp_path) as old, scratch(tmp_path) as new:
+        os.utime(old, (0, 0))
+        with scratch(tmp_path) as last:
+            assert set(tmp_path.iterdir()) == {new, last}
+        with pytest.raises(InputError, match="of a run that goes on or was killed"), claimed(new):
+            pass
+
+
+def test_a_link_in_the_place_of_a_folder_is_not_followed(tmp_path: Path) -> None:
+    with scratch(tmp_path) as folder:
+        name = folder.name
+    (tmp_path / "precious").mkdir()
+    (tmp_path / name).symlink_to("precious")
+    with scratch(tmp_path):
+        assert (tmp_path / "precious").is_dir()
