@@ -69,9 +69,13 @@ from pathlib import Path
 import vitcompress.pipeline, vitcompress.cli as cli
 (size,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines()
            if line.startswith("VmSize"))
-resource.setrlimit(resource.RLIMIT_AS, (1024 * int(size) + (20 << 20),) * 2)
+_, most = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (1024 * int(size) + (20 << 20), most))
 sys.argv = ["vitcompress", "inspect", "example:glyphs"]
-cli.main()
+try:
+    cli.main()
+finally:  # threads that end need some
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 """
 
 
