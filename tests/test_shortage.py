@@ -1,7 +1,5 @@
 """Too little memory is told in one line, with what was being done, and not as bad input."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,27 +59,6 @@ def test_images_for_which_there_is_no_memory_are_not_left_out(
     monkeypatch.setattr("vitcompress.data.images.model_input", fails(TOLD[0]))
     told = call("eval", "example:glyphs", "--evaluation", "example:glyphs/evaluation", code=3).error
     assert "000000: there is too little memory" in told
-
-
-LIMITED = """
-import resource, sys
-from pathlib import Path
-import vitcompress.pipeline, vitcompress.cli as cli
-(size,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines()
-           if line.startswith("VmSize"))
-resource.setrlimit(resource.RLIMIT_AS, (1024 * int(size) + (20 << 20),) * 2)
-sys.argv = ["vitcompress", "inspect", "example:glyphs"]
-cli.main()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
-def test_a_process_that_gets_no_memory_ends_in_a_line() -> None:
-    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
-    assert done.returncode == 3, done.stderr
-    assert "there is too little memory" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
 
 
 def test_a_plan_tells_the_memory(call: Call, recipe: Path) -> None:
