@@ -30,7 +30,7 @@ from vitcompress.recipe import Recipe, recipe_without_stages
 from vitcompress.stages.context import Context
 
 FIGURES = Path(__file__).with_name("figures.json")
-ASSETS = Path("/work/shared/assets")
+ASSETS = Path(__file__).parents[3] / "shared" / "assets"
 WRITES = os.environ.get("VITCOMPRESS_GOLDEN") == "write"
 IMAGES, JUDGED = 16, 48  # to calibrate on, and to judge on
 

@@ -191,6 +191,7 @@ def unfinished(home: Path) -> list[str]:
     return [*temporary, *parts, *halves]
 
 
+@pytest.mark.slow
 def test_what_nothing_interrupts_is_the_same_again(
     command: Commands, whole: Callable[[str], tuple[Path, Ended]]
 ) -> None:
