@@ -87,7 +87,8 @@ def write_predict(folder: Path, name: str, facts: Mapping[str, str]) -> list[Pat
 @cache
 def _template(file: Path) -> Template:
     text = file.read_text(encoding="utf-8")
-    return Template(text, trim_blocks=True, keep_trailing_newline=True)
+    template: Template = Template(text, trim_blocks=True, keep_trailing_newline=True)
+    return template
 
 
 def _script(home: Path, name: str, facts: Mapping[str, str]) -> str:

@@ -1,5 +1,6 @@
 """Names that are markup: whatever a report is told stays text in all its renderings."""
 
+import ast
 import json
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from markdown_it import MarkdownIt
 
+from vitcompress.data.preprocess import Preprocess
 from vitcompress.errors import InputError
 from vitcompress.output import write_predict
 from vitcompress.report import compare, html, junit, markdown
@@ -115,13 +117,18 @@ def test_pictures_are_in_the_report_itself(everything: Report, source: str) -> N
         Report.from_json(told)
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_the_page_that_predicts_runs_nothing_else(attack: str, tmp_path: Path) -> None:
-    spec = json.dumps({"crop_mode": "center"})
+@pytest.mark.parametrize("attack", [*ATTACKS, '"""\nimport os', '\\"""\nimport os'])
+def test_what_predicts_runs_nothing_else(attack: str, tmp_path: Path) -> None:
+    grey = (0.5, 0.5, 0.5)
+    spec = Preprocess(
+        input_size=(8, 8), mean=grey, std=grey, crop_pct=1, interpolation="bilinear"
+    ).model_dump_json()
 
-    def page(name: str) -> list[tuple[str, tuple[str, ...]]]:
-        facts = {"task": name, "class_names": json.dumps([name]), "preprocessing": spec}
-        write_predict(tmp_path, name, facts)
-        return _Tags((tmp_path / "predict.html").read_text()).seen
+    def written(name: str) -> tuple[list[Any], list[str]]:
+        facts = {"task": "classification", "class_names": json.dumps([name]), "quantization": "{}"}
+        script, page = write_predict(tmp_path, name, {**facts, "preprocessing": spec})
+        told, *code = ast.parse(script.read_text()).body
+        assert isinstance(told, ast.Expr)
+        return _Tags(page.read_text()).seen, [ast.dump(each) for each in code]
 
-    assert page(attack) == page("plain")
+    assert written(attack) == written("plain")

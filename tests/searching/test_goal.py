@@ -32,7 +32,9 @@ def test_gates_are_losses_that_nothing_has_from_itself() -> None:
 
 def test_the_expected_drop_is_that_of_labels_by_the_sharpened_dense_model() -> None:
     task = tasks.chosen("classification", 10)
-    labels = torch.multinomial((DENSE / 0.6).softmax(-1), 20_000, True, generator=GENERATOR)  # [64, n]
+    labels = torch.multinomial(
+        (DENSE / 0.6).softmax(-1), 20_000, True, generator=GENERATOR
+    )  # [64, n]
     right = [(each.argmax(-1)[:, None] == labels).double().mean() for each in (DENSE, OTHER)]
     drop = 100 * float(right[0] - right[1])
     assert drop > 3
