@@ -93,6 +93,7 @@ def _carry_out(
     os.dup2(output, 2)
     events = _counting(home, moment, by)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the test was started by
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
     code = 1
     try:
         cli.main()
