@@ -5,14 +5,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vitcompress import claims
 from vitcompress.claims import claimed, scratch
 from vitcompress.errors import InputError
+from vitcompress.place import writing
 
 LEFT = """
 import os, signal, sys
@@ -34,6 +38,41 @@ def test_a_temporary_folder_goes_in_the_end(
         assert folder.stat().st_mode & 0o777 == 0o700
         (folder / "file").touch()
         raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "moment"),
+    [
+        *((scratch, moment) for moment in range(3)),
+        *((lambda home: writing(home / "new" / "out"), moment) for moment in range(4)),
+    ],
+)
+def test_what_goes_in_the_end_goes_where_that_is_interrupted(
+    place: Callable[[Path], AbstractContextManager[Path]],
+    moment: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    removals = count()
+
+    def interrupted(remove: Callable[..., None]) -> Callable[..., None]:
+        def removing(*given: Any, **options: Any) -> None:
+            if next(removals) == moment:
+                raise KeyboardInterrupt
+            remove(*given, **options)
+
+        return removing
+
+    def fail(folder: Path) -> None:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").touch()
+        for name in ("unlink", "rmdir"):
+            monkeypatch.setattr(os, name, interrupted(getattr(os, name)))
+        raise ValueError
+
+    with pytest.raises(KeyboardInterrupt), place(tmp_path) as folder:
+        fail(folder)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -75,11 +75,20 @@ def scratch(home: Path | None = None) -> Iterator[Path]:
         with suppress(OSError, InputError):  # in use, gone, or somebody else's
             _remove_abandoned(left)
     folder = home / f"{_PREFIX}{uuid.uuid4().hex[:16]}"
-    with claimed(folder, 0o700):
-        try:
+    try:
+        with claimed(folder, 0o700):
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        to_the_end(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def to_the_end(clear: Callable[[], object]) -> None:
+    """Clear something away, from the start again where that is interrupted."""
+    try:
+        clear()
+    except KeyboardInterrupt:
+        clear()
+        raise
 
 
 def empty(folder: Path) -> None:

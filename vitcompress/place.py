@@ -5,12 +5,12 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from vitcompress import paths
-from vitcompress.claims import claimed, empty, scratch
+from vitcompress.claims import claimed, empty, scratch, to_the_end
 from vitcompress.errors import InputError, RunError
 from vitcompress.foreign import reading, text_of
 
@@ -37,7 +37,7 @@ def writing(out: Path) -> Iterator[Path]:
 
     def discard(partial: Path) -> None:
         if not complete:
-            shutil.rmtree(partial, ignore_errors=True)
+            to_the_end(lambda: shutil.rmtree(partial, ignore_errors=True))
 
     with ExitStack() as ending:
         try:
@@ -94,10 +94,13 @@ def _check_room(out: Path, home: Path) -> None:
         raise InputError(f"--out {out}: only {free / 1e6:.1f} MB are free there; make room")
 
 
-def _remove_empty(folders: Iterable[Path]) -> None:
-    with suppress(OSError):  # somebody has put something there
-        for folder in folders:
-            folder.rmdir()
+def _remove_empty(folders: Sequence[Path]) -> None:
+    def remove() -> None:
+        with suppress(OSError):  # somebody has put something there
+            for folder in filter(paths.exists, folders):
+                folder.rmdir()
+
+    to_the_end(remove)
 
 
 def _resolved(out: Path) -> Path:

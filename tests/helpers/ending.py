@@ -93,6 +93,7 @@ def _carry_out(
     os.dup2(output, 2)
     events = _counting(home, moment, by)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the test was started by
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
     code = 1
     try:
         cli.main()
@@ -155,6 +156,7 @@ def _prepare(memo: Path) -> None:
 
     from helpers.exporting import exported_once
     from vitcompress import pipeline
+    from vitcompress.data.sources import list_source
     from vitcompress.example import glyphs
     from vitcompress.measure.runtime import time_in_turns
     from vitcompress.searching import candidates, search
@@ -165,6 +167,8 @@ def _prepare(memo: Path) -> None:
     parsed = TracedOnnxFunction.function_ir.fget
     TracedOnnxFunction.function_ir = property(cache(parsed))
     glyphs.draw = cache(glyphs.draw)
+    for split in ("calibration", "evaluation"):
+        list_source(f"example:glyphs/{split}")  # which draws the images
     training._SAVED_EVERY = 0.0
     for room in (pipeline, candidates):
         vars(room)["time_in_turns"] = partial(time_in_turns, seconds=0, runs=3)
