@@ -21,6 +21,7 @@ from helpers import fresh
 from helpers.cli import Call, Called
 from helpers.exporting import exported_once
 from vitcompress.cli import app
+from vitcompress.console import console
 from vitcompress.data.images import ImageSet
 from vitcompress.data.preprocess import Preprocess
 from vitcompress.example import glyphs
@@ -87,6 +88,13 @@ def done_once() -> Iterator[None]:
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run keeps for later stays out of the user's cache."""
     monkeypatch.setenv("VITCOMPRESS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def own_console(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command was told (`--quiet`, `--verbose`) ends with its test."""
+    monkeypatch.setattr(console, "quiet", console.quiet)
+    monkeypatch.setattr(console, "verbose", console.verbose)
 
 
 @pytest.fixture(autouse=True)

@@ -151,9 +151,10 @@ def test_a_stage_gives_the_same_on_another_device(
     assert {type(tensor) for tensor in there.model.module.state_dict().values()} == {Tensor}
     assert there.facts.keys() == here.facts.keys()
     if there.model.architecture.blocks != here.model.architecture.blocks:
-        # Sums in another order: of choices that are as good, another may be the best.
+        # Sums in another order: of choices that are as good, another may be the best. How near
+        # its distance then is depends on the processor: 12 % are seen.
         key = "held_back_kl_refitted"
-        assert there.facts[key] == pytest.approx(here.facts[key], rel=0.1)
+        assert there.facts[key] == pytest.approx(here.facts[key], rel=0.2)
         return
     logits, expected = there.model.module(pixels), here.model.module(pixels)
     assert (logits - expected).norm() < 0.05 * expected.norm()
