@@ -111,7 +111,7 @@ def fresh_logits(tmp_path: Path) -> Callable[[Path, torch.Tensor], torch.Tensor]
     It forks from a process that has imported the package and done nothing since.
     """
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["vitcompress.export.folder"])
+    processes.set_forkserver_preload(["vitcompress.api", "timm", "onnxruntime"])
 
     def run(home: Path, pixels: torch.Tensor) -> torch.Tensor:
         read, written = tmp_path / "pixels.npy", tmp_path / "logits.npy"

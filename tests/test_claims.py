@@ -82,6 +82,7 @@ def test_what_a_killed_process_left_goes_and_what_is_in_use_stays(tmp_path: Path
         killed = subprocess.run([sys.executable, "-c", LEFT, str(tmp_path)], check=False)
         assert killed.returncode == -signal.SIGKILL
         assert len(list(tmp_path.iterdir())) == 3
+        claims._clear.cache_clear()  # as a new process
         with scratch(tmp_path) as other:
             names = {used.name, other.name, "vitcompress-of-somebody"}
             assert {path.name for path in tmp_path.iterdir()} == names
@@ -91,6 +92,7 @@ def test_without_locks_what_is_old_goes(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(claims, "_lock", lambda _: None)
     with scratch(tmp_path) as old, scratch(tmp_path) as new:
         os.utime(old, (0, 0))
+        claims._clear.cache_clear()  # as a new process
         with scratch(tmp_path) as last:
             assert set(tmp_path.iterdir()) == {new, last}
         with pytest.raises(InputError, match="of a run that goes on or was killed"), claimed(new):
@@ -102,5 +104,23 @@ def test_a_link_in_the_place_of_a_folder_is_not_followed(tmp_path: Path) -> None
         name = folder.name
     (tmp_path / "precious").mkdir()
     (tmp_path / name).symlink_to("precious")
+    claims._clear.cache_clear()  # as a new process
     with scratch(tmp_path):
         assert (tmp_path / "precious").is_dir()
+
+
+def test_a_new_folder_that_another_process_takes_for_an_old_one_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, tried = claims._lock, list[Path]()
+
+    def taken_at_first(folder: Path) -> int | None:
+        tried.append(folder)
+        if len(tried) < 3:
+            raise (BlockingIOError, FileNotFoundError)[len(tried) - 1]
+        return lock(folder)
+
+    monkeypatch.setattr(claims, "_lock", taken_at_first)
+    with scratch(tmp_path) as folder:
+        assert folder == tried[2]
+        assert len(set(tried)) == 3

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 if sys.platform != "win32":
@@ -28,7 +29,7 @@ _ABANDONED = 24 * 3600  # seconds after which a temporary folder goes where ther
 
 
 @contextmanager
-def claimed(folder: Path, mode: int = 0o777) -> Iterator[None]:
+def claimed(folder: Path) -> Iterator[None]:
     """Inside it `folder`, made where it is not there, belongs to this process alone.
 
     Where there are no locks, only who makes the folder has it. Raises `InputError` where another
@@ -36,7 +37,7 @@ def claimed(folder: Path, mode: int = 0o777) -> Iterator[None]:
     """
     while True:
         try:
-            folder.mkdir(mode)
+            folder.mkdir()
             new = True
         except FileExistsError:
             new = False
@@ -71,15 +72,14 @@ def scratch(home: Path | None = None) -> Iterator[Path]:
     Those that processes of this host have left, which were killed, go first.
     """
     home = Path(tempfile.gettempdir()) if home is None else home
-    for left in home.glob(f"{_PREFIX}*"):
-        with suppress(OSError, InputError):  # in use, gone, or somebody else's
-            _remove_abandoned(left)
-    folder = home / f"{_PREFIX}{uuid.uuid4().hex[:16]}"
+    _clear(home)
+    folder, lock = _made(home)
     try:
-        with claimed(folder, 0o700):
-            yield folder
+        yield folder
     finally:
         to_the_end(lambda: shutil.rmtree(folder, ignore_errors=True))
+        if lock is not None:
+            os.close(lock)
 
 
 def to_the_end(clear: Callable[[], object]) -> None:
@@ -98,6 +98,26 @@ def empty(folder: Path) -> None:
             shutil.rmtree(left)
         else:
             left.unlink()
+
+
+@cache
+def _clear(home: Path) -> None:
+    """Remove from `home` what killed processes have left; once, for it may hold very much else."""
+    for left in home.glob(f"{_PREFIX}*"):
+        with suppress(OSError, InputError):  # in use, gone, or somebody else's
+            _remove_abandoned(left)
+
+
+def _made(home: Path) -> tuple[Path, int | None]:
+    """A new folder in `home`, and its lock."""
+    while True:
+        folder = home / f"{_PREFIX}{uuid.uuid4().hex[:16]}"
+        folder.mkdir(0o700)
+        with suppress(FileNotFoundError, BlockingIOError):  # taken for one that was left
+            lock = _lock(folder)
+            if lock is None or _is_at(lock, folder):
+                return folder, lock
+            os.close(lock)
 
 
 def _remove_abandoned(folder: Path) -> None:

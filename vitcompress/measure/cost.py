@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from vitcompress.model.architecture import VitModel, spec_of
 from vitcompress.model.modules.quantized import QuantizedLinear
+from vitcompress.model.structure import run_on_shapes
 
 
 @register_flop_formula(torch.ops.vitcompress.quantized_linear, get_raw=True)
@@ -25,27 +26,25 @@ def macs(model: VitModel) -> int:
 
     A product that is taken twice (a second term of quantized inputs) counts twice.
     """
-    device = next(model.module.buffers(), next(model.module.parameters())).device
-    return _counted(model.module, model, device)
+    return _counted(model.module, model)
 
 
 def dense_macs(model: VitModel) -> int:
     """`macs` of the model that `model` was made from, before any compression."""
     with torch.device("meta"):
         module = spec_of(model.architecture).build("dense model")
-    return _counted(module.eval().requires_grad_(False), model, torch.device("meta"))
+    return _counted(module.eval().requires_grad_(False), model)
 
 
-def _counted(module: nn.Module, model: VitModel, device: torch.device) -> int:
+def _counted(module: nn.Module, model: VitModel) -> int:
     size = (1, model.preprocess.channels, *model.preprocess.input_size)
-    pixels = torch.zeros(size, device=device)
     # Attention in one kernel is not counted on every device; as matrix products it is.
     with (
         torch.inference_mode(),
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
     ):
-        module(pixels)
+        run_on_shapes(module, torch.zeros(size, device="meta"))
     return int(counter.get_total_flops()) // 2
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.model.architecture import VitModel
+from vitcompress.model.structure import run_on_shapes
 from vitcompress.stages.calibrate import statistics_bytes
 from vitcompress.stages.context import BATCH
 
@@ -20,21 +21,21 @@ def memory(model: VitModel) -> int:
     weights: int = sum(tensor.nbytes for tensor in model.module.state_dict().values())
     layers = [each for each in model.module.modules() if isinstance(each, nn.Linear)]
     statistics = sum(statistics_bytes(each.in_features) for each in layers)
-    return _PROGRAM + _COPIES * weights + statistics + BATCH * _kept_bytes(model)
+    return _PROGRAM + _COPIES * weights + statistics + BATCH * kept_bytes(model)
 
 
-def _kept_bytes(model: VitModel) -> int:
+def kept_bytes(model: VitModel) -> int:
     """What a forward pass of one image keeps for its backward pass, weights left out."""
-    weights = {tensor.untyped_storage().data_ptr() for tensor in model.module.state_dict().values()}
-    kept = dict[int, Tensor]()
+    kept = dict[int, torch.UntypedStorage]()
 
     def keep(tensor: Tensor) -> Tensor:
-        if (place := tensor.untyped_storage().data_ptr()) not in weights:
-            kept[place] = tensor
+        if tensor.requires_grad or tensor.grad_fn is not None:
+            storage = tensor.untyped_storage()
+            kept[id(storage)] = storage
         return tensor
 
-    pixels = torch.zeros(1, model.preprocess.channels, *model.preprocess.input_size)
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with torch.enable_grad(), hooks:
-        model.module(pixels.requires_grad_())
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    size = (1, model.preprocess.channels, *model.preprocess.input_size)
+    pixels = torch.zeros(size, device="meta", requires_grad=True)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run_on_shapes(model.module, pixels)
+    return sum(storage.nbytes() for storage in kept.values())

@@ -5,7 +5,7 @@ into a file.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -64,7 +64,7 @@ class Views:
     """Crops of `originals`, of sides between the shares `crops` of theirs.
 
     All images come once before any comes again. Each `run` of several with the same seed has views
-    of its own.
+    of its own. What is cut on the `device` is drawn on the CPU, alike for all devices.
     """
 
     originals: Originals
@@ -72,6 +72,7 @@ class Views:
     crops: tuple[float, float]
     seed: int
     run: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def batch(self, step: int, size: int) -> Tensor:
         """The views of this process out of `size` for the step of this number, [≤ size, C, H, W].
@@ -87,7 +88,7 @@ class Views:
             torch.manual_seed(_drawn(self.seed, _CROPS, step, self.run))
             for place in places:
                 if place in own:
-                    found.append(view(self.originals[self._index(place)]))
+                    found.append(view(self.originals[self._index(place)].to(self.device)))
                 else:
                     view(self.originals.blank)  # draws as much, and computes nothing
         return torch.stack(found)

@@ -64,10 +64,10 @@ def recover(model: VitModel, config: RecoverConfig, fit: Context, watched: Conte
     distance, start = partial(probe.cost_of, model.module), student.copied()
 
     def trained(run: int) -> Trained:
-        views = Views(originals, fit.preprocess, config.crops, fit.seed, run)
+        views = Views(originals, fit.preprocess, config.crops, fit.seed, run, fit.device)
 
         def loss(step: int) -> Tensor:
-            own = views.batch(step, config.batch).to(fit.device)
+            own = views.batch(step, config.batch)
             return objective.loss(own) * (len(own) / config.batch)
 
         if config.runs > 1:
