@@ -117,10 +117,6 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
                 group.enter_context(parallel.joined())
                 _check_together(command.__name__, together)
                 return command(*args, **kwargs)
-            except VitcompressError as error:
-                if os.environ.get("VITCOMPRESS_DEBUG"):
-                    traceback.print_exc()
-                end(f"error: {error}{_noted(error)}", error.exit_code)
             except KeyboardInterrupt:
                 end("interrupted: nothing was left half written", 130)
             except typer.Exit:
@@ -128,16 +124,23 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
             except Exception as error:
                 if os.environ.get("VITCOMPRESS_DEBUG"):
                     traceback.print_exc()
-                if isinstance(error, OSError) and error.errno in _OF_PATHS and error.filename:
-                    place = shortened(printable(str(error.filename)), 200)
-                    end(f"error: {place}: {error.strerror}; give another path{_noted(error)}", 2)
-                if lacks_memory(error):
-                    end(f"failed: {command.__name__}: {TOO_LITTLE}{_noted(error)}", 3)
-                reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-                where = _noted(error) or " (VITCOMPRESS_DEBUG=1 shows where)"
-                end(f"failed: {reason}{where}", 3)
+                end(*_explained(error, command.__name__))
 
     return wrapped
+
+
+def _explained(error: Exception, command: str) -> tuple[str, int]:
+    """The line that says why `command` has ended with `error`, and its exit code."""
+    if isinstance(error, VitcompressError):
+        return f"error: {error}{_noted(error)}", error.exit_code
+    if isinstance(error, OSError) and error.errno in _OF_PATHS and error.filename:
+        place = shortened(printable(str(error.filename)), 200)
+        return f"error: {place}: {error.strerror}; give another path{_noted(error)}", 2
+    if lacks_memory(error):
+        return f"failed: {command}: {TOO_LITTLE}{_noted(error)}", 3
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+    where = _noted(error) or " (VITCOMPRESS_DEBUG=1 shows where)"
+    return f"failed: {reason}{where}", 3
 
 
 def _noted(error: BaseException) -> str:
