@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from helpers import fresh
-from helpers.cli import Call, Called
+from helpers.cli import SHALLOW, Call, Called
 from helpers.exporting import exported_once
 from vitcompress.cli import app
 from vitcompress.console import console
@@ -44,7 +44,6 @@ OPTIONS: dict[str, Any] = {
     "num_heads": 2,
     "num_classes": 10,
 }
-SHALLOW = 2  # blocks that whole runs have of the embedded example
 IMAGES = 20  # more than one batch of a context
 PREPROCESS = Preprocess(
     input_size=(32, 32),

@@ -2,9 +2,7 @@
 
 import os
 import re
-import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,31 +10,9 @@ import pytest
 import yaml
 
 import vitcompress
-from helpers.cli import EXAMPLE
+from helpers.cli import EXAMPLE, write_quick_command
 
 HERE = Path(vitcompress.__file__).parent / "docs" / "ci"
-SHALLOW = 2  # blocks of the fixture `shallow_example`
-ROOT = Path(vitcompress.__file__).parents[1]
-# The command; models have the first blocks only and are timed for a moment, and signatures of
-# operators are parsed once.
-COMMAND = f"""#!{sys.executable}
-from functools import cache, partial
-import gc, sys
-sys.path.insert(0, {str(ROOT)!r})
-if "run" in sys.argv:
-    from pathlib import Path
-    gc.disable()
-    from onnxscript import TracedOnnxFunction
-    from vitcompress import pipeline
-    from vitcompress.example import glyphs
-    glyphs.CHECKPOINT = Path(sys.argv[0]).with_name("glyphs.safetensors")
-    glyphs.TIMM_OPTIONS["depth"] = {SHALLOW}
-    parsed = TracedOnnxFunction.function_ir.fget
-    TracedOnnxFunction.function_ir = property(cache(parsed))
-    pipeline.time_in_turns = partial(pipeline.time_in_turns, seconds=0)
-from vitcompress.cli import main
-main()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +20,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, shallow_example: Path) -> Pat
     """A folder with a recipe, and a folder `bin` with the command."""
     home = tmp_path_factory.mktemp("ci")
     (home / "recipe.yaml").write_text(f"{EXAMPLE}\nstages: [{{name: tail, type: tail}}]\n")
-    (home / "bin").mkdir()
-    command = home / "bin" / "vitcompress"
-    command.write_text(COMMAND)
-    command.chmod(0o755)
-    shutil.copyfile(shallow_example, home / "bin" / "glyphs.safetensors")
+    write_quick_command(home / "bin", shallow_example)
     return home
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.cli import EXAMPLE
+from helpers.cli import EXAMPLE, write_quick_command
 from vitcompress import registry
 from vitcompress.errors import InputError
 
@@ -83,9 +83,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def command(installed: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
+def command(
+    installed: Path, *arguments: object, started: tuple[object, ...] = ("-m", "vitcompress")
+) -> "subprocess.CompletedProcess[str]":
     paths = os.pathsep.join([str(installed), *filter(None, [os.environ.get("PYTHONPATH")])])
-    given = [sys.executable, "-m", "vitcompress", *map(str, arguments)]
+    given = [sys.executable, *map(str, (*started, *arguments))]
     told = {**os.environ, "PYTHONPATH": paths}
     return subprocess.run(given, env=told, capture_output=True, text=True, check=False)
 
@@ -97,12 +99,16 @@ def test_recipes_may_name_what_another_package_adds(installed: Path) -> None:
     assert json.loads(told)["$defs"]["CONFIG"]["properties"]["by"]["default"] == 2.0
 
 
-def test_a_stage_of_another_package_runs_in_a_chain(installed: Path, tmp_path: Path) -> None:
+def test_a_stage_of_another_package_runs_in_a_chain(
+    installed: Path, shallow_example: Path, tmp_path: Path
+) -> None:
+    quick = write_quick_command(tmp_path / "bin", shallow_example)
     (recipe := tmp_path / "recipe.yaml").write_text(
         EXAMPLE + "task: ranking\nstages: [{type: scale, name: s, by: 3},"
         "{type: prune, name: p, saliency: place, compensate: false, budget: {macs: 0.9}}]\n"
     )
-    done = command(installed, "run", recipe, "--out", tmp_path / "out", "--limit", 16, "--json")
+    given = ("run", recipe, "--out", tmp_path / "out", "--limit", 16, "--json")
+    done = command(installed, *given, started=(quick,))
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert [stage["details"]["facts"].get("by") for stage in report["stages"]] == [3.0, None]

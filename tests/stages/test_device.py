@@ -123,8 +123,12 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-# Of stages that have several methods, those that pass through most code.
-_SLOW = ("simulate", "merge rotary", "quantize rotary", "prune rotary", "quantize by lrp")
+# Of stages that have several methods, those that pass through most code stay.
+_SLOW = {
+    *("prune by magnitude", "prune by hessian", "prune normed queries", "prune rotary"),
+    *("merge by tome", "merge rotary", "quantize by gptq", "quantize by lrp", "quantize rotary"),
+    "simulate",
+}
 
 
 @pytest.mark.parametrize(
