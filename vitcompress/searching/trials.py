@@ -4,33 +4,28 @@ A trial is a combination: a category for each stage. Its values are how far it e
 and what it costs, both to be small.
 """
 
-import hashlib
-import json
 import logging
 import os
 import platform
 import random
 import warnings
-from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vitcompress.errors import InputError
 from vitcompress.searching.candidates import Candidate
+from vitcompress.searching.journal import journal
 from vitcompress.searching.predict import Measured
 from vitcompress.searching.space import Combination, Space
 
 _STARTUP = 8  # trials before the sampler trusts what it has seen
 _PROPOSALS = 20  # of the sampler, until one is new
 _IDENTITY, _WORKER, _ERROR, _WRITTEN = "identity", "worker", "error", "written"
-_DIGEST = "digest"  # of a line of a journal
 
 
 class Trials:
@@ -168,33 +163,4 @@ def _lives(process: int) -> bool:
 def _storage(text: str) -> BaseStorage:
     if "://" in text:
         return RDBStorage(text)
-    return JournalStorage(_journal(text))
-
-
-class _Journal(JournalFileBackend):
-    """A journal whose lines each carry a digest, so that one that was damaged is never believed."""
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        super().append_logs([{**log, _DIGEST: _digest(log)} for log in logs])
-
-    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        for log in super().read_logs(log_number_from):
-            if log.pop(_DIGEST, None) != _digest(log):
-                raise ValueError("a line of it is damaged, or of another version")
-            yield log
-
-
-def _journal(file: str) -> _Journal:
-    """The journal in `file`, without a last line that was cut off, as by a full disk.
-
-    Raises `ValueError` for one that is damaged.
-    """
-    journal = _Journal(file)
-    if any(journal.read_logs(0)):
-        content = Path(file).read_bytes()
-        os.truncate(file, content.rfind(b"\n") + 1)
-    return journal
-
-
-def _digest(log: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(log, sort_keys=True).encode()).hexdigest()[:16]
+    return JournalStorage(journal(text))
