@@ -51,12 +51,25 @@ def bars(chart: Chart) -> Markup:
 
 def _names(groups: list[str]) -> Iterator[Markup]:
     """The names below the bars, as many as there is room for; fewer on a phone."""
-    slot, longest = 100 / len(groups), max(map(len, groups)) * _LETTER + 8
-    every = math.ceil(longest / (3 * _NARROW * slot / 100))
-    on_phones = every * math.ceil(longest / (_NARROW * slot / 100) / every)
-    for index in range(0, len(groups), every):
-        kind = "" if index % on_phones == 0 else "wide"
-        yield text(index * slot + slot / 2, HEIGHT - 8, groups[index], "middle", kind)
+    narrow = _fitting(groups, _NARROW, ())
+    for index in _fitting(groups, 3 * _NARROW, narrow):
+        kind = "" if index in narrow else "wide"
+        yield text(100 * (index + 0.5) / len(groups), HEIGHT - 8, groups[index], "middle", kind)
+
+
+def _fitting(groups: list[str], room: float, placed: Sequence[int]) -> list[int]:
+    """The names, by index, that find room side by side in so many pixels beside those that are
+    `placed`: the first and the last before the others."""
+    slot, found = room / len(groups), list(placed)
+
+    def apart(one: int, other: int) -> bool:
+        half = (len(groups[one]) + len(groups[other])) / 2 * _LETTER + 8
+        return abs(one - other) * slot >= half
+
+    for index in (0, len(groups) - 1, *range(1, len(groups) - 1)):
+        if index not in found and all(apart(index, other) for other in found):
+            found.append(index)
+    return sorted(found)
 
 
 def _group(
