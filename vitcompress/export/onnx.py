@@ -204,7 +204,22 @@ def _traced(
             verbose=False,
         )
     assert program is not None
+    assert program.exported_program is not None
+    _let_go(program.exported_program)
     return program.model
+
+
+def _let_go(traced: torch.export.ExportedProgram) -> None:
+    """Empty what torch would keep of a trace as long as the process lives.
+
+    The environment of its symbolic sizes is held by caches of torch, and by the fake inputs that it
+    holds itself, in C++, where the collector does not see it.
+    """
+    values = (node.meta["val"] for node in traced.graph.find_nodes(op="placeholder"))
+    sizes = (size for value in values for size in value.shape)
+    for environment in {size.node.shape_env for size in sizes if isinstance(size, torch.SymInt)}:
+        environment.tracked_fakes.clear()
+        environment.fake_tensor_cache.clear()
 
 
 def facts_of(model: VitModel, extra: Mapping[str, str]) -> dict[str, str]:
