@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from helpers.cli import EXAMPLE, Call
+from vitcompress.cli import main
 from vitcompress.errors import lacks_memory
 
 RECIPE = f"""{EXAMPLE}
@@ -20,6 +21,7 @@ TOLD = (
     RuntimeError("[ONNXRuntimeError] : Failed to allocate memory for requested buffer of size 9"),
     RuntimeError("std::bad_alloc"),
     OSError(12, "Cannot allocate memory"),
+    ImportError("libtorch_cpu.so: failed to map segment from shared object"),
 )
 
 
@@ -51,6 +53,17 @@ def test_a_file_for_which_there_is_no_memory_is_not_damaged(
     monkeypatch.setattr("vitcompress.model.reading.files.load_file", fails(TOLD[5]))
     told = call("inspect", "example:glyphs", code=3).error
     assert "glyphs.safetensors: there is too little memory" in told
+
+
+def test_a_process_without_memory_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = list[int]()
+    monkeypatch.setattr("vitcompress.model.reading.files.load_file", fails(TOLD[5]))
+    monkeypatch.setattr("sys.argv", ["vitcompress", "inspect", "example:glyphs"])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("os._exit", ended.append)
+    with pytest.raises(SystemExit):
+        main()
+    assert ended == [3]
 
 
 def test_images_for_which_there_is_no_memory_are_not_left_out(

@@ -110,6 +110,8 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
                 given = kwargs.get("ci_service")
                 service = given if isinstance(given, ci.Service) else None
                 _tell_error(message, f"vitcompress {command.__name__}", service)
+            if TOO_LITTLE in message:
+                raise SystemExit(code) from MemoryError(message)  # see `main`
             raise typer.Exit(code)
 
         with ExitStack() as group:
@@ -329,4 +331,10 @@ def main() -> None:
         ending = getattr(signal, name, None)  # not every system has both
         if ending is not None and signal.getsignal(ending) is not signal.SIG_IGN:  # as by nohup
             signal.signal(ending, signal.default_int_handler)
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        if isinstance(ended.__cause__, MemoryError):
+            # All is told and cleared away. To take the interpreter down needs memory too: it hung.
+            os._exit(int(ended.code or 0))
+        raise

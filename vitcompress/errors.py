@@ -32,8 +32,9 @@ class ParityError(VitcompressError):
     exit_code = 4
 
 
-_SHORT = ("llocate memory", "out of memory", "bad_alloc", "bad allocation")
-"""What torch, onnxruntime, the C++ library and the system say of memory that is not to be had."""
+_SHORT = ("llocate memory", "out of memory", "bad_alloc", "bad allocation", "failed to map segment")
+"""What torch, onnxruntime, the C++ library, the system and its loader say of memory that is not to
+be had."""
 
 TOO_LITTLE = "there is too little memory; end other programs, or give --low-memory"
 

@@ -111,7 +111,7 @@ def by_runs(runs: int, home: Path) -> None:
     parsed = TracedOnnxFunction.function_ir.fget  # of each operator, a second at each export
     TracedOnnxFunction.function_ir = property(cache(parsed))
     for run in range(1, runs + 1):
-        compress("vit-int8", 32, home, *(f"stages.quant.{each}" for each in QUICK))
+        compress("vit-int8", 32, home, *QUICK)
         if run in REPORTED or run == runs:
             gc.collect()
             say([str(run), f"{status('VmRSS'):.0f} MB"], head=False)
