@@ -25,6 +25,8 @@ from vitcompress.stages.observe import Watch, observe, unlabelled
 _ROWS = 2048  # sampled input rows a layer
 _CALIBRATION = tensors("calibration", version=7)
 
+_NOTHING = 1e-30  # what outputs are worth that reach no answer: all of them alike
+
 Weights = Literal["even", "importance", "both"]
 """What the inputs of a layer are weighed by: nothing, their importance, or half and half."""
 
@@ -308,7 +310,7 @@ def collect(
         sample = sampled(x, batch)
         x, importance = _by_image(x, batch), None
         if gradient is not None:  # there is none at what no image reaches
-            importance = _by_image(gradient.square(), batch)
+            importance = _by_image(gradient.square(), batch).clamp_min(_NOTHING)
         if importance is not None and weights == "both":
             importance = (1 + importance / importance.mean().clamp_min(1e-30)) / 2
         if name not in found:
