@@ -56,6 +56,8 @@ def drawn(name: str, options: Mapping[str, Any], size: int) -> VitModel:
             parameter.copy_(torch.randn(parameter.shape) / parameter[0].numel() ** 0.5)
         elif "norm" not in key:
             parameter.copy_(torch.randn(parameter.shape) / 2)
+        elif key.endswith("weight"):  # those of Swin V2 begin at zero, and its blocks do nothing
+            parameter.fill_(1)
     grey = (0.5, 0.5, 0.5)
     return VitModel(
         module=adopt(module),
