@@ -13,6 +13,7 @@ from vitcompress.chain import Options
 from vitcompress.claims import scratch
 from vitcompress.dense import load_dense
 from vitcompress.export.folder import load_folder
+from vitcompress.memory import give_back
 from vitcompress.pipeline import run
 from vitcompress.recipe import Recipe, check_inputs, find_recipe, load_recipe
 from vitcompress.report.model import Made, Report
@@ -75,7 +76,9 @@ def compress(
     sources = _Sources(model, name, calibration, evaluation, classes)
     with parallel.joined(), _resolved(recipe, sources, settings) as resolved:
         made = Made(recipe=Path(recipe).stem)
-        return run(resolved, Path(out), Options(**options, made=made))
+        report = run(resolved, Path(out), Options(**options, made=made))
+    give_back()
+    return report
 
 
 def search(

@@ -5,6 +5,9 @@ is a small share of what computing with it costs.
 """
 
 import copy
+import ctypes
+import gc
+import sys
 from collections.abc import Callable, Iterator
 from tempfile import gettempdir
 from typing import TypeVar
@@ -80,3 +83,11 @@ def _like(tensor: Tensor) -> Tensor:
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.parameters()
     yield from module.buffers()
+
+
+def give_back() -> None:
+    """Give the system the free memory that glibc would keep for this process."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
