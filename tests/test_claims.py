@@ -124,3 +124,18 @@ def test_a_new_folder_that_another_process_takes_for_an_old_one_is_left_to_it(
     with scratch(tmp_path) as folder:
         assert folder == tried[2]
         assert len(set(tried)) == 3
+
+
+def test_an_interruption_as_a_folder_is_made_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def interrupted(self: Path, *given: Any, **options: Any) -> None:
+        make(self, *given, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt), scratch(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []

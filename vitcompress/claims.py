@@ -14,8 +14,8 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import cache
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
 
 if sys.platform != "win32":
@@ -73,13 +73,8 @@ def scratch(home: Path | None = None) -> Iterator[Path]:
     """
     home = Path(tempfile.gettempdir()) if home is None else home
     _clear(home)
-    folder, lock = _made(home)
-    try:
-        yield folder
-    finally:
-        to_the_end(lambda: shutil.rmtree(folder, ignore_errors=True))
-        if lock is not None:
-            os.close(lock)
+    with ExitStack() as ending:
+        yield _made(home, ending)
 
 
 def to_the_end(clear: Callable[[], object]) -> None:
@@ -108,16 +103,20 @@ def _clear(home: Path) -> None:
             _remove_abandoned(left)
 
 
-def _made(home: Path) -> tuple[Path, int | None]:
-    """A new folder in `home`, and its lock."""
+def _made(home: Path, ending: ExitStack) -> Path:
+    """A new folder in `home`, locked and there until `ending`."""
     while True:
         folder = home / f"{_PREFIX}{uuid.uuid4().hex[:16]}"
+        # Before it is there: an interruption may come as soon as it is.
+        ending.callback(to_the_end, partial(shutil.rmtree, folder, ignore_errors=True))
         folder.mkdir(0o700)
         with suppress(FileNotFoundError, BlockingIOError):  # taken for one that was left
             lock = _lock(folder)
-            if lock is None or _is_at(lock, folder):
-                return folder, lock
-            os.close(lock)
+            if lock is None:
+                return folder
+            ending.callback(os.close, lock)
+            if _is_at(lock, folder):
+                return folder
 
 
 def _remove_abandoned(folder: Path) -> None:

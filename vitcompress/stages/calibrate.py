@@ -312,7 +312,7 @@ def collect(
         if gradient is not None:  # there is none at what no image reaches
             importance = _by_image(gradient.square(), batch).clamp_min(_NOTHING)
         if importance is not None and weights == "both":
-            importance = (1 + importance / importance.mean().clamp_min(1e-30)) / 2
+            importance = (1 + importance / importance.mean()) / 2
         if name not in found:
             found[name] = _Accumulator(x.shape[-1], y.shape[-1], room)
         found[name].update(x, importance, sample, others)

@@ -29,7 +29,7 @@ def kept_bytes(model: VitModel) -> int:
     kept = dict[int, torch.UntypedStorage]()
 
     def keep(tensor: Tensor) -> Tensor:
-        if tensor.requires_grad or tensor.grad_fn is not None:
+        if tensor.requires_grad:
             storage = tensor.untyped_storage()
             kept[id(storage)] = storage
         return tensor
