@@ -14,7 +14,7 @@ from vitcompress.console import note
 from vitcompress.data.images import survey
 from vitcompress.dense import load_dense, say_model
 from vitcompress.details import Table
-from vitcompress.errors import TOO_LITTLE, InputError, RunError, lacks_memory
+from vitcompress.errors import InputError, RunError, ShortageError, lacks_memory
 from vitcompress.export import folder
 from vitcompress.export.floats import check_weights
 from vitcompress.measure import cost
@@ -217,7 +217,7 @@ def _device(name: str) -> torch.device:
 @contextmanager
 def step(title: str, left: float | None = None) -> Iterator[float]:
     """Note what is being done, with the seconds `left` of the run where they are known, and how
-    long it took. Raises `RunError` where the memory does not do for it."""
+    long it took. Raises `ShortageError` where the memory does not do for it."""
     note(title + ("" if left is None else f", about {roughly(left)} left"), "bold")
     start = time.monotonic()
     try:
@@ -225,5 +225,5 @@ def step(title: str, left: float | None = None) -> Iterator[float]:
     except Exception as error:
         if not lacks_memory(error):
             raise
-        raise RunError(f"{title}: {TOO_LITTLE}") from error
+        raise ShortageError(title) from error
     note(f"  done in {seconds(time.monotonic() - start)}")

@@ -42,7 +42,7 @@ from vitcompress.cli_options import (
     stem,
 )
 from vitcompress.console import console, print_json, say
-from vitcompress.errors import TOO_LITTLE, InputError, VitcompressError, lacks_memory
+from vitcompress.errors import InputError, ShortageError, VitcompressError, lacks_memory
 from vitcompress.lines import printable, shortened
 
 P = ParamSpec("P")
@@ -104,15 +104,13 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         console.quiet, console.verbose = bool(kwargs.get("quiet")), bool(kwargs.get("verbose"))
 
-        def end(message: str, code: int) -> NoReturn:
+        def end(message: str, code: int, short: bool = False) -> NoReturn:
             code, leads = parallel.ending(code)
             if leads:
                 given = kwargs.get("ci_service")
                 service = given if isinstance(given, ci.Service) else None
                 _tell_error(message, f"vitcompress {command.__name__}", service)
-            if TOO_LITTLE in message:
-                raise SystemExit(code) from MemoryError(message)  # see `main`
-            raise typer.Exit(code)
+            raise _EndAtOnce(code) if short else typer.Exit(code)
 
         with ExitStack() as group:
             try:
@@ -126,9 +124,14 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
             except Exception as error:
                 if os.environ.get("VITCOMPRESS_DEBUG"):
                     traceback.print_exc()
-                end(*_explained(error, command.__name__))
+                short = isinstance(error, ShortageError) or lacks_memory(error)
+                end(*_explained(error, command.__name__), short)
 
     return wrapped
+
+
+class _EndAtOnce(SystemExit):
+    """All is told and cleared away. To take the interpreter down needs memory too: it hung."""
 
 
 def _explained(error: Exception, command: str) -> tuple[str, int]:
@@ -139,7 +142,7 @@ def _explained(error: Exception, command: str) -> tuple[str, int]:
         place = shortened(printable(str(error.filename)), 200)
         return f"error: {place}: {error.strerror}; give another path{_noted(error)}", 2
     if lacks_memory(error):
-        return f"failed: {command}: {TOO_LITTLE}{_noted(error)}", 3
+        return f"failed: {ShortageError(command)}{_noted(error)}", 3
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
     where = _noted(error) or " (VITCOMPRESS_DEBUG=1 shows where)"
     return f"failed: {reason}{where}", 3
@@ -333,8 +336,5 @@ def main() -> None:
             signal.signal(ending, signal.default_int_handler)
     try:
         app()
-    except SystemExit as ended:
-        if isinstance(ended.__cause__, MemoryError):
-            # All is told and cleared away. To take the interpreter down needs memory too: it hung.
-            os._exit(int(ended.code or 0))
-        raise
+    except _EndAtOnce as ended:
+        os._exit(int(ended.code or 0))

@@ -26,6 +26,15 @@ class RunError(VitcompressError):
     exit_code = 3
 
 
+class ShortageError(RunError):
+    """There is too little memory for `what`."""
+
+    def __init__(self, what: object) -> None:
+        super().__init__(
+            f"{what}: there is too little memory; end other programs, or give --low-memory"
+        )
+
+
 class ParityError(VitcompressError):
     """An exported model does not compute what the torch model computes."""
 
@@ -36,9 +45,11 @@ _SHORT = ("llocate memory", "out of memory", "bad_alloc", "bad allocation", "fai
 """What torch, onnxruntime, the C++ library, the system and its loader say of memory that is not to
 be had."""
 
-TOO_LITTLE = "there is too little memory; end other programs, or give --low-memory"
-
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether `error` is about memory, for which only Python has a class of its own."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in _SHORT)
+    """Whether `error` is about memory, for which only Python has a class of its own, or comes of
+    one that is."""
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _SHORT):
+        return True
+    before = error.__cause__ or error.__context__
+    return before is not None and lacks_memory(before)

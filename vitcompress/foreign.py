@@ -7,13 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from vitcompress.errors import (
-    TOO_LITTLE,
-    InputError,
-    RunError,
-    VitcompressError,
-    lacks_memory,
-)
+from vitcompress.errors import InputError, ShortageError, VitcompressError, lacks_memory
 from vitcompress.lines import one_line
 
 TEXT_BYTES = 16 << 20
@@ -29,7 +23,7 @@ _ENCRYPTED = 1  # of the flags of a member
 @contextmanager
 def reading(file: Path | str, problem: str, remedy: str) -> Iterator[None]:
     """Inside it, a library reads `file`: whatever that raises becomes an `InputError`, or where the
-    memory does not do for it, a `RunError`.
+    memory does not do for it, a `ShortageError`.
 
     Readers of damaged files raise almost anything, and their own exceptions share no base class:
     nothing but the reading belongs inside. `problem`: what is then wrong with the file.
@@ -40,7 +34,7 @@ def reading(file: Path | str, problem: str, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         if lacks_memory(error):
-            raise RunError(f"{file}: {TOO_LITTLE}") from error
+            raise ShortageError(file) from error
         raise InputError(f"{file}: {problem} ({one_line(error)}); {remedy}") from error
 
 

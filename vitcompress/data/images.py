@@ -16,7 +16,7 @@ from vitcompress.data.decoding import Pixels, Prepared, decode
 from vitcompress.data.labels import labels_of
 from vitcompress.data.preprocess import Preprocess, model_input
 from vitcompress.data.sources import Label, list_source
-from vitcompress.errors import TOO_LITTLE, InputError, RunError, lacks_memory
+from vitcompress.errors import InputError, ShortageError, lacks_memory
 from vitcompress.lines import one_line, printable
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def _prepare(images: ImageSet, index: int, spec: Preprocess) -> "torch.Tensor | 
         raise InputError(f"{images.source}: {images.names[index]}: {error}") from error
     except Exception as error:  # decoders of damaged files raise almost anything
         if lacks_memory(error):
-            raise RunError(f"{images.source}: {images.names[index]}: {TOO_LITTLE}") from error
+            raise ShortageError(f"{images.source}: {images.names[index]}") from error
         return one_line(error)
 
 

@@ -25,6 +25,7 @@ from vitcompress.export.passes.lower import lower
 from vitcompress.export.passes.narrow import narrow
 from vitcompress.export.passes.outline import outline
 from vitcompress.export.passes.share import share
+from vitcompress.export.traces import let_go
 from vitcompress.foreign import check_regular, reading
 from vitcompress.model.architecture import Architecture, VitModel
 from vitcompress.model.compact import exportable
@@ -204,6 +205,8 @@ def _traced(
             verbose=False,
         )
     assert program is not None
+    if program.exported_program is not None:
+        let_go(program.exported_program)
     return program.model
 
 
