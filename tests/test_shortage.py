@@ -71,6 +71,17 @@ def test_a_process_without_memory_ends_at_once(monkeypatch: pytest.MonkeyPatch) 
     assert ended == [3]
 
 
+@pytest.mark.parametrize("command", ["eval", "inspect"])
+def test_a_command_is_told_by_its_name(
+    command: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitcompress.inspection.evaluate", fails(TOLD[1]))
+    monkeypatch.setattr("vitcompress.inspection.facts", fails(TOLD[1]))
+    options = ["--evaluation", "example:glyphs/evaluation"] if command == "eval" else []
+    told = call(command, "example:glyphs", *options, code=3).error
+    assert f"{command}: there is too little memory" in told
+
+
 def test_images_for_which_there_is_no_memory_are_not_left_out(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,11 +94,15 @@ def vitcompress(version: Version = False) -> None:
     """Compress trained Vision Transformers: checkpoint in, verified ONNX out."""
 
 
-def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
+def reported(
+    command: Callable[P, R], together: bool = False, name: str | None = None
+) -> Callable[P, R]:
     """Turn what a command raises into one line on stderr and an exit code.
 
     `together`: whether several processes can share its work. All of them end with the same code.
+    `name`: what the command is called, where its function has another name.
     """
+    called = name or command.__name__
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -109,13 +113,13 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
             if leads:
                 given = kwargs.get("ci_service")
                 service = given if isinstance(given, ci.Service) else None
-                _tell_error(message, f"vitcompress {command.__name__}", service)
+                _tell_error(message, f"vitcompress {called}", service)
             raise _EndAtOnce(code) if short else typer.Exit(code)
 
         with ExitStack() as group:
             try:
                 group.enter_context(parallel.joined())
-                _check_together(command.__name__, together)
+                _check_together(called, together)
                 return command(*args, **kwargs)
             except KeyboardInterrupt:
                 end("interrupted: nothing was left half written", 130)
@@ -125,7 +129,7 @@ def reported(command: Callable[P, R], together: bool = False) -> Callable[P, R]:
                 if os.environ.get("VITCOMPRESS_DEBUG"):
                     traceback.print_exc()
                 short = isinstance(error, ShortageError) or lacks_memory(error)
-                end(*_explained(error, command.__name__), short)
+                end(*_explained(error, called), short)
 
     return wrapped
 
@@ -321,7 +325,7 @@ app.command()(reported(cli_recipes.models))
 app.command()(reported(cli_looking.inspect))
 app.command()(reported(cli_looking.docs))
 app.command()(reported(cli_looking.predict))
-app.command("eval")(reported(cli_looking.evaluate))
+app.command("eval")(reported(cli_looking.evaluate, name="eval"))
 app.command()(reported(cli_looking.bench))
 app.command()(reported(cli_looking.compare))
 app.command()(reported(cli_search.search))
