@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from onnxscript import TracedOnnxFunction
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from helpers import fresh
+from helpers import fresh, operators
 from helpers.cli import SHALLOW, Call, Called
 from helpers.exporting import exported_once
 from vitcompress.cli import app
@@ -71,12 +70,11 @@ def _fill(module: torch.nn.Module) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def done_once() -> Iterator[None]:
-    """Work that is the same each time, much of a second or more: at every export, the signatures
-    of operators are parsed from their source, and the collector walks all that was imported; at
-    every run of the embedded example its images are drawn."""
-    parsed = TracedOnnxFunction.function_ir.fget
+    """Work that is the same each time, much of a second or more: at every export, operators are
+    looked for, and the collector walks all that was imported; at every run of the embedded example
+    its images are drawn."""
+    operators.find_once()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TracedOnnxFunction, "function_ir", property(cache(parsed)))
         patch.setattr(glyphs, "draw", cache(glyphs.draw))
         gc.collect()
         gc.freeze()

@@ -21,19 +21,18 @@ data:
 SHALLOW = 2  # blocks that whole runs have of the embedded example
 _ROOT = Path(vitcompress.__file__).parents[1]
 _QUICK = f"""#!{sys.executable}
-from functools import cache, partial
+from functools import partial
 import gc, sys
-sys.path.insert(0, {str(_ROOT)!r})
+sys.path[:0] = [{str(_ROOT)!r}, {str(_ROOT / "tests")!r}]
 if "run" in sys.argv:
     from pathlib import Path
     gc.disable()
-    from onnxscript import TracedOnnxFunction
+    from helpers import operators
     from vitcompress import pipeline
     from vitcompress.example import glyphs
     glyphs.CHECKPOINT = Path(sys.argv[0]).with_name("glyphs.safetensors")
     glyphs.TIMM_OPTIONS["depth"] = {SHALLOW}
-    parsed = TracedOnnxFunction.function_ir.fget
-    TracedOnnxFunction.function_ir = property(cache(parsed))
+    operators.find_once()
     pipeline.time_in_turns = partial(pipeline.time_in_turns, seconds=0)
 from vitcompress.cli import main
 main()

@@ -152,8 +152,8 @@ def _counting(home: Path, moment: int, by: int) -> list[int]:
 def _prepare(memo: Path) -> None:
     """Import everything, and do once what is the same in each process."""
     import torch
-    from onnxscript import TracedOnnxFunction
 
+    from helpers import operators
     from helpers.exporting import exported_once
     from vitcompress import pipeline
     from vitcompress.data.sources import list_source
@@ -164,8 +164,7 @@ def _prepare(memo: Path) -> None:
 
     assert search
     torch.set_num_threads(1)
-    parsed = TracedOnnxFunction.function_ir.fget
-    TracedOnnxFunction.function_ir = property(cache(parsed))
+    operators.find_once()
     glyphs.draw = cache(glyphs.draw)
     for split in ("calibration", "evaluation"):
         list_source(f"example:glyphs/{split}")  # which draws the images
