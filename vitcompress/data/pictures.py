@@ -23,9 +23,7 @@ def photograph(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], 
 
 def thumbnail(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], size: int) -> str:
     """As `photograph`, in fewer bytes: with the losses of JPEG."""
-    file = io.BytesIO()
-    _photograph(pixels, mean, std, size).save(file, "JPEG", quality=72, optimize=True)
-    return JPEG_PREFIX + base64.b64encode(file.getvalue()).decode()
+    return _jpeg(_photograph(pixels, mean, std, size))
 
 
 def token_map(
@@ -53,15 +51,15 @@ def token_map(
 def heat_map(
     pixels: Tensor, values: Tensor, mean: tuple[float, ...], std: tuple[float, ...], size: int
 ) -> str:
-    """`photograph` in grey, with `values` [rows, columns] over it, blue where negative and red
-    where positive: the deeper, the nearer to the largest magnitude."""
+    """`thumbnail` in grey, with `values` [rows, columns] over it, blue where negative and red where
+    positive: the deeper, the nearer to the largest magnitude."""
     grey = _photograph(pixels, mean, std, size).convert("L")
     share = values.float().cpu().numpy() / max(float(values.abs().max()), 1e-30)
     share = np.asarray(Image.fromarray(share).resize(grey.size, Image.Resampling.BILINEAR))
     colour = np.where(share[..., None] < 0, _LOW, _HIGH)
     drawn = np.asarray(grey)[..., None] * (1 - np.abs(share)[..., None])
     drawn = drawn + colour * np.abs(share)[..., None]
-    return _encoded(Image.fromarray(drawn.round().astype(np.uint8)))
+    return _jpeg(Image.fromarray(drawn.round().astype(np.uint8)))
 
 
 def _photograph(
@@ -88,3 +86,9 @@ def _encoded(image: Image.Image) -> str:
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return PNG_PREFIX + base64.b64encode(file.getvalue()).decode()
+
+
+def _jpeg(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=72, optimize=True)
+    return JPEG_PREFIX + base64.b64encode(file.getvalue()).decode()

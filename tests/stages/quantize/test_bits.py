@@ -302,7 +302,7 @@ def test_relevance_is_drawn_where_it_has_decided(vit: VitModel, context: Context
         answers = dict.fromkeys(f"class {each[place]}" for each in (before, after))
         assert row.caption == f"{context.images.names[place]}: {' → '.join(answers)}"
         assert row.sources[1] != row.sources[2]
-        assert all(source.startswith("data:image/png") for source in row.sources)
+        assert all(source.startswith("data:image/jpeg") for source in row.sources)
     for others in ({"bits": 8}, {"bits": {"average": 4.5}, "score": "fisher"}):
         assert not run(vit, context, **others).galleries
 

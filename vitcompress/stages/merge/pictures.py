@@ -11,6 +11,7 @@ from vitcompress.stages.captions import captions
 from vitcompress.stages.context import Context
 
 _SHOWN, _SIZE = 4, 168  # images, and their height in pixels
+_KEY = "Each token has one colour, the mean of the patches that are merged in it, and dark edges."
 
 
 @torch.no_grad()
@@ -38,4 +39,4 @@ def pictures(model: VitModel, context: Context) -> Gallery:
         f"after block {depth}: {merging.kept[depth] - anatomy.prefix_tokens} tokens"
         for depth in depths
     )
-    return Gallery("token_maps", ("input", *after), tuple(rows))
+    return Gallery("token_maps", ("input", *after), tuple(rows), _KEY)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.data.pictures import heat_map, photograph
+from vitcompress.data.pictures import heat_map, thumbnail
 from vitcompress.details import Gallery, Pictures
 from vitcompress.methods import relevance
 from vitcompress.model.architecture import VitModel
@@ -16,6 +16,7 @@ from vitcompress.tasks import Task
 
 _SHOWN, _CELLS = 4, 14  # images with pictures of their relevance, and its fields a side
 _SIZE = 168  # height of a picture, in pixels
+_KEY = "Red parts speak for what the model before this stage answers, blue ones against it."
 
 
 def contributions(scored: Scored) -> list[float]:
@@ -52,10 +53,10 @@ def relevance_maps(before: VitModel, after: VitModel, context: Context) -> Galle
     look = context.preprocess
     rows = []
     for place, pixels in enumerate(shown):
-        photo = photograph(pixels, look.mean, look.std, _SIZE)
+        photo = thumbnail(pixels, look.mean, look.std, _SIZE)
         heats = (heat_map(pixels, each[place], look.mean, look.std, _SIZE) for each in maps)
         rows.append(Pictures(told[place], (photo, *heats)))
-    return Gallery("relevance", ("input", "before", "after"), tuple(rows))
+    return Gallery("relevance", ("input", "before", "after"), tuple(rows), _KEY)
 
 
 def _direction(task: Task, output: Tensor) -> Tensor:
