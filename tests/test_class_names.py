@@ -76,6 +76,20 @@ def test_names_that_do_not_fit_are_left_out_with_a_word(call: Call, folder: Path
     assert "2 class names for 3 outputs: they are left out" in told
 
 
+@pytest.mark.usefixtures("quick_runs")
+def test_a_list_with_a_name_for_each_output_names_them(
+    call: Call, folder: Path, tmp_path: Path
+) -> None:
+    described = json.loads((folder / "config.json").read_text())
+    del described["label_names"]
+    (folder / "config.json").write_text(json.dumps(described))
+    listed, file, out = ["eel", "pike", "zander"], tmp_path / "classes.txt", tmp_path / "out"
+    file.write_text("\n".join(listed))
+    judged = images(tmp_path / "images", tuple(listed))
+    call("export", folder, "--evaluation", judged, "--classes", file, "--out", out)
+    assert json.loads(metadata(out / "model.onnx")["class_names"]) == listed
+
+
 def test_families_and_layouts_are_listed(call: Call) -> None:
     found = call("models", "--json").json
     assert "Swin" in found["families"]["windowed"]

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from vitcompress.console import (
     console,
+    drawn,
     keep,
     keeping,
     note,
@@ -130,3 +131,17 @@ def wide() -> Iterator[None]:
     width, console.width = console.width, 200
     yield
     console.width = width
+
+
+def test_in_a_notebook_notes_stand_as_they_are_and_nothing_is_empty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown = list[str]()
+    monkeypatch.setattr("rich.jupyter.display", lambda _, text: shown.append(text))
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr(console, "is_jupyter", True)
+    note("baseline", "bold")
+    assert drawn("a table") == "a table"
+    (only,) = shown
+    assert "baseline" in only
+    assert not re.search(r"\d{4}-\d\d", only)

@@ -1,7 +1,7 @@
 """A chain of stages: what it is run with, what its stages would leave, and what they left."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from vitcompress import gates, output, parallel, targets
+from vitcompress.changes import class_names
 from vitcompress.console import note
 from vitcompress.data.images import survey
 from vitcompress.dense import load_dense, say_model
@@ -168,6 +169,7 @@ def context_of(recipe: Recipe, dense: VitModel, data: RunImages, options: Option
         recovery=data.recovery,
         target=recipe.export.target,
         room=room,
+        names=_names(recipe, dense, data),
     )
     if not parallel.alone():
         _check_given(context)
@@ -176,6 +178,13 @@ def context_of(recipe: Recipe, dense: VitModel, data: RunImages, options: Option
         return context
     rest, reserve = context.split(int(max(shares) * len(context.images)))
     return replace(rest, reserve=reserve.images)
+
+
+def _names(recipe: Recipe, dense: VitModel, data: RunImages) -> Callable[[int], str]:
+    """What classes are called."""
+    by, listed = judging(recipe, dense), recipe.data.classes
+    known = by.class_names if by.outputs > 1 else None  # one output answers yes or no
+    return class_names(data.evaluation, known, Path(listed) if listed else None)
 
 
 def _check_given(context: Context) -> None:

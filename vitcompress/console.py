@@ -1,7 +1,7 @@
 """What people see: one console on stderr, progress with the time left, and JSON on stdout.
 
 Results and errors are said (`say`), the course of the work is noted (`note`): where nobody watches
-a terminal, notes begin with the time, and nothing is broken into lines.
+a terminal or a notebook, notes begin with the time, and nothing is broken into lines.
 """
 
 import json
@@ -73,7 +73,8 @@ def note(text: str, style: str = "", detail: bool = False) -> None:
     keep(text)
     if detail and not console.verbose:
         return
-    say(text if console.is_terminal else "\n".join(f"{_now()} {line}" for line in lines), style)
+    watched = console.is_terminal or console.is_jupyter
+    say(text if watched else "\n".join(f"{_now()} {line}" for line in lines), style)
 
 
 def keep(text: str) -> None:
@@ -95,7 +96,14 @@ def keeping(file: Path | None) -> Iterator[ExitStack]:
 
 def drawn(what: RenderableType) -> str:
     """What `rich` draws, as plain text."""
-    plain = Console(width=_UNBROKEN, color_system=None, markup=False, emoji=False, highlight=False)
+    plain = Console(
+        width=_UNBROKEN,
+        color_system=None,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        force_jupyter=False,  # or a notebook shows an empty output
+    )
     with plain.capture() as captured:
         plain.print(what)
     return captured.get().rstrip()

@@ -1,7 +1,11 @@
 """The dense model that a recipe names."""
 
+from dataclasses import replace
+from pathlib import Path
+
 from vitcompress import gates
 from vitcompress.console import note
+from vitcompress.data.labels import read_classes
 from vitcompress.errors import InputError
 from vitcompress.model.architecture import VitModel, from_source
 from vitcompress.model.head import Choice
@@ -34,9 +38,20 @@ def load_dense(recipe: Recipe) -> VitModel:
             f"model.normalise: the task is {model.task.name}, and only embeddings have a length; "
             "set task: embedding, or model.output for the features before the head"
         )
-    model = specialised(recipe, model)
+    model = _named(recipe, specialised(recipe, model))
     gates.applying(recipe.gates, judging(recipe, model).task)
     return model
+
+
+def _named(recipe: Recipe, model: VitModel) -> VitModel:
+    """`model` with the names in the file `data.classes`, where it has none and they are as many as
+    its outputs."""
+    listed = recipe.data.classes
+    if listed is None or model.class_names is not None or model.num_classes < 2:
+        return model
+    names = read_classes(Path(listed), set())
+    fits = len(names) == model.num_classes
+    return replace(model, class_names=tuple(names)) if fits else model
 
 
 def say_model(model: VitModel) -> None:

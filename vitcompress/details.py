@@ -63,8 +63,9 @@ class Pictures:
 
 @dataclass(frozen=True, config=_PLAIN)
 class Gallery:
-    """Rows of pictures under named columns."""
+    """Rows of pictures under named columns. `key`: what their colours mean, in words."""
 
     name: str
     columns: tuple[str, ...]
     rows: tuple[Pictures, ...]
+    key: str = ""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitcompress import gates, output, pace, parallel, targets, trained_size
 from vitcompress.chain import Carried, Options, carry_out, context_of, details_of, planned, step
-from vitcompress.changes import changes, class_names
+from vitcompress.changes import changes
 from vitcompress.claims import scratch
 from vitcompress.console import drawn, keep, keeping, note
 from vitcompress.data.images import ImageSet, batches
@@ -286,12 +286,8 @@ class _Run:
 
     def _changes(self, judged: Judged) -> Changes:
         """How these outputs of the final model differ from the dense ones."""
-        images, by = self.data.evaluation, judging(self.recipe, self.dense)
-        listed = self.recipe.data.classes
-        known = by.class_names if by.outputs > 1 else None  # one output answers yes or no
-        names = class_names(images, known, Path(listed) if listed else None)
-        look = self.dense.preprocess
-        return changes(self.task, self.judged_dense, judged, images, look, names)
+        images, look = self.data.evaluation, self.dense.preprocess
+        return changes(self.task, self.judged_dense, judged, images, look, self.context.names)
 
     def _export(
         self, model: VitModel, file: Path, facts: dict[str, str], floats: Floats = "float32"

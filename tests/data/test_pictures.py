@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitcompress.data.pictures import PNG_PREFIX, heat_map, photograph, token_map
+from vitcompress.data.pictures import JPEG_PREFIX, PNG_PREFIX, heat_map, photograph, token_map
 
 
 def decoded(uri: str) -> np.ndarray:
@@ -16,17 +16,27 @@ def decoded(uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.removeprefix(PNG_PREFIX)))))
 
 
-def test_a_heat_map_is_blue_white_and_red() -> None:
-    found = decoded(heat_map(torch.tensor([[-2.0, 0.0], [1.0, 2.0]]))).astype(int)
+def heats(values: torch.Tensor, channels: int = 3) -> np.ndarray:
+    """Those of a picture that is 0.8 all over: the colours where the values are."""
+    pixels = torch.full((channels, 8, 8), 0.8)
+    drawn = heat_map(pixels, values, (0.0,) * channels, (1.0,) * channels, 32 * len(values))
+    assert drawn.startswith(JPEG_PREFIX)
+    image = Image.open(io.BytesIO(base64.b64decode(drawn.removeprefix(JPEG_PREFIX))))
+    return np.asarray(image)[16::32, 16::32].astype(int)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_heat_map_is_blue_and_red_over_the_picture_in_grey(channels: int) -> None:
+    found = heats(torch.tensor([[-2.0, 0.0], [1.0, 2.0]]), channels)
     assert found.shape == (2, 2, 3)
     assert found[0, 0, 2] > found[0, 0, 0] + 100
-    assert (found[0, 1] > 240).all()
+    assert np.abs(found[0, 1] - 204).max() <= 8
     assert found[1, 1, 0] > found[1, 1, 2] + 100
-    assert (found[1, 0] >= found[1, 1]).all()  # half as deep
+    assert np.abs(2 * found[1, 0] - found[1, 1] - 204).max() <= 24  # half as deep
 
 
-def test_no_relevance_at_all_is_white() -> None:
-    assert (decoded(heat_map(torch.zeros(3, 4))) > 240).all()
+def test_without_relevance_the_picture_is_left() -> None:
+    assert np.abs(heats(torch.zeros(4, 4)) - 204).max() <= 2
 
 
 def test_a_photograph_is_as_before_preparation() -> None:

@@ -202,9 +202,9 @@ def test_a_script_can_be_read(tmp_path: Path) -> None:
             shares = {"channels": channels, "mean": (0.5,) * channels, "std": (0.5,) * channels}
             spec = Preprocess.model_validate({**dict(HARD), **change, **shares})
             lines = script(tmp_path, spec, task).read_text().splitlines()
-            assert len(lines) <= 80
+            assert len(lines) <= 70
             assert max(map(len, lines)) <= 100
-    assert len(script(tmp_path, SIMPLE).read_text().splitlines()) <= 70
+    assert len(script(tmp_path, SIMPLE).read_text().splitlines()) <= 58
 
 
 def test_an_output_means_what_its_task_says(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ JPEG_PREFIX = "data:image/jpeg;base64,"
 
 _EDGE = 0.4  # brightness of the lines between tokens
 
-# The ends of the scale of a heat map, and its middle, as red, green and blue.
-_LOW, _ZERO, _HIGH = (np.array(c) for c in ((33, 102, 172), (247, 247, 247), (178, 24, 43)))
+# The ends of the scale of a heat map, as red, green and blue.
+_LOW, _HIGH = np.array((33, 102, 172)), np.array((178, 24, 43))
 
 
 def photograph(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], size: int) -> str:
@@ -23,9 +23,7 @@ def photograph(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], 
 
 def thumbnail(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], size: int) -> str:
     """As `photograph`, in fewer bytes: with the losses of JPEG."""
-    file = io.BytesIO()
-    _photograph(pixels, mean, std, size).save(file, "JPEG", quality=72, optimize=True)
-    return JPEG_PREFIX + base64.b64encode(file.getvalue()).decode()
+    return _jpeg(_photograph(pixels, mean, std, size))
 
 
 def token_map(
@@ -50,15 +48,18 @@ def token_map(
     return _encoded(Image.fromarray(drawn.round().astype(np.uint8)))
 
 
-def heat_map(values: Tensor) -> str:
-    """`values` [rows, columns] from blue (negative) through white (0) to red (positive).
-
-    The deepest colour is the largest magnitude.
-    """
-    share = values.double().cpu().numpy() / max(float(values.abs().max()), 1e-30)
-    end = np.where(share[..., None] < 0, _LOW, _HIGH)
-    colours = _ZERO + np.abs(share)[..., None] * (end - _ZERO)
-    return _encoded(Image.fromarray(colours.round().astype(np.uint8)))
+def heat_map(
+    pixels: Tensor, values: Tensor, mean: tuple[float, ...], std: tuple[float, ...], size: int
+) -> str:
+    """`thumbnail` in grey, with `values` [rows, columns] over it, blue where negative and red where
+    positive: the deeper, the nearer to the largest magnitude."""
+    grey = _photograph(pixels, mean, std, size).convert("L")
+    share = values.float().cpu().numpy() / max(float(values.abs().max()), 1e-30)
+    share = np.asarray(Image.fromarray(share).resize(grey.size, Image.Resampling.BILINEAR))
+    colour = np.where(share[..., None] < 0, _LOW, _HIGH)
+    drawn = np.asarray(grey)[..., None] * (1 - np.abs(share)[..., None])
+    drawn = drawn + colour * np.abs(share)[..., None]
+    return _jpeg(Image.fromarray(drawn.round().astype(np.uint8)))
 
 
 def _photograph(
@@ -85,3 +86,9 @@ def _encoded(image: Image.Image) -> str:
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return PNG_PREFIX + base64.b64encode(file.getvalue()).decode()
+
+
+def _jpeg(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=72, optimize=True)
+    return JPEG_PREFIX + base64.b64encode(file.getvalue()).decode()

@@ -48,7 +48,8 @@ class Context:
     on them. `recovery`: more images to train on. `reserve`: images like those of `calibration`, of
     which no stage learns; None where none were held back for a stage to come. `target`: the runtime
     that latencies are of. `room`: where large statistics are kept. `shared`: where stages are
-    carried out again and again, what they need not find out twice.
+    carried out again and again, what they need not find out twice. `names`: what classes are
+    called, by their numbers.
     """
 
     dense: VitModel
@@ -64,6 +65,7 @@ class Context:
     target: str = targets.DEFAULT
     room: Room = in_memory
     shared: Shared | None = None
+    names: Callable[[int], str] = "class {}".format
 
     @property
     def images(self) -> ImageSet:

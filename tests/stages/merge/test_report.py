@@ -23,13 +23,21 @@ def test_the_report_shows_tokens(deep: VitModel, context: Context) -> None:
         "after block 2: 9 tokens",
     )
     assert all(row.sources[-1].startswith("data:image/png") for row in gallery.rows)
-    assert [row.caption for row in gallery.rows] == list(context.images.names[:4])
+    pixels = context.shown(4).pixels
+    models = (context.dense, result.model)
+    dense, merged = (model.module(pixels).argmax(-1).tolist() for model in models)
+    answers = (
+        " → ".join(map(str, dict.fromkeys(pair))) for pair in zip(dense, merged, strict=True)
+    )
+    assert [row.caption.replace("class ", "") for row in gallery.rows] == [
+        f"{image}: {answer}" for image, answer in zip(context.images.names, answers, strict=False)
+    ]
     judged = replace(context.images, names=context.images.names[::-1])
     result = merge(
         deep, config(schedule=[15, 15, 15], images=16), replace(context, evaluation=judged)
     )
     (gallery,) = result.galleries
-    assert [row.caption for row in gallery.rows] == list(judged.names[:4])
+    assert [row.caption.split(":")[0] for row in gallery.rows] == list(judged.names[:4])
     assert gallery.columns[1:] == ("after block 0: 14 tokens",)
 
 

@@ -296,10 +296,13 @@ def test_relevance_is_drawn_where_it_has_decided(vit: VitModel, context: Context
     result = run(vit, context, bits={"average": 4.5})
     (gallery,) = result.galleries
     assert (gallery.name, gallery.columns) == ("relevance", ("input", "before", "after"))
-    assert [row.caption for row in gallery.rows] == context.images.names[:4]
-    for row in gallery.rows:
+    shown = context.shown(4)
+    before, after = (model.module(shown.pixels).argmax(-1) for model in (vit, result.model))
+    for place, row in enumerate(gallery.rows):
+        answers = dict.fromkeys(f"class {each[place]}" for each in (before, after))
+        assert row.caption == f"{context.images.names[place]}: {' → '.join(answers)}"
         assert row.sources[1] != row.sources[2]
-        assert all(source.startswith("data:image/png") for source in row.sources)
+        assert all(source.startswith("data:image/jpeg") for source in row.sources)
     for others in ({"bits": 8}, {"bits": {"average": 4.5}, "score": "fisher"}):
         assert not run(vit, context, **others).galleries
 

@@ -36,7 +36,11 @@ _CHARTED = {
     "input_span": "Span of each layer's calibration inputs, as a multiple of their 8-bit range: "
     "outliers beyond 1 are clipped",
     "importance": "What an error of each layer's output counts",
-    **{f"error_{bits}": f"Error of each layer with {bits} bits" for bits in (8, 6, 5, 4, 3, 2)},
+    **{
+        f"error_{bits}": f"Squared error of each layer's output that weights of {bits} bits make, "
+        "as a share of its variance"
+        for bits in (8, 6, 5, 4, 3, 2)
+    },
 }  # columns of tables by layer
 
 

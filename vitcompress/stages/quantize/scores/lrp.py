@@ -4,16 +4,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.data.pictures import heat_map, photograph
+from vitcompress.data.pictures import heat_map, thumbnail
 from vitcompress.details import Gallery, Pictures
 from vitcompress.methods import relevance
 from vitcompress.model.architecture import VitModel
-from vitcompress.model.structure import float_twin
+from vitcompress.model.structure import float_twin, placed
+from vitcompress.stages.captions import captions
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.scores import ESTIMATED, Score, Scored
 from vitcompress.tasks import Task
 
 _SHOWN, _CELLS = 4, 14  # images with pictures of their relevance, and its fields a side
+_SIZE = 168  # height of a picture, in pixels
+_KEY = "Red parts speak for what the model before this stage answers, blue ones against it."
 
 
 def contributions(scored: Scored) -> list[float]:
@@ -37,20 +40,23 @@ def contributions(scored: Scored) -> list[float]:
 def relevance_maps(before: VitModel, after: VitModel, context: Context) -> Gallery:
     """Pictures of where two models find what speaks for what the first one says.
 
-    Of a few images: the image, and the relevance of its parts for either model.
+    Of a few images: the image, the relevance of its parts for either model, drawn over it, and what
+    both answer.
     """
     batch = context.shown(_SHOWN)
     shown = batch.pixels.to(context.device)
     twins = [float_twin(model.module).to(context.device) for model in (before, after)]
-    readout = _direction(before.task, twins[0](shown))
+    dense, answer = twins[0](shown), placed(after.module, context.device)(shown)
+    readout = _direction(before.task, dense)
     maps = [heat(twin, shown, readout, _CELLS) for twin in twins]
+    told = captions(batch, before.task, dense, answer, context.names)
     look = context.preprocess
     rows = []
     for place, pixels in enumerate(shown):
-        photo = photograph(pixels, look.mean, look.std, 112)
-        sources = (photo, *(heat_map(found[place]) for found in maps))
-        rows.append(Pictures(batch.names[place], sources))
-    return Gallery("relevance", ("input", "before", "after"), tuple(rows))
+        photo = thumbnail(pixels, look.mean, look.std, _SIZE)
+        heats = (heat_map(pixels, each[place], look.mean, look.std, _SIZE) for each in maps)
+        rows.append(Pictures(told[place], (photo, *heats)))
+    return Gallery("relevance", ("input", "before", "after"), tuple(rows), _KEY)
 
 
 def _direction(task: Task, output: Tensor) -> Tensor:
