@@ -40,11 +40,18 @@ class Row:
     settings: tuple[str, ...] = ()
 
 
+def codes(codebook: str, bits: int, *more: str) -> Row:
+    """Weights of the blocks in codes of `bits` bits; ranges of inputs are taken at run time, which
+    saves the search for them, much longer than all else."""
+    chosen = (f"bits={bits}", f"codebook={codebook}", "activations=dynamic", "residual=0", *more)
+    return Row(f"{codebook}, {bits} bits", "vit-w4a8", tuple(f"stages.quant.{s}" for s in chosen))
+
+
 ROWS = [
-    Row("uniform, 5 bits", "vit-w4a8", ("stages.quant.bits=5",)),
-    Row("uniform, 4 bits", "vit-w4a8"),
-    Row("uniform, 3 bits", "vit-w4a8", ("stages.quant.bits=3",)),
-    Row("uniform, 2 bits", "vit-w4a8", ("stages.quant.bits=2",)),
+    *(codes("uniform", bits) for bits in (5, 4, 3, 2)),
+    *(codes("power_of_two", bits) for bits in (5, 4, 3)),
+    *(codes("kmeans", bits) for bits in (4, 3)),
+    codes("ternary", 2),
 ]
 
 
@@ -68,6 +75,7 @@ def main() -> None:
                 settings=(f"data.images={given.images}", *row.settings),
                 limit=given.limit,
                 threads=1,
+                resume=True,
             )
         for line in told(row.name, Path(given.model).name.partition(".")[0], report):
             console.print(line, soft_wrap=True, markup=False)
