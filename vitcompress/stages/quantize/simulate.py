@@ -6,8 +6,10 @@ model is there to be measured, and is never exported.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from vitcompress.console import track
@@ -19,10 +21,13 @@ from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
 from vitcompress.model.modules.attention import Attention
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.calibrate import LayerStatistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import QuantizeConfig, Simulation
 from vitcompress.stages.quantize.layer import InputRange, changes_of, rounded_layer, trial
+from vitcompress.stages.quantize.rounding import rounding_of
+from vitcompress.stages.quantize.sequence import in_sequence, refitted_layer
 from vitcompress.stages.stage import Study
 
 # Of reparametrisations: the fewer the values, the more a full one pays.
@@ -49,8 +54,9 @@ class SimulatedAttention(Attention):
         if not self.quantizers:
             self.quantizers = self._fitted(q, k, v, bias)
         narrow = self.quantizers
-        weights = self._weights(narrow["queries"](q), narrow["keys"](k), bias)
-        y = (narrow["softmax"](weights) @ narrow["values"](v)).transpose(1, 2).flatten(2)
+        queries, keys = _through(q, narrow["queries"]), _through(k, narrow["keys"])
+        weights = _through(self._weights(queries, keys, bias), narrow["softmax"])
+        y = (weights @ _through(v, narrow["values"])).transpose(1, 2).flatten(2)
         return y if windows is None else windows.as_tokens(y)
 
     def _weights(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
@@ -74,14 +80,19 @@ class SimulatedAttention(Attention):
 
 
 class SimulatedLinear(nn.Module):
-    """A Linear whose input is rounded first."""
+    """A layer of rounded weights, for float inputs, whose input is rounded first."""
 
-    def __init__(self, linear: nn.Linear, narrow: Quantizer) -> None:
+    def __init__(self, layer: QuantizedLinear, narrow: Quantizer) -> None:
         super().__init__()
-        self.linear, self.narrow = linear, narrow
+        self.layer, self.narrow = layer, narrow
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.linear(self.narrow(x)))
+        return cast(Tensor, self.layer(_through(x, self.narrow)))
+
+
+def _through(x: Tensor, narrow: Quantizer) -> Tensor:
+    """`x` rounded, with the gradient that it would have if it were not."""
+    return x + (narrow(x) - x).detach() if torch.is_grad_enabled() else narrow(x)
 
 
 def check_simulate(model: VitModel, config: QuantizeConfig) -> None:
@@ -135,24 +146,31 @@ def simulation(
 ) -> nn.Module:
     """A copy of `dense` with the weights of some layers in so many `bits`, and the inputs of these
     layers and of all products of attention as `study` says."""
-    module = copied(dense).cpu()
-    anatomy = anatomy_of(module)
-    for name in _attentions(anatomy):
-        attention = cast(Attention, module.get_submodule(name))
-        module.set_submodule(name, SimulatedAttention(attention, study))
+    floats = copied(dense).cpu()
+    anatomy = anatomy_of(floats)
     # Reparametrisations first: that of one layer may change the weights of another.
     inputs = {
         name: _narrowed(anatomy, name, found[name], config, study, bits[name])
         for name in track(bits, "simulating inputs", len(bits))
     }
-    for name, (input_range, narrow) in track(inputs.items(), "simulating layers", len(inputs)):
-        layer = cast(nn.Linear, module.get_submodule(name))
-        twin = rounded_layer(
-            layer, input_range, found[name], config.style, bits[name]
-        ).dequantized()
+    module = copied(floats)
+    for name in _attentions(anatomy):
+        attention = cast(Attention, module.get_submodule(name))
+        module.set_submodule(name, SimulatedAttention(attention, study))
+    style, later = replace(config.style, activations="float"), set[str]()
+    if config.sequential and rounding_of(config.rounding).feedback and not anatomy.merged:
+        later = {n for s in anatomy.sites for n in (s.first_name, s.last_name) if n in bits}
+    for name in track([n for n in bits if n not in later], "simulating layers", len(bits)):
+        layer, (input_range, narrow) = cast(nn.Linear, module.get_submodule(name)), inputs[name]
+        codes = rounded_layer(layer, input_range, found[name], style, bits[name])
         rows = input_range.change.apply(found[name].rows)
-        twin.bias.add_((layer(rows) - twin(narrow(rows))).mean(0))
-        module.set_submodule(name, SimulatedLinear(twin, narrow))
+        codes.bias = codes.bias + (layer(rows) - codes.dequantized()(narrow(rows))).mean(0)
+        module.set_submodule(name, SimulatedLinear(codes, narrow))
+    seen = {name: inputs[name][1] for name in later}
+    for name, moments in in_sequence(floats, module, seen, context) if later else ():
+        layer, (input_range, narrow) = cast(nn.Linear, floats.get_submodule(name)), inputs[name]
+        codes = refitted_layer(layer, input_range, moments, style, bits[name])
+        module.set_submodule(name, SimulatedLinear(codes, narrow))
     fit(module, context)
     return module
 

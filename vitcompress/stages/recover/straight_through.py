@@ -58,6 +58,8 @@ class StraightThrough(nn.Module):
     def _rounded(self, x: Tensor) -> Tensor:
         """`x` [..., tokens, in] as the integer kernel sees it."""
         layer, few = self.start, self.start.residual_tokens
+        if layer.activations == "float":
+            return x
         with torch.no_grad():
             if layer.activation_scale is None or layer.activation_zero_point is None:
                 fixed = quantizer.activation_parameters(x.amin(), x.amax())
