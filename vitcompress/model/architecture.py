@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 from torch import Tensor, nn
 
 from vitcompress import tasks
@@ -59,12 +59,6 @@ class QuantizedLayer(BaseModel):
     terms: Literal[1, 2] = 1
     residual_tokens: Annotated[int, Field(ge=1)] | None = None
     levels: Literal[3, 4, 8, 16, 32] | None = None
-
-    @model_validator(mode="after")
-    def _levels_of_the_width(self) -> Self:
-        if self.levels is not None and (self.levels - 1).bit_length() != self.bits:
-            raise ValueError(f"codes of {self.bits} bits do not have {self.levels} levels")
-        return self
 
 
 def _pattern(text: str) -> str:

@@ -151,6 +151,10 @@ class QuantizedLinear(nn.Module):
         """What the codes stand for."""
         return self.bits if self.table is None else self.table
 
+    @levels.setter
+    def levels(self, levels: quantizer.Levels) -> None:
+        self.table = None if isinstance(levels, int) else levels
+
     def forward(self, x: Tensor) -> Tensor:
         if self.activations == "float":
             held = self.codes, self.scale, self.multipliers

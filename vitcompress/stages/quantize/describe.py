@@ -41,12 +41,11 @@ def code_bytes(
 def empty(linear: nn.Linear, bits: int, config: QuantizeConfig) -> QuantizedLinear:
     """A quantized layer in the place of `linear`; of its tensors only the zeros are right."""
     levels = codebooks.of_width(config.codebook, bits).levels(bits)
+    group = quantizer.grouped(levels, config.group)
     layer = QuantizedLinear(
-        *(linear.in_features, linear.out_features, bits, config.activations),
-        group=quantizer.grouped(levels, config.group),
-        levels=None if isinstance(levels, int) else len(levels),
+        linear.in_features, linear.out_features, bits, config.activations, group=group
     )
-    layer.table = None if isinstance(levels, int) else levels
+    layer.levels = levels
     present = (linear.weight != 0).float() * quantizer.weight_range(levels)[1]
     layer.codes = quantizer.pack_weight(present, levels)
     return layer

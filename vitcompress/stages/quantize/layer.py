@@ -200,14 +200,9 @@ def coded(weight: Tensor, metric: Metric, style: Style, bits: int) -> QuantizedL
     if rounding.refined is not None:
         lattice, codes = rounding.refined(weight, lattice, metric, codes)
     outputs, inputs = weight.shape
-    levels = lattice.levels
-    quantized = QuantizedLinear(
-        *(inputs, outputs, bits, style.activations),
-        group=lattice.group,
-        levels=None if isinstance(levels, int) else len(levels),
-    )
-    quantized.table = None if isinstance(levels, int) else levels
-    quantized.codes = quantizer.pack_weight(codes, levels)
+    quantized = QuantizedLinear(inputs, outputs, bits, style.activations, group=lattice.group)
+    quantized.levels = lattice.levels
+    quantized.codes = quantizer.pack_weight(codes, lattice.levels)
     quantized.scale = lattice.scale
     if lattice.multipliers is not None:
         quantized.multipliers = quantizer.pack_multipliers(lattice.multipliers)
