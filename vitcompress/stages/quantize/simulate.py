@@ -19,6 +19,7 @@ from vitcompress.methods.grids import Quantizer, fitted
 from vitcompress.methods.reparametrisation import Reparametrisation, identity
 from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.architecture import VitModel
+from vitcompress.model.balance import level_keys
 from vitcompress.model.families import anatomy_of
 from vitcompress.model.modules.attention import Attention
 from vitcompress.model.modules.quantized import QuantizedLinear
@@ -153,6 +154,10 @@ def simulation(
         name: _narrowed(anatomy, name, found[name], config, study, bits[name])
         for name in track(bits, "simulating inputs", len(bits))
     }
+    for site in anatomy.sites if config.reparametrise and not anatomy.merged else ():
+        if site.kind == "attention" and site.first_name in inputs:
+            change = inputs[site.first_name][0].change
+            level_keys(cast(Attention, site.operator), change.apply(found[site.first_name].rows))
     module = copied(floats)
     for name in _attentions(anatomy):
         attention = cast(Attention, module.get_submodule(name))
