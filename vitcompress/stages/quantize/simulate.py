@@ -5,7 +5,7 @@ and weights of attention, are rounded to a few values each. No kernel computes s
 model is there to be measured, and is never exported.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -148,36 +148,52 @@ def simulation(
     """A copy of `dense` with the weights of some layers in so many `bits`, and the inputs of these
     layers and of all products of attention as `study` says."""
     floats = copied(dense).cpu()
-    anatomy = anatomy_of(floats)
+    anatomy, style = anatomy_of(floats), replace(config.style, activations="float")
     # Reparametrisations first: that of one layer may change the weights of another.
     inputs = {
         name: _narrowed(anatomy, name, found[name], config, study, bits[name])
         for name in track(bits, "simulating inputs", len(bits))
     }
-    for site in anatomy.sites if config.reparametrise and not anatomy.merged else ():
-        if site.kind == "attention" and site.first_name in inputs:
-            change = inputs[site.first_name][0].change
-            level_keys(cast(Attention, site.operator), change.apply(found[site.first_name].rows))
-    module = copied(floats)
+    if config.reparametrise and anatomy.merged is None:
+        _level_keys(anatomy, inputs, found)
+    module, later = copied(floats), _later(anatomy, config, bits)
     for name in _attentions(anatomy):
         attention = cast(Attention, module.get_submodule(name))
         module.set_submodule(name, SimulatedAttention(attention, study))
-    style, later = replace(config.style, activations="float"), set[str]()
-    if config.sequential and rounding_of(config.rounding).feedback and not anatomy.merged:
-        later = {n for s in anatomy.sites for n in (s.first_name, s.last_name) if n in bits}
     for name in track([n for n in bits if n not in later], "simulating layers", len(bits)):
-        layer, (input_range, narrow) = cast(nn.Linear, module.get_submodule(name)), inputs[name]
-        codes = rounded_layer(layer, input_range, found[name], style, bits[name])
+        linear, (input_range, narrow) = cast(nn.Linear, floats.get_submodule(name)), inputs[name]
+        layer = rounded_layer(linear, input_range, found[name], style, bits[name])
         rows = input_range.change.apply(found[name].rows)
-        codes.bias = codes.bias + (layer(rows) - codes.dequantized()(narrow(rows))).mean(0)
-        module.set_submodule(name, SimulatedLinear(codes, narrow))
+        layer.bias = layer.bias + (linear(rows) - layer(narrow(rows))).mean(0)
+        module.set_submodule(name, SimulatedLinear(layer, narrow))
     seen = {name: inputs[name][1] for name in later}
     for name, moments in in_sequence(floats, module, seen, context) if later else ():
-        layer, (input_range, narrow) = cast(nn.Linear, floats.get_submodule(name)), inputs[name]
-        codes = refitted_layer(layer, input_range, moments, style, bits[name])
-        module.set_submodule(name, SimulatedLinear(codes, narrow))
+        linear, (input_range, narrow) = cast(nn.Linear, floats.get_submodule(name)), inputs[name]
+        layer = refitted_layer(linear, input_range, moments, style, bits[name])
+        module.set_submodule(name, SimulatedLinear(layer, narrow))
     fit(module, context)
     return module
+
+
+def _later(anatomy: Anatomy, config: QuantizeConfig, names: Collection[str]) -> list[str]:
+    """Which of the layers `names` are refitted to what those before leave of their inputs."""
+    feedback = rounding_of(config.rounding).feedback
+    if not config.sequential or not feedback or anatomy.merged is not None:
+        return []
+    every = (name for site in anatomy.sites for name in (site.first_name, site.last_name))
+    return [name for name in every if name in names]
+
+
+def _level_keys(
+    anatomy: Anatomy,
+    inputs: Mapping[str, tuple[InputRange, Quantizer]],
+    found: Mapping[str, LayerStatistics],
+) -> None:
+    """Make queries and keys easy to round, where the inputs of their layer are known (in place)."""
+    for site in anatomy.sites:
+        if site.kind == "attention" and (name := site.first_name) in inputs:
+            rows = inputs[name][0].change.apply(found[name].rows)
+            level_keys(cast(Attention, site.operator), rows)
 
 
 def fit(module: nn.Module, context: Context) -> None:
