@@ -197,7 +197,9 @@ def _session(path: Path, threads: int) -> targets.Session:
 
 def _model_facts(model: VitModel) -> dict[str, Any]:
     layers = Counter(
-        f"{layer.bits}-bit weights, {layer.activations} activations, {layer.terms} term(s)"
+        f"{layer.bits}-bit weights"
+        + (f" of a table of {layer.levels} levels" if layer.levels else "")
+        + f", {layer.activations} activations, {layer.terms} term(s)"
         + (f" for {layer.residual_tokens} token(s)" if layer.residual_tokens else "")
         for layer in model.architecture.quantized.values()
     )

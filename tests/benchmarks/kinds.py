@@ -31,6 +31,7 @@ def quantized(
     residual_tokens: int | None = None,
     group: int | None = None,
     layers: Collection[str] = ("blocks",),
+    codebook: str = "uniform",
 ) -> VitModel:
     """The model with the layers in these parts of it in integers."""
     found = dict[str, QuantizedLinear]()
@@ -39,11 +40,14 @@ def quantized(
         if part not in layers:
             continue
         few = residual_tokens if part == "blocks" else None
+        squares = torch.ones(linear.in_features)
+        lattice = Lattice.of(linear.weight, squares, bits, group, codebook)
         layer = QuantizedLinear(
-            linear.in_features, linear.out_features, bits, activations, terms, few, group
+            *(linear.in_features, linear.out_features, bits, activations),
+            *(terms, few, lattice.group),
         )
-        lattice = Lattice.of(linear.weight, torch.ones(linear.in_features), bits, group)
-        layer.codes = quantizer.pack_weight(lattice.nearest(linear.weight), bits)
+        layer.levels = lattice.levels
+        layer.codes = quantizer.pack_weight(lattice.nearest(linear.weight), lattice.levels)
         layer.scale, layer.bias = lattice.scale, linear.bias.detach().clone()
         if lattice.multipliers is not None:
             layer.multipliers = quantizer.pack_multipliers(lattice.multipliers)

@@ -4,7 +4,9 @@
 
 Prints a Markdown table: top-1, agreement with the float model and KL from it on the evaluation
 images, for each width and each quantizer after softmax. All linear layers are quantized, the head
-too; the patch embedding stays float. Simulation only: nothing here is exported.
+too; the patch embedding stays float. `--refit` has layers refitted one after the other to what
+those before leave of their inputs (ERQ); `--steps` trains what comes of that, by straight-through.
+Simulation only: nothing here is exported.
 """
 
 import copy
@@ -26,6 +28,8 @@ from vitcompress.stages.calibrate import statistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import QuantizeConfig, Simulation
 from vitcompress.stages.quantize.simulate import SimulatedAttention, fit, simulation
+from vitcompress.stages.recover.config import RecoverConfig
+from vitcompress.stages.recover.methods.distill import METHOD
 
 
 def main() -> None:
@@ -35,6 +39,9 @@ def main() -> None:
         "--softmax", nargs="+", choices=names(grids.PACKAGE), default=names(grids.PACKAGE)
     )
     parser.add_argument("--gelu", choices=["uniform", "twin_uniform"], default="twin_uniform")
+    parser.add_argument("--refit", action="store_true")
+    parser.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=5e-5)
     parser.add_argument("--cache", type=Path)
     given = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -60,13 +67,27 @@ def main() -> None:
     console.print("| | top-1 | agreement | KL |\n|---|---|---|---|")
     row("float", dense)
     for bits in given.bits:
-        config = QuantizeConfig(bits=bits, group=32)
-        study = Simulation(bits=bits, gelu=given.gelu)
-        widths = dict.fromkeys(layers, bits)
-        base = simulation(model.module, config, study, widths, found, context)
+        config = QuantizeConfig(bits=bits, group=32, sequential=given.refit)
+        widths, base = dict.fromkeys(layers, bits), None
         for kind in given.softmax:
             study = Simulation(bits=bits, gelu=given.gelu, softmax=kind)
-            row(f"W{bits}A{bits}, {kind}", judged(fitted_anew(base, study, context)))
+            if base is None or given.refit:  # which depends on the quantizers of attention
+                base = simulation(model.module, config, study, widths, found, context)
+            module, title = fitted_anew(base, study, context), f"W{bits}A{bits}, {kind}"
+            row(title, judged(module))
+            if given.steps:
+                training = RecoverConfig(steps=given.steps, rate=given.rate)
+                module = trained(model, module, training, context)
+                row(f"{title}, {given.steps} steps", judged(module))
+
+
+def trained(
+    model: VitModel, module: nn.Module, config: RecoverConfig, context: Context
+) -> nn.Module:
+    """A simulation nearer to the dense model; an eighth of the images is there to choose by."""
+    fit, watched = context.split(len(context.images) // 8)
+    whole = VitModel(module, model.architecture, model.preprocess)
+    return METHOD.recover(whole, config, fit, watched).module
 
 
 def fitted_anew(base: nn.Module, study: Simulation, context: Context) -> nn.Module:

@@ -52,15 +52,22 @@ QUANTIZED = {
 HALF, CODED = ("pos_embed", "cls_token", "blocks.0.mlp.fc1.scale"), ("patch_embed.proj.weight",)
 
 
+def uneven(levels: int) -> Tensor:
+    """A table of so many levels."""
+    return (1.5 * (torch.arange(levels) - levels // 2)).round().to(torch.int8)
+
+
 def quantized_twin(linear: nn.Linear, layer: QuantizedLayer, x: Tensor) -> QuantizedLinear:
     """`linear` rounded to nearest, its static range that of `x`."""
     twin = QuantizedLinear(linear.in_features, linear.out_features, **layer.model_dump())
-    twin.scale, multipliers = quantizer.weight_scale(linear.weight, layer.bits, None, layer.group)
+    if layer.levels is not None:
+        twin.table = uneven(layer.levels)
+    twin.scale, multipliers = quantizer.weight_scale(linear.weight, twin.levels, None, layer.group)
     step = quantizer.weight_step(twin.scale, multipliers, layer.group, linear.in_features)
-    codes = quantizer.round_weight(linear.weight, step, layer.bits)
+    codes = quantizer.round_weight(linear.weight, step, twin.levels)
     if multipliers is not None:
         twin.multipliers = quantizer.pack_multipliers(multipliers)
-    twin.codes = quantizer.pack_weight(codes, layer.bits)
+    twin.codes = quantizer.pack_weight(codes, twin.levels)
     twin.bias = linear.bias.detach().clone()
     if layer.activations == "static":
         twin.activation_scale, zero_point = quantizer.activation_parameters(x.amin(), x.amax())
@@ -104,6 +111,14 @@ BANK = [
 ] + [
     QuantizedLayer(bits=bits, activations=activations, group=group)
     for bits, activations, group in product((2, 3, 4, 5, 6), ("static", "dynamic"), (9, 16))
+]
+BANK += [
+    QuantizedLayer(
+        bits=(levels - 1).bit_length(), activations=activations, group=group, levels=levels
+    )
+    for levels, activations, group in product(
+        (3, 4, 8, 16, 32), ("static", "dynamic", "float"), (None, 16)
+    )
 ]
 
 

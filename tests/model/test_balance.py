@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitcompress.model.architecture import VitModel, set_merging
-from vitcompress.model.balance import balance
+from vitcompress.model.balance import balance, level_keys
 from vitcompress.model.merging import Merging
 
 MakeVit = Callable[..., VitModel]
@@ -70,3 +70,33 @@ def test_keys_that_tokens_merge_by_stay(make_vit: MakeVit, pixels: Tensor) -> No
     balance(model.module)
     assert torch.equal(norms(model.anatomy.blocks[0].attn)[1], keys)
     assert torch.allclose(model.module(pixels), before, rtol=1e-4, atol=1e-5)
+
+
+def test_level_keys_make_the_same_model(make_vit: MakeVit, pixels: Tensor) -> None:
+    model = skewed(make_vit())
+    before = model.module(pixels)
+    for block in model.anatomy.blocks:
+        attention: Any = block.attn
+        inputs = torch.randn(50, attention.qkv.in_features)
+        level_keys(attention, inputs)
+        lows, highs = attention.qkv(inputs).aminmax(dim=0)
+        queries, keys, _ = (highs - lows).split(attention.widths)
+        assert torch.allclose(queries, keys, rtol=1e-3)
+        middle = (highs + lows).split(attention.widths)[1]
+        assert (middle.abs() < 1e-3 * keys).all()
+    assert torch.allclose(model.module(pixels), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("vit_tiny_patch16_224", {"qk_norm": True}), ("eva02_tiny_patch14_224", {"patch_size": 8})],
+)
+def test_keys_that_are_normed_or_turned_are_not_levelled(
+    name: str, options: dict[str, Any], make_vit: MakeVit
+) -> None:
+    model = make_vit(name, **options)
+    before = model.fingerprint()
+    for block in model.anatomy.blocks:
+        attention: Any = block.attn
+        level_keys(attention, torch.randn(50, attention.qkv.in_features))
+    assert model.fingerprint() == before

@@ -20,6 +20,10 @@ KINDS: dict[str, Callable[[MakeVit], VitModel]] = {
     "4 bits in groups": lambda make: quantized(make(depth=1), 4, group=32),
     "3 bits, dynamic": lambda make: quantized(make(depth=1), 3, "dynamic"),
     "4 bits in groups, float inputs": lambda make: quantized(make(depth=1), 4, "float", group=32),
+    "a table of 8 levels, in groups": lambda make: quantized(
+        make(depth=1), 3, group=32, codebook="power_of_two"
+    ),
+    "sparse, ternary": lambda make: quantized(sparse(make(depth=1)), 2, codebook="ternary"),
     "sparse, 8 bits, float inputs": lambda make: quantized(sparse(make(depth=1)), 8, "float"),
     "rotary": lambda make: make("eva02_tiny_patch14_224", depth=1),
     "merged": lambda make: merged(make(depth=3)),

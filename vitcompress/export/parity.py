@@ -260,9 +260,7 @@ def mismatch(layer: QuantizedLinear, x: Tensor, output: Tensor) -> float:
         x_scale, zero_point = quantizer.activation_parameters(x.amin(), x.amax())
     expected = cast(Tensor, layer(x))
     step = (x_scale * layer.scale.abs()).expand_as(expected)
-    weight = quantizer.whole_weight(
-        layer.codes, layer.multipliers, layer.bits, layer.group or 0, layer.in_features
-    )
+    weight = layer.whole_weight()
     tied = _tied(x / x_scale, _MIDDLE)
     allowed = step * (0.5 + tied.float() @ weight.abs().T)
     if layer.terms == 2:  # which makes up for the first one's choice, to a code of its own

@@ -35,12 +35,12 @@ def compacted(matrix: Tensor, cell: Cell, kept: int = 0, group: int = 0) -> tupl
         grouped = left.view(-1, group, across)
         first = grouped.byte().argsort(dim=1, descending=True, stable=True)[:, :kept]
         left = grouped.scatter(1, first, True).view(down, across)
-    return cells[left.flatten()], pack(left.to(torch.uint8), 1)
+    return cells[left.flatten()], pack(left.to(torch.uint8), 2)
 
 
 def present(mask: Tensor, rows: int, columns: int, cell: Cell) -> Tensor:
     """Which cells are left, bool [cells down, cells across], from their packed bits."""
-    return unpack(mask, 1, cell_counts(rows, columns, cell)[0]).bool()
+    return unpack(mask, 2, cell_counts(rows, columns, cell)[0]).bool()
 
 
 def expanded(values: Tensor, mask: Tensor, rows: int, columns: int, cell: Cell) -> Tensor:

@@ -1,9 +1,9 @@
-"""Uniform quantizers and the exact arithmetic of the integer kernels that use them.
+"""Quantizers and the exact arithmetic of the integer kernels that use them.
 
-Weights are multiples of a step: one float scale for each output channel, times a small whole
-number for each group of inputs where there are groups, so that the kernels still see 8-bit
-integers. Activations are unsigned 8-bit with a zero point, one scale per tensor, as onnxruntime's
-QuantizeLinear and DynamicQuantizeLinear define them.
+Weights are codes, which stand for whole numbers (levels), times a step: one float scale for each
+output channel, times a small whole number for each group of inputs where there are groups, so that
+the kernels still see 8-bit integers. Activations are unsigned 8-bit with a zero point, one scale
+per tensor, as onnxruntime's QuantizeLinear and DynamicQuantizeLinear define them.
 """
 
 import torch
@@ -14,28 +14,48 @@ from .packing import pack, unpack
 
 ACTIVATION_LEVELS = 255
 
+Levels = int | Tensor
+"""The whole numbers that codes stand for: a width in bits, for evenly spaced ones; or a table of
+them, int8 [3 or 2^bits], ascending (the last ones may be equal), in which 0 is."""
 
-def weight_range(bits: int) -> tuple[int, int]:
-    """The least and the largest code of a width: -8 and 7 for 4 bits.
+
+def width(levels: Levels) -> int:
+    """The bits that tell so many levels apart."""
+    return levels if isinstance(levels, int) else (len(levels) - 1).bit_length()
+
+
+def weight_range(levels: Levels) -> tuple[int, int]:
+    """The least and the largest level: -8 and 7 for 4 bits.
 
     8 bits leave out -128, so that no code is larger than the others on either side.
     """
-    limit = (1 << (bits - 1)) - 1
-    return (-limit if bits == 8 else -limit - 1), limit
+    if isinstance(levels, Tensor):
+        return int(levels[0]), int(levels[-1])
+    limit = (1 << (levels - 1)) - 1
+    return (-limit if levels == 8 else -limit - 1), limit
 
 
-def largest_multiplier(bits: int) -> int:
-    """The largest magnitude of a group's multiplier.
+def largest_weight(bits: int) -> int:
+    """The largest magnitude of a level of so many bits, times the multiplier of its group.
 
-    It fits in 4 signed bits (as -8 … 7), and a product with a code in 8. With codes of 4 bits or
-    less, products stay within ±64: so small weights cannot saturate the kernels of processors
-    without VNNI, which add pairs of products in 16 bits.
+    With 4 bits or less ±64: so small weights cannot saturate the kernels of processors without
+    VNNI, which add pairs of products in 16 bits.
     """
-    return min(8, 127 >> (bits - 1))
+    return 64 if bits <= 4 else 127
+
+
+def largest_multiplier(levels: Levels) -> int:
+    """The largest magnitude of a group's multiplier; it fits in 4 signed bits (as -8 … 7)."""
+    return min(8, largest_weight(width(levels)) // max(map(abs, weight_range(levels))))
+
+
+def grouped(levels: Levels, group: int | None) -> int | None:
+    """How many inputs share a multiplier: none where there would be one multiplier only."""
+    return group if largest_multiplier(levels) > 1 else None
 
 
 def weight_scale(
-    weight: Tensor, bits: int, importance: Tensor | None = None, group: int | None = None
+    weight: Tensor, levels: Levels, importance: Tensor | None = None, group: int | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """The scale of each output channel, and the multipliers of its groups of inputs.
 
@@ -45,7 +65,7 @@ def weight_scale(
 
     Args:
         weight: [out, in].
-        bits: width of the codes.
+        levels: of the codes.
         importance: [in], weights of the squared errors (the mean square of each input).
         group: how many inputs share a multiplier; None for one step a channel.
 
@@ -55,36 +75,37 @@ def weight_scale(
     ones = torch.ones(weight.shape[1]) if importance is None else importance
     empty = weight.abs().amax(1) == 0  # any scale will do: one that float16 holds
     if group is None:
-        return _best_steps(weight[:, None], ones[None], bits)[:, 0].masked_fill(empty, 1.0), None
+        return _best_steps(weight[:, None], ones[None], levels)[:, 0].masked_fill(empty, 1.0), None
     groups = -(-weight.shape[1] // group)
     missing = groups * group - weight.shape[1]
-    grouped = F.pad(weight, (0, missing)).view(len(weight), groups, group)
+    inputs = F.pad(weight, (0, missing)).view(len(weight), groups, group)
     weights = F.pad(ones, (0, missing)).view(groups, group)
-    wanted = _best_steps(grouped, weights, bits)
-    scale, multipliers = _factored(grouped, weights, wanted, bits)
+    wanted = _best_steps(inputs, weights, levels)
+    scale, multipliers = _factored(inputs, weights, wanted, levels)
     return scale.masked_fill(empty, 1.0), multipliers.T.contiguous().to(torch.int8)
 
 
-def _best_steps(grouped: Tensor, importance: Tensor, bits: int) -> Tensor:
+def _best_steps(grouped: Tensor, importance: Tensor, levels: Levels) -> Tensor:
     """Signed float steps [out, groups] of least error, of `grouped` weights [out, groups, n]."""
-    low, high = weight_range(bits)
+    low, high = weight_range(levels)
+    far, narrowest = max(-low, high), 0.4 if isinstance(levels, int) else 0.2
     largest = grouped.abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny * 256)
-    best = largest / high
-    least = _rounding_error(grouped, best, importance, bits)
+    best = largest / max(high, 1)
+    least = _rounding_error(grouped, best, importance, levels)
     for sign in (1,) if high == -low else (1, -1):
-        for fraction in torch.linspace(1.0, 0.4, 31).tolist():
-            step = sign * largest * (fraction / -low)
-            error = _rounding_error(grouped, step, importance, bits)
+        for fraction in torch.linspace(1.0, narrowest, 31).tolist():
+            step = sign * largest * (fraction / far)
+            error = _rounding_error(grouped, step, importance, levels)
             better = error < least
             best, least = torch.where(better, step, best), torch.where(better, error, least)
     return best
 
 
 def _factored(
-    grouped: Tensor, importance: Tensor, wanted: Tensor, bits: int
+    grouped: Tensor, importance: Tensor, wanted: Tensor, levels: Levels
 ) -> tuple[Tensor, Tensor]:
     """A scale for each channel and whole multipliers whose products come near `wanted`."""
-    most = largest_multiplier(bits)
+    most = largest_multiplier(levels)
     widest = wanted.abs().amax(1)
     best_scale, best = widest, torch.ones_like(wanted)
     least = torch.full_like(widest, torch.inf)
@@ -96,7 +117,7 @@ def _factored(
             whole = rounded.clamp(-most, min(most, 7))
             whole = torch.where(whole == 0, torch.where(ratio < 0, -1.0, 1.0), whole)
             step = whole * scale[:, None]
-            choices.append((_rounding_error(grouped, step, importance, bits), whole))
+            choices.append((_rounding_error(grouped, step, importance, levels), whole))
         (error, whole), (other_error, other) = choices
         nearer = torch.where(other_error < error, other, whole)
         total = torch.minimum(error, other_error).sum(1)
@@ -107,11 +128,10 @@ def _factored(
     return best_scale, best
 
 
-def _rounding_error(grouped: Tensor, step: Tensor, importance: Tensor, bits: int) -> Tensor:
+def _rounding_error(grouped: Tensor, step: Tensor, importance: Tensor, levels: Levels) -> Tensor:
     """The weighted squared error [out, groups] of rounding to multiples of `step`."""
-    low, high = weight_range(bits)
     wide = step[..., None]
-    error = (grouped / wide).round_().clamp_(low, high).mul_(wide).sub_(grouped)
+    error = nearest_level(grouped / wide, levels).mul_(wide).sub_(grouped)
     return error.square_().mul_(importance).sum(-1)
 
 
@@ -162,20 +182,56 @@ def byte_codes(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return torch.round(tensor / scale).to(torch.int8), scale
 
 
-def round_weight(weight: Tensor, step: Tensor, bits: int) -> Tensor:
-    """Signed codes [out, in] (as floats) of `weight` with `step` [out, 1 or in]."""
-    low, high = weight_range(bits)
-    return torch.round(weight / step).clamp(low, high)
+def nearest_level(x: Tensor, levels: Levels) -> Tensor:
+    """The level next to each value of `x`, as floats; a new tensor."""
+    if isinstance(levels, int):
+        return torch.round(x).clamp_(*weight_range(levels))
+    table = levels.to(x)
+    return table[torch.bucketize(x.contiguous(), (table[1:] + table[:-1]) / 2)]
 
 
-def pack_weight(codes: Tensor, bits: int) -> Tensor:
-    """Signed codes [out, in] → packed uint8 [packed rows of in, out], the layout of a MatMul."""
-    return pack((codes.T + (1 << (bits - 1))).to(torch.uint8), bits)
+def round_weight(weight: Tensor, step: Tensor, levels: Levels) -> Tensor:
+    """Levels [out, in] (as floats) of `weight` with `step` [out, 1 or in]."""
+    return nearest_level(weight / step, levels)
 
 
-def unpack_weight(packed: Tensor, bits: int, in_features: int) -> Tensor:
-    """The inverse of `pack_weight`: signed codes [out, in], float32."""
-    return unpack(packed, bits, in_features).T.to(torch.float32) - (1 << (bits - 1))
+def count(levels: Levels) -> int:
+    """How many there are."""
+    return 1 << levels if isinstance(levels, int) else len(levels)
+
+
+def zero_code(levels: Levels) -> int:
+    """The code of the level 0."""
+    if isinstance(levels, int):
+        return 1 << (levels - 1)
+    return min(int((levels < 0).sum()), len(levels) - 1)
+
+
+def pack_levels(whole: Tensor, levels: Levels) -> Tensor:
+    """Levels [rows, columns] → the uint8 codes [packed rows, columns] that stand for them."""
+    if isinstance(levels, int):
+        codes = whole + zero_code(levels)
+    else:
+        codes = torch.searchsorted(levels, whole.to(levels.dtype).contiguous())
+    return pack(codes.to(torch.uint8), count(levels))
+
+
+def unpack_levels(packed: Tensor, levels: Levels, rows: int) -> Tensor:
+    """The inverse of `pack_levels`: int16 [rows, columns]."""
+    codes = unpack(packed, count(levels), rows)
+    if isinstance(levels, int):
+        return codes.to(torch.int16) - zero_code(levels)
+    return levels.to(torch.int16)[codes.int()]
+
+
+def pack_weight(whole: Tensor, levels: Levels) -> Tensor:
+    """Levels [out, in] → packed uint8 [packed rows of in, out], the layout of a MatMul."""
+    return pack_levels(whole.T, levels)
+
+
+def unpack_weight(packed: Tensor, levels: Levels, in_features: int) -> Tensor:
+    """The inverse of `pack_weight`: levels [out, in], float32."""
+    return unpack_levels(packed, levels, in_features).T.to(torch.float32)
 
 
 MULTIPLIER_BITS = 4
@@ -183,19 +239,19 @@ MULTIPLIER_BITS = 4
 
 def pack_multipliers(multipliers: Tensor) -> Tensor:
     """Multipliers int8 -8 … 7 [groups, out] → packed uint8 [packed groups, out]."""
-    return pack((multipliers + 8).to(torch.uint8), MULTIPLIER_BITS)
+    return pack_levels(multipliers, MULTIPLIER_BITS)
 
 
 def unpack_multipliers(packed: Tensor, groups: int) -> Tensor:
     """The inverse of `pack_multipliers`, int8."""
-    return unpack(packed, MULTIPLIER_BITS, groups).to(torch.int8) - 8
+    return unpack_levels(packed, MULTIPLIER_BITS, groups).to(torch.int8)
 
 
 def whole_weight(
-    codes: Tensor, multipliers: Tensor | None, bits: int, group: int, in_features: int
+    codes: Tensor, multipliers: Tensor | None, levels: Levels, group: int, in_features: int
 ) -> Tensor:
     """The 8-bit whole weights [out, in] (as floats) of packed codes and packed multipliers."""
-    whole = unpack_weight(codes, bits, in_features)
+    whole = unpack_weight(codes, levels, in_features)
     if multipliers is None:
         return whole
     groups = -(-in_features // group)

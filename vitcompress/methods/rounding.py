@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor
 
-from .quantizer import round_weight, weight_range
+from .quantizer import Levels, nearest_level, round_weight
 
 _BLOCK = 64
 
 
-def gptq(weight: Tensor, step: Tensor, gram: Tensor, bits: int, damping: float = 0.01) -> Tensor:
+def gptq(
+    weight: Tensor, step: Tensor, gram: Tensor, levels: Levels, damping: float = 0.01
+) -> Tensor:
     """Codes that make ‖(W − Q∘step)X‖² small: optimal brain quantization in the form of GPTQ.
 
     Columns are rounded one by one, those with the largest inputs first; each rounding error is
@@ -21,13 +23,12 @@ def gptq(weight: Tensor, step: Tensor, gram: Tensor, bits: int, damping: float =
         weight: [out, in].
         step: [out, 1 or in], may be negative.
         gram: [in, in], XXᵀ over the calibration rows, up to a factor.
-        bits: width of the codes.
+        levels: of the codes.
         damping: added to the diagonal of the Gram matrix, as a share of its mean.
 
     Returns:
-        Signed codes [out, in], float32.
+        Levels [out, in], float32.
     """
-    low, high = weight_range(bits)
     hessian = _damped(gram, damping)
     order = hessian.diagonal().argsort(descending=True, stable=True)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order]))
@@ -41,7 +42,7 @@ def gptq(weight: Tensor, step: Tensor, gram: Tensor, bits: int, damping: float =
         stop = min(start + _BLOCK, columns)
         errors = remaining.new_zeros(len(weight), stop - start)
         for j in range(start, stop):
-            rounded = torch.round(remaining[:, j] / steps[:, j]).clamp(low, high)
+            rounded = nearest_level(remaining[:, j] / steps[:, j], levels)
             codes[:, j] = rounded * present[:, j]
             error = (remaining[:, j] - codes[:, j] * steps[:, j]) / factor[j, j]
             remaining[:, j:stop] -= error[:, None] * factor[j, j:stop]
@@ -49,7 +50,7 @@ def gptq(weight: Tensor, step: Tensor, gram: Tensor, bits: int, damping: float =
         remaining[:, stop:] -= errors @ factor[start:stop, stop:]
     restored = torch.empty_like(codes)
     restored[:, order] = codes
-    nearest = round_weight(weight, step, bits)
+    nearest = round_weight(weight, step, levels)
     worse = output_error(weight, step, nearest, gram) < output_error(weight, step, restored, gram)
     return torch.where(worse[:, None], nearest, restored)
 
@@ -59,7 +60,7 @@ def descend(
     step: Tensor,
     gram: Tensor,
     codes: Tensor,
-    bits: int,
+    levels: Levels,
     damping: float = 0.01,
     sweeps: int = 4,
 ) -> Tensor:
@@ -69,7 +70,6 @@ def descend(
     rounded and limited), so that the damped error never grows; a sweep takes each column once.
     Arguments as of `gptq`.
     """
-    low, high = weight_range(bits)
     hessian = _damped(gram, damping)
     curvature = hessian.diagonal().to(weight.dtype)
     order = curvature.argsort(descending=True, stable=True).tolist()
@@ -82,7 +82,7 @@ def descend(
         for j in order:
             size = steps[:, j]
             wanted = codes[:, j] + slope[:, j] / (curvature[j] * size)
-            change = (wanted.round().clamp(low, high) - codes[:, j]) * present[:, j]
+            change = (nearest_level(wanted, levels) - codes[:, j]) * present[:, j]
             moved = change.nonzero()[:, 0]
             if len(moved):
                 codes[moved, j] += change[moved]

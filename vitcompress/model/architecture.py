@@ -47,7 +47,8 @@ class QuantizedLayer(BaseModel):
 
     `terms`: 2 where the input is the sum of two 8-bit terms, worth nearly 16 bits;
     `residual_tokens`: how many leading tokens have the second (None: all). `group`: how many
-    inputs share a whole multiplier of the codes (None: there are none).
+    inputs share a whole multiplier of the codes (None: there are none). `levels`: how many whole
+    numbers the codes stand for, where a table of them is stored (None: for evenly spaced ones).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +58,7 @@ class QuantizedLayer(BaseModel):
     group: Annotated[int, Field(ge=1)] | None = None
     terms: Literal[1, 2] = 1
     residual_tokens: Annotated[int, Field(ge=1)] | None = None
+    levels: Literal[3, 4, 8, 16, 32] | None = None
 
 
 def _pattern(text: str) -> str:

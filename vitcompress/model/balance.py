@@ -33,6 +33,27 @@ def balance(module: nn.Module) -> None:
                 _balance_values(attention, attention.proj)
 
 
+@torch.no_grad()
+def level_keys(attention: Attention, inputs: Tensor) -> None:
+    """Give queries and keys of `inputs` [rows, in] ranges of one width in each dimension, and those
+    of keys the middle 0 (in place), where nothing lies between them and their products.
+
+    What all keys of a dimension share adds the same to all logits of a query, which softmax does
+    not see. Quantizers of one range for all dimensions do.
+    """
+    qkv, norms = attention.qkv, (attention.q_norm, attention.k_norm)
+    plain = all(isinstance(norm, nn.Identity) for norm in norms) and attention.rotation is None
+    if not (plain and isinstance(qkv, nn.Linear) and cast(Tensor | None, qkv.bias) is not None):
+        return
+    queries, keys, _ = (slice(*ends) for ends in _ends(attention))
+    lows, highs = qkv(inputs).aminmax(dim=0)
+    qkv.bias[keys].sub_((lows + highs)[keys] / 2)
+    spans = highs - lows
+    scale = _scale(spans[queries], spans[keys])
+    _scale_rows(qkv, queries, scale)
+    _scale_rows(qkv, keys, 1 / scale)
+
+
 def _balance_keys(attention: Attention) -> None:
     queries, keys, _ = (slice(*ends) for ends in _ends(attention))
     weight = attention.qkv.weight

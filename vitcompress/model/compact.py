@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.memory import copied
-from vitcompress.methods import compact, packing, patterns
+from vitcompress.methods import compact, packing, patterns, quantizer
 from vitcompress.model.modules.quantized import (
     QuantizedLinear,
     quantized_linear,
@@ -36,10 +36,11 @@ def packed(module: nn.Module, layers: Layers) -> dict[str, Tensor]:
     for name, pattern in layers.items():
         layer = module.get_submodule(name)
         if isinstance(layer, QuantizedLinear):
-            values, mask = _compacted(_whole(layer), pattern)
-            middle = 1 << (layer.bits - 1)
-            codes = (values.to(torch.int16) + middle).to(torch.uint8)
-            state[f"{name}.codes"] = packing.pack(codes, layer.bits) if len(codes) else codes
+            number, zero = quantizer.count(layer.levels), quantizer.zero_code(layer.levels)
+            whole = packing.unpack(layer.codes, number, layer.in_features).to(torch.int16) - zero
+            values, mask = _compacted(whole, pattern)
+            codes = (values + zero).to(torch.uint8)
+            state[f"{name}.codes"] = packing.pack(codes, number) if len(codes) else codes
         else:
             weight = cast(Tensor, state.pop(f"{name}.weight"))
             values, mask = _compacted(weight.T, pattern)
@@ -60,10 +61,11 @@ def unpacked(module: nn.Module, layers: Layers, state: Mapping[str, Tensor]) -> 
         rows, columns = cast(int, layer.in_features), cast(int, layer.out_features)
         left = int(compact.present(mask, rows, columns, cell).sum())
         if isinstance(layer, QuantizedLinear):
-            middle = 1 << (layer.bits - 1)
-            codes = packing.unpack(values, layer.bits, left).to(torch.int16) - middle
-            matrix = compact.expanded(codes, mask, rows, columns, cell) + middle
-            state[f"{name}.codes"] = packing.pack(matrix.to(torch.uint8), layer.bits)
+            levels = layer.bits if layer.table is None else state.get(f"{name}.table", layer.table)
+            number, zero = quantizer.count(levels), quantizer.zero_code(levels)
+            codes = packing.unpack(values, number, left).to(torch.int16) - zero
+            matrix = compact.expanded(codes, mask, rows, columns, cell) + zero
+            state[f"{name}.codes"] = packing.pack(matrix.to(torch.uint8), number)
         else:
             matrix = compact.expanded(values, mask, rows, columns, cell)
             state[f"{name}.weight"] = matrix.T.contiguous()
@@ -82,32 +84,41 @@ def _compacted(matrix: Tensor, pattern: str) -> tuple[Tensor, Tensor]:
     return compact.compacted(matrix, _cell(pattern), kept, group)
 
 
-def _whole(layer: QuantizedLinear) -> Tensor:
-    """The signed codes of `layer`, int8 [in, out]."""
-    codes = packing.unpack(layer.codes, layer.bits, layer.in_features).to(torch.int16)
-    return (codes - (1 << (layer.bits - 1))).to(torch.int8)
-
-
 @torch.library.custom_op("vitcompress::expanded", mutates_args=())
 def expanded_cells(
-    values: Tensor, mask: Tensor, kept: int, bits: int, rows: int, columns: int, cell: list[int]
+    values: Tensor,
+    mask: Tensor,
+    kept: int,
+    bits: int,
+    rows: int,
+    columns: int,
+    cell: list[int],
+    levels: Tensor | None = None,
 ) -> Tensor:
     """The matrix [rows, columns] of which `values` are the cells that are not all zero.
 
-    With `bits`, `values` are packed codes of so many bits, and the matrix holds unsigned 8-bit
-    codes in which 128 is zero; without (0), all is float32.
+    With `bits`, `values` are packed codes of so many bits, that stand for `levels` (None: for even
+    ones), and the matrix holds unsigned 8-bit codes in which 128 is zero; without (0), all is
+    float32.
     """
     high, wide = cell
     if not bits:
         return compact.expanded(values, mask, rows, columns, (high, wide)).contiguous()
-    codes = packing.unpack(values, bits, kept).to(torch.int16) - (1 << (bits - 1))
-    matrix = compact.expanded(codes, mask, rows, columns, (high, wide))
+    whole = quantizer.unpack_levels(values, bits if levels is None else levels, kept)
+    matrix = compact.expanded(whole, mask, rows, columns, (high, wide))
     return (matrix + _MIDDLE).to(torch.uint8)
 
 
 @expanded_cells.register_fake
 def _(
-    values: Tensor, mask: Tensor, kept: int, bits: int, rows: int, columns: int, cell: list[int]
+    values: Tensor,
+    mask: Tensor,
+    kept: int,
+    bits: int,
+    rows: int,
+    columns: int,
+    cell: list[int],
+    levels: Tensor | None = None,
 ) -> Tensor:
     return values.new_empty(rows, columns, dtype=torch.uint8 if bits else torch.float32)
 
@@ -143,13 +154,14 @@ class CompactQuantizedLinear(nn.Module):
         self.residual_tokens, self.activations = layer.residual_tokens, layer.activations
         for name, tensor in packed(nn.ModuleDict({"layer": layer}), {"layer": pattern}).items():
             self.register_buffer(name.removeprefix("layer."), tensor)
-        for name in ("activation_scale", "activation_zero_point", "multipliers"):
+        for name in ("activation_scale", "activation_zero_point", "multipliers", "table"):
             if not hasattr(self, name):
                 self.register_buffer(name, None)
         self.kept = int(compact.present(self.mask, *self.shape, _cell(pattern)).sum())
 
     def forward(self, x: Tensor) -> Tensor:
-        codes = expanded_cells(self.codes, self.mask, self.kept, self.bits, *self.shape, self.cell)
+        held = self.codes, self.mask, self.kept, self.bits
+        codes = expanded_cells(*held, *self.shape, self.cell, self.table)
         if self.activations == "float":
             held = codes, self.scale, self.multipliers
             weight = unpacked_weight(*held, 8, self.group or 0, self.shape[0])

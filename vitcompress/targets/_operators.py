@@ -73,8 +73,9 @@ def two_term_linear(product: Product) -> Callable[..., Any]:
         group: int,
         terms: int,
         residual_tokens: int | None,
+        levels: Any = None,
     ) -> Any:
-        whole = whole_weight(codes, multipliers, bits, group, int(x.shape[-1]))
+        whole = whole_weight(codes, multipliers, bits, group, int(x.shape[-1]), levels)
         first = _coded(x, activation_scale, activation_zero_point)
         output = product(first, op.Cast(whole, to=ir.DataType.INT8), scale, bias)
         if terms == 1:
@@ -99,11 +100,17 @@ def two_term_linear(product: Product) -> Callable[..., Any]:
 
 
 def _unpacked_weight(
-    codes: Any, scale: Any, multipliers: Any, bits: int, group: int, rows: int
+    codes: Any,
+    scale: Any,
+    multipliers: Any,
+    bits: int,
+    group: int,
+    rows: int,
+    levels: Any = None,
 ) -> Any:
     """`model.modules.quantized.unpacked_weight`, in integers until the last: OpenVINO keeps a
     weight of 8 bits that it only has to cast, and casts it at each run."""
-    whole = whole_weight(codes, multipliers, bits, group, rows)
+    whole = whole_weight(codes, multipliers, bits, group, rows, levels)
     return op.Mul(op.Cast(whole, to=ir.DataType.FLOAT), scale)
 
 
@@ -116,26 +123,31 @@ def _coded(x: Any, scale: Any, zero_point: Any) -> Codes:
     return Codes(codes, scale, zero_point, len(x.shape))
 
 
-def whole_weight(codes: Any, multipliers: Any, bits: int, group: int, rows: int) -> Any:
+def whole_weight(
+    codes: Any, multipliers: Any, bits: int, group: int, rows: int, levels: Any = None
+) -> Any:
     """`methods.quantizer.whole_weight`, int32 [in, out]."""
-    whole = _unpacked(codes, bits, rows)
+    whole = _unpacked(codes, bits, rows, levels)
     return whole if multipliers is None else op.Mul(whole, _spread(multipliers, group, rows))
 
 
-def _unpacked(codes: Any, bits: int, rows: int) -> Any:
-    """Packed uint8 codes → signed int32 [rows, columns], as `methods.quantizer` unpacks them."""
-    return op.Sub(_unpacked_bits(codes, bits, rows), int32(1 << (bits - 1)))
+def _unpacked(codes: Any, bits: int, rows: int, levels: Any = None) -> Any:
+    """`methods.quantizer.unpack_levels`, int32 [rows, columns]."""
+    if levels is None:
+        return op.Sub(_unpacked_codes(codes, 1 << bits, rows), int32(1 << (bits - 1)))
+    held = op.Gather(levels, _unpacked_codes(codes, int(levels.shape[0]), rows), axis=0)
+    return op.Cast(held, to=ir.DataType.INT32)
 
 
-def _unpacked_bits(codes: Any, bits: int, rows: int) -> Any:
-    """Packed uint8 codes → unsigned int32 [rows, columns], as `methods.packing` unpacks them."""
-    layout = parts(bits, rows)
+def _unpacked_codes(codes: Any, values: int, rows: int) -> Any:
+    """`methods.packing.unpack`, int32 [rows, columns]."""
+    layout = parts(values, rows)
     total = None
     for part in layout:
         held = codes
         if len(layout) > 1:
             held = op.Slice(codes, ints(part.start), ints(part.start + part.rows), ints(0))
-        slices = [_bits(held, shift, part) for shift in range(0, 8, part.bits)]
+        slices = [_digits(held, unit, part) for unit in part.units]
         value = op.Concat(*slices, axis=0) if len(slices) > 1 else slices[0]
         if part.rows * len(slices) > rows:
             value = op.Slice(value, ints(0), ints(rows), ints(0))
@@ -144,12 +156,11 @@ def _unpacked_bits(codes: Any, bits: int, rows: int) -> Any:
     return total
 
 
-def _bits(held: Any, shift: int, part: Part) -> Any:
-    """What the bits from `shift` on are worth in each byte of `held`."""
-    if part.bits == 8:
+def _digits(held: Any, unit: int, part: Part) -> Any:
+    """What the digit that counts `unit` is worth in each byte of `held`."""
+    if part.base == 256:
         return held
-    mask = (1 << part.bits) - 1
-    table = [(byte >> shift & mask) * part.weight for byte in range(256)]
+    table = [byte // unit % part.base * part.weight for byte in range(256)]
     index = op.Cast(held, to=ir.DataType.INT32)
     return op.Gather(op.Constant(value=ir.tensor(np.array(table, "uint8"))), index, axis=0)
 
@@ -182,14 +193,21 @@ def added(x: Any, index: Any, y: Any) -> Any:
 
 
 def _expanded(
-    values: Any, mask: Any, kept: int, bits: int, rows: int, columns: int, cell: Sequence[int]
+    values: Any,
+    mask: Any,
+    kept: int,
+    bits: int,
+    rows: int,
+    columns: int,
+    cell: Sequence[int],
+    levels: Any = None,
 ) -> Any:
     """`model.compact.expanded_cells`: each cell takes its place in its row, or a zero."""
     (high, wide), (down, across) = cell, cell_counts(rows, columns, (cell[0], cell[1]))
-    flat = op.Reshape(_unpacked_bits(mask, 1, down), ints(-1))
+    flat = op.Reshape(_unpacked_codes(mask, 2, down), ints(-1))
     place = op.Mul(op.CumSum(flat, op.Constant(value_int=0)), flat)  # 0 for a cell that is zero
     if bits:
-        values = _unpacked(values, bits, kept)
+        values = _unpacked(values, bits, kept, levels)
     zero = op.Cast(
         op.Constant(value_float=0.0), to=ir.DataType.INT32 if bits else ir.DataType.FLOAT
     )

@@ -30,5 +30,7 @@ def check_weights(layers: "Mapping[str, QuantizedLayer]", runtime: str, other: s
 
 def _largest(layer: "QuantizedLayer") -> int:
     """The largest magnitude that a whole weight of a layer can have."""
+    if layer.levels is not None:
+        return quantizer.largest_weight(layer.bits)
     code = max(map(abs, quantizer.weight_range(layer.bits)))
     return code if layer.group is None else code * quantizer.largest_multiplier(layer.bits)

@@ -19,6 +19,7 @@ from vitcompress.stages.merge.stage import merge
 from vitcompress.stages.quantize.config import QuantizeConfig, Simulation
 from vitcompress.stages.quantize.simulate import SimulatedAttention, SimulatedLinear, simulation
 from vitcompress.stages.quantize.stage import plan, quantize
+from vitcompress.stages.recover.trainable import finish, trainable
 from vitcompress.stages.stage import StageResult
 from vitcompress.stages.tail.config import TailConfig
 from vitcompress.stages.tail.stage import tail
@@ -80,7 +81,7 @@ def test_inputs_of_layers_and_products_have_few_values(vit: VitModel, context: C
     layers = kinds(module, SimulatedLinear)
     assert set(layers) == set(vit.anatomy.linears()) - {"patch_embed.proj"}
     for name, layer in layers.items():
-        layer.linear.register_forward_pre_hook(keep(name))
+        layer.layer.register_forward_pre_hook(keep(name))
     attentions = kinds(module, SimulatedAttention)
     assert len(attentions) == len(kinds(vit.module, Attention)) == 2
     for name, attention in attentions.items():
@@ -115,7 +116,7 @@ def test_8_uniform_bits_are_those_of_the_exported_model(vit: VitModel, context: 
     layers = kinds(study.module, SimulatedLinear)
     for name, layer in layers.items():
         twin = model.module.get_submodule(name)
-        assert torch.equal(layer.linear.weight, twin.dequantized().weight)
+        assert torch.equal(layer.layer.dequantized().weight, twin.dequantized().weight)
     pixels = images_of(context)
     logits, dense = study.module(pixels), vit.module(pixels)
     assert (logits - model.module(pixels)).norm() < 0.05 * dense.norm()
@@ -127,7 +128,7 @@ def test_widths_of_weights_are_those_of_the_stage(vit: VitModel, context: Contex
     layers = kinds(study.module, SimulatedLinear)
     assert set(layers) == set(model.architecture.quantized)
     for name, layer in layers.items():
-        widest = max(len(row.unique()) for row in layer.linear.weight)
+        widest = max(len(row.unique()) for row in layer.layer.dequantized().weight)
         assert (widest > 16) == name.endswith("fc2")
     assert isinstance(study.module.head, nn.Linear)
 
@@ -157,6 +158,32 @@ def test_tails_and_merged_tokens_are_simulated_too(vit: VitModel, context: Conte
     dense = merged.module(pixels)
     found = simulate(merged, context, {"bits": 8})(pixels)
     assert 0 < (found - dense).norm() < 0.2 * dense.norm()
+
+
+def test_layers_that_answer_for_those_before_come_nearer(vit: VitModel, context: Context) -> None:
+    pixels = images_of(context)
+    logits, errors = vit.module(pixels), []
+    for sequential in (False, True):
+        module = simulate(vit, context, {"bits": 3}, rounding="gptq", sequential=sequential)
+        assert set(kinds(module, SimulatedLinear)) == set(vit.anatomy.linears()) - {
+            "patch_embed.proj"
+        }
+        errors.append(float((module(pixels) - logits).norm() / logits.norm()))
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_a_simulation_has_gradients_as_if_nothing_were_rounded(
+    vit: VitModel, context: Context
+) -> None:
+    module = simulate(vit, context, {"bits": 4})
+    pixels = images_of(context)
+    with torch.enable_grad():
+        student = trainable(module, "all")
+        output = student.module(pixels)
+        output.square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters.values())
+    plain = finish(module)(pixels)
+    torch.testing.assert_close(output.detach(), plain, rtol=0.05, atol=0.05)
 
 
 def test_a_simulation_is_the_same_each_time(vit: VitModel, context: Context) -> None:

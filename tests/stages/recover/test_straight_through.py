@@ -15,6 +15,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "static": {"activations": "static"},
     "dynamic": {"activations": "dynamic"},
     "in groups": {"activations": "static", "group": 5},
+    "float": {"activations": "float"},
     "of two terms": {"activations": "static", "terms": 2},
     "of two terms for some": {"activations": "static", "terms": 2, "residual_tokens": 2},
 }
@@ -69,6 +70,21 @@ def test_codes_follow_the_weights_to_the_nearest_of_the_lattice() -> None:
     found = quantizer.unpack_weight(left.codes, 4, INPUTS)
     assert torch.equal(found, torch.round((codes + 1.4) / 2).clamp(-8, 7))
     torch.testing.assert_close(left(tokens()), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_codes_follow_the_weights_to_the_nearest_of_a_table() -> None:
+    layer = QuantizedLinear(INPUTS, OUTPUTS, 2, "float", levels=3)
+    layer.table = torch.tensor([-1, 0, 1], dtype=torch.int8)
+    codes = torch.arange(INPUTS * OUTPUTS).view(OUTPUTS, INPUTS).float() % 3 - 1
+    layer.codes = quantizer.pack_weight(codes, layer.table)
+    training = StraightThrough(layer)
+    torch.testing.assert_close(training(tokens()).detach(), layer(tokens()))
+    with torch.no_grad():
+        training.weight += 0.7
+    found = training.finished()
+    assert torch.equal(
+        quantizer.unpack_weight(found.codes, layer.table, INPUTS), (codes + 1).clamp(max=1)
+    )
 
 
 def test_gradients_pass_roundings_but_for_inputs_beyond_the_range() -> None:

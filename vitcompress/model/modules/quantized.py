@@ -22,6 +22,7 @@ def quantized_linear(
     group: int,
     terms: int,
     residual_tokens: int | None,
+    levels: Tensor | None = None,
 ) -> Tensor:
     """A Linear in integer arithmetic, exactly as the integer kernels compute it.
 
@@ -37,29 +38,44 @@ def quantized_linear(
         group: how many inputs share a multiplier.
         terms: how many 8-bit terms the input is the sum of, 1 or 2.
         residual_tokens: how many leading tokens have the second term; None: all.
+        levels: int8, what the codes stand for, where that is no even scale (quantizer.Levels).
     """
     static_range = None
     if activation_scale is not None and activation_zero_point is not None:
         static_range = (activation_scale, activation_zero_point.float())
-    weight = quantizer.whole_weight(codes, multipliers, bits, group, x.shape[-1])
+    known = bits if levels is None else levels
+    weight = quantizer.whole_weight(codes, multipliers, known, group, x.shape[-1])
     return quantizer.integer_linear(x, weight, scale, bias, static_range, terms, residual_tokens)
 
 
 @torch.library.custom_op("vitcompress::unpacked_weight", mutates_args=())
 def unpacked_weight(
-    codes: Tensor, scale: Tensor, multipliers: Tensor | None, bits: int, group: int, rows: int
+    codes: Tensor,
+    scale: Tensor,
+    multipliers: Tensor | None,
+    bits: int,
+    group: int,
+    rows: int,
+    levels: Tensor | None = None,
 ) -> Tensor:
     """The weight float32 [in, out] that the packed codes of `quantized_linear` stand for.
 
     `rows`: how many inputs there are.
     """
-    weight = quantizer.whole_weight(codes, multipliers, bits, group, rows)
+    known = bits if levels is None else levels
+    weight = quantizer.whole_weight(codes, multipliers, known, group, rows)
     return (weight * scale[:, None]).T.contiguous()
 
 
 @unpacked_weight.register_fake
 def _(
-    codes: Tensor, scale: Tensor, multipliers: Tensor | None, bits: int, group: int, rows: int
+    codes: Tensor,
+    scale: Tensor,
+    multipliers: Tensor | None,
+    bits: int,
+    group: int,
+    rows: int,
+    levels: Tensor | None = None,
 ) -> Tensor:
     return scale.new_empty(rows, scale.shape[0])
 
@@ -77,6 +93,7 @@ def _(
     group: int,
     terms: int,
     residual_tokens: int | None,
+    levels: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], scale.shape[0])
 
@@ -95,6 +112,7 @@ class QuantizedLinear(nn.Module):
     activation_scale: Tensor | None
     activation_zero_point: Tensor | None
     multipliers: Tensor | None
+    table: Tensor | None
 
     def __init__(
         self,
@@ -105,6 +123,7 @@ class QuantizedLinear(nn.Module):
         terms: Literal[1, 2] = 1,
         residual_tokens: int | None = None,
         group: int | None = None,
+        levels: int | None = None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
@@ -114,7 +133,9 @@ class QuantizedLinear(nn.Module):
         self.residual_tokens = residual_tokens
         self.group = group
         zeros = torch.zeros(out_features, in_features)
-        self.register_buffer("codes", quantizer.pack_weight(zeros, bits))
+        table = None if levels is None else torch.zeros(levels, dtype=torch.int8)
+        self.register_buffer("table", table)
+        self.register_buffer("codes", quantizer.pack_weight(zeros, self.levels))
         self.register_buffer("scale", torch.ones(out_features))
         self.register_buffer("bias", torch.zeros(out_features))
         static = activations == "static"
@@ -125,10 +146,20 @@ class QuantizedLinear(nn.Module):
         packed = None if groups is None else quantizer.pack_multipliers(groups.to(torch.int8))
         self.register_buffer("multipliers", packed)
 
+    @property
+    def levels(self) -> quantizer.Levels:
+        """What the codes stand for."""
+        return self.bits if self.table is None else self.table
+
+    @levels.setter
+    def levels(self, levels: quantizer.Levels) -> None:
+        self.table = None if isinstance(levels, int) else levels
+
     def forward(self, x: Tensor) -> Tensor:
         if self.activations == "float":
             held = self.codes, self.scale, self.multipliers
-            weight = unpacked_weight(*held, self.bits, self.group or 0, self.in_features)
+            sizes = self.bits, self.group or 0, self.in_features
+            weight = unpacked_weight(*held, *sizes, self.table)
             return cast(Tensor, x @ weight + self.bias)
         output = quantized_linear(
             x,
@@ -142,16 +173,19 @@ class QuantizedLinear(nn.Module):
             self.group or 0,
             self.terms,
             self.residual_tokens,
+            self.table,
         )
         return cast(Tensor, output)
 
+    def whole_weight(self) -> Tensor:
+        """The 8-bit whole weights [out, in], as floats."""
+        held = self.codes, self.multipliers, self.levels
+        return quantizer.whole_weight(*held, self.group or 0, self.in_features)
+
     def dequantized(self) -> nn.Linear:
         """The float layer that the codes and the bias stand for."""
-        whole = quantizer.whole_weight(
-            self.codes, self.multipliers, self.bits, self.group or 0, self.in_features
-        )
         linear = nn.Linear(self.in_features, self.out_features, device=self.codes.device)
         linear.requires_grad_(False)
-        linear.weight.copy_(whole * self.scale[:, None])
+        linear.weight.copy_(self.whole_weight() * self.scale[:, None])
         linear.bias.copy_(self.bias)
         return linear

@@ -12,9 +12,8 @@ Bits = Literal[2, 3, 4, 5, 6, 7, 8]
 Float = Literal["float16", "float32"]
 RoundingName = Annotated[str, OneOf("vitcompress.stages.quantize.rounding")]
 ScoreName = Annotated[str, OneOf("vitcompress.stages.quantize.scores")]
+CodebookName = Annotated[str, OneOf("vitcompress.methods.codebooks")]
 GridName = Annotated[str, OneOf("vitcompress.methods.grids")]
-
-_GROUPED_BITS = 6  # at most; the multipliers of wider codes would have too few values
 
 
 @dataclass(frozen=True)
@@ -24,10 +23,7 @@ class Style:
     activations: Activations
     rounding: str
     group: int | None
-
-    def grouped(self, bits: int) -> int | None:
-        """How many inputs share a multiplier in codes of `bits` bits."""
-        return self.group if bits <= _GROUPED_BITS else None
+    codebook: str
 
 
 class BitBudget(BaseModel):
@@ -110,10 +106,13 @@ class QuantizeConfig(BaseModel):
     codes one by one, and the scales. `sequential`: layers below 8 bits are rounded one after the
     other, each fitted to what those before leave of its input; in models whose tokens merge, and
     for `nearest`, each is rounded for the input it had. `group`: how many inputs share a
-    multiplier, in codes of 6 bits or less. `reparametrise`: move channel ranges into the
-    neighbouring tensors where that lowers the error. `residual`: the share of the layers'
-    multiply-accumulates that may be spent once more, on second 8-bit terms of inputs, of all tokens
-    or of those alone that the head reads, chosen to bring the model closest to the float one (None:
+    multiplier, in codes of 6 bits or less. `codebook`: the levels that codes of fewer than 8 bits
+    stand for: `uniform`, evenly spaced ones; `power_of_two`; `kmeans`, as many of each layer's own,
+    fitted to its weights; `ternary`, for `bits: 2`, in 1.6 bits. `reparametrise`: move channel
+    ranges into the neighbouring tensors where that lowers the error. `residual`: the share of the
+    layers' multiply-accumulates that may be spent once more, on second 8-bit terms of inputs, of
+    all tokens or of those alone that the head reads, chosen to bring the model closest to the float
+    one (None:
     0.05, and 0.2 for embeddings); or the share of their `latency`, measured here. `rest`:
     the type in which matrices that stay float (patch and position embeddings, …) are stored; `int8`
     is for the weights among them, the others have float16 then. `simulate`: measure besides what
@@ -134,6 +133,7 @@ class QuantizeConfig(BaseModel):
     rounding: RoundingName = "descent"
     sequential: bool = False
     group: Annotated[int, Field(ge=8, le=1024)] | None = 24
+    codebook: CodebookName = "uniform"
     reparametrise: bool = True
     residual: _Residual | None = None
     rest: Literal["float16", "float32", "int8"] = "float32"
@@ -158,4 +158,4 @@ class QuantizeConfig(BaseModel):
 
     @property
     def style(self) -> Style:
-        return Style(self.activations, self.rounding, self.group)
+        return Style(self.activations, self.rounding, self.group, self.codebook)

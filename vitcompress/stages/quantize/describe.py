@@ -8,7 +8,7 @@ from torch import nn
 
 from vitcompress.errors import InputError
 from vitcompress.memory import copied
-from vitcompress.methods import quantizer
+from vitcompress.methods import codebooks, quantizer
 from vitcompress.model.architecture import (
     QuantizedLayer,
     VitModel,
@@ -33,18 +33,21 @@ def code_bytes(
     """
     layer = empty(linear, bits, config)
     stored = packed(nn.ModuleDict({"layer": layer}), {"layer": pattern} if pattern else {})
-    kinds = ("codes", "mask", "multipliers")
+    kinds = ("codes", "mask", "multipliers", "table")
     scales = linear.out_features * (2 if bits < 8 else 4)
     return scales + sum(t.nbytes for name, t in stored.items() if name.endswith(kinds))
 
 
 def empty(linear: nn.Linear, bits: int, config: QuantizeConfig) -> QuantizedLinear:
     """A quantized layer in the place of `linear`; of its tensors only the zeros are right."""
-    group = config.style.grouped(bits)
+    levels = codebooks.of_width(config.codebook, bits).levels(bits)
+    group = quantizer.grouped(levels, config.group)
     layer = QuantizedLinear(
         linear.in_features, linear.out_features, bits, config.activations, group=group
     )
-    layer.codes = quantizer.pack_weight((linear.weight != 0).float(), bits)
+    layer.levels = levels
+    present = (linear.weight != 0).float() * quantizer.weight_range(levels)[1]
+    layer.codes = quantizer.pack_weight(present, levels)
     return layer
 
 
@@ -76,6 +79,7 @@ def with_layers(
             terms=q.terms,
             residual_tokens=q.residual_tokens,
             group=q.group,
+            levels=None if q.table is None else len(q.table),
         )
         for name, q in layers.items()
     }

@@ -120,8 +120,12 @@ def trial(
     """Some rows of the input under `change`, weights rounded to nearest, and the float outputs."""
     rows = change.apply(found.rows[:_JUDGED_ROWS])
     weight = weight * change.scale
-    lattice = Lattice.of(weight, gram(change, found).diagonal(), bits, style.grouped(bits))
+    lattice = _lattice(weight, gram(change, found).diagonal(), style, bits)
     return rows, lattice.nearest(weight) * lattice.step, rows @ weight.T
+
+
+def _lattice(weight: Tensor, squares: Tensor, style: Style, bits: int) -> Lattice:
+    return Lattice.of(weight, squares, bits, style.group, style.codebook)
 
 
 def _ranges(
@@ -191,13 +195,14 @@ def rounded_layer(
 def coded(weight: Tensor, metric: Metric, style: Style, bits: int) -> QuantizedLinear:
     """A layer of rounded weights, without a bias yet, or a range."""
     rounding = rounding_of(style.rounding)
-    lattice = Lattice.of(weight, metric.gram.diagonal(), bits, style.grouped(bits))
+    lattice = _lattice(weight, metric.gram.diagonal(), style, bits)
     codes = rounding.codes(weight, lattice, metric)
     if rounding.refined is not None:
         lattice, codes = rounding.refined(weight, lattice, metric, codes)
     outputs, inputs = weight.shape
     quantized = QuantizedLinear(inputs, outputs, bits, style.activations, group=lattice.group)
-    quantized.codes = quantizer.pack_weight(codes, bits)
+    quantized.levels = lattice.levels
+    quantized.codes = quantizer.pack_weight(codes, lattice.levels)
     quantized.scale = lattice.scale
     if lattice.multipliers is not None:
         quantized.multipliers = quantizer.pack_multipliers(lattice.multipliers)
@@ -213,7 +218,7 @@ def weight_error(
         metric(input_range.change, found, bits),
         input_covariance(input_range.change, found),
     )
-    lattice = Lattice.of(layer.weight, measure.gram.diagonal(), bits, style.grouped(bits))
+    lattice = _lattice(layer.weight, measure.gram.diagonal(), style, bits)
     codes = rounding_of(style.rounding).codes(layer.weight, lattice, measure)
     left = output_error(layer.weight, lattice.step, codes, variance).sum()
     whole = output_error(layer.weight, lattice.step, torch.zeros_like(codes), variance).sum()

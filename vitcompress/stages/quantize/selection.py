@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from vitcompress.errors import InputError
+from vitcompress.methods import codebooks
 from vitcompress.model.architecture import VitModel
 from vitcompress.stages.quantize.config import BitBudget, Float, QuantizeConfig
 from vitcompress.stages.quantize.scores import score_of
@@ -29,6 +30,7 @@ def allowed_widths(
         return anatomy.select([pattern], f"{key}.{of}", among=names)
 
     every = tuple(sorted(set(bits.widths))) if isinstance(bits, BitBudget) else (bits,)
+    _check_codebook(config.codebook, every, key)
     floors = dict.fromkeys(names, 0)
     for pattern, least in config.floor.items():
         for name in meant(pattern, "floor"):
@@ -55,6 +57,18 @@ def allowed_widths(
     if not allowed:
         raise InputError(f"{key}.pin: leaves no layer to quantize; pin fewer, or drop the stage")
     return allowed, floats
+
+
+def _check_codebook(name: str, widths: Iterable[int], key: str) -> None:
+    """Raise `InputError` where a codebook lacks one of `widths`; those of 8 bits need none."""
+    known, asked = codebooks.codebook_of(name).widths, [b for b in widths if b < 8]
+    for bits in asked or (8,):
+        if bits not in known:
+            listed = ", ".join(map(str, known[:-1])) + " or " if known[1:] else ""
+            raise InputError(
+                f"{key}.codebook: {name} has levels for {listed}{known[-1]} bits, not for {bits}; "
+                f"change {key}.bits, or take uniform"
+            )
 
 
 def selected(model: VitModel, config: QuantizeConfig) -> list[str]:

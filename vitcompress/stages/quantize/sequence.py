@@ -7,10 +7,10 @@ then rounded with the moments of those inputs (as in GPTAQ, 2504.02692). The las
 is fitted towards what brings the stream of tokens back to that of the float model.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitcompress import parallel
 from vitcompress.console import track
@@ -30,6 +30,10 @@ from vitcompress.stages.quantize.prepare import QuantizeSetup
 from vitcompress.stages.sequence import Given, side_by_side
 
 _DAMPING = 0.1  # of the ridge; more, the fewer tokens there are for each input
+
+
+Seen = Callable[[Tensor], Tensor]
+"""The input of a layer → as the layer multiplies it."""
 
 
 def sequence(model: VitModel) -> list[str]:
@@ -57,21 +61,33 @@ def round_in_sequence(
     changed = copied(dense)
     for name, layer in others.items():
         changed.set_submodule(name, placed(layer, context.device))
+    seen = {name: _seen(known.ranges[name], known.style) for name in bits}
+    for name, found in in_sequence(dense, changed, seen, context):
+        linear, input_range = known.floats[name], known.ranges[name]
+        done[name] = refitted_layer(linear, input_range, found, known.style, bits[name])
+        changed.set_submodule(name, placed(done[name], context.device))
+    return done
+
+
+def in_sequence(
+    dense: nn.Module, changed: nn.Module, seen: Mapping[str, Seen], context: Context
+) -> Iterator[tuple[str, Moments]]:
+    """The layers that are `seen`, by name and of those in `sequence`, one after the other, each
+    with the moments of what it gets in `changed`, as it sees that, and of what it should give.
+
+    Whoever iterates puts each layer into `changed` before the next comes.
+    """
     pixels = context.calibration_batches("reading images")
     batches = ((batch.to(context.device), False) for batch in pixels)
-    places = side_by_side(anatomy_of(dense), anatomy_of(changed), batches)
-    for place in track(places, "rounding in sequence", len(known.anatomy.sites)):
+    sites = anatomy_of(dense)
+    places = side_by_side(sites, anatomy_of(changed), batches)
+    for place in track(places, "rounding in sequence", len(sites.sites)):
         site = place.site
         for name in (site.first_name, site.last_name):
-            if name in bits:
-                input_range, linear = known.ranges[name], known.floats[name]
-                seen = place.fitting("first")
-                if name == site.last_name:
-                    seen = place.fitting("last", back=_adds(site))
-                found = _moments(seen, input_range, known.style)
-                done[name] = refitted_layer(linear, input_range, found, known.style, bits[name])
-                changed.set_submodule(name, placed(done[name], context.device))
-    return done
+            if name in seen:
+                last = name == site.last_name
+                given = place.fitting("last", _adds(site)) if last else place.fitting("first")
+                yield name, _moments(given, seen[name])
 
 
 def _adds(site: Site) -> bool:
@@ -100,16 +116,19 @@ def refitted_layer(
     return with_range(layer, input_range)
 
 
-def _moments(batches: Iterable[Given], input_range: InputRange, style: Style) -> Moments:
-    """Moments of what a layer gets in the quantized model, as the integer kernel sees it where its
-    range is fixed, and of what it should give there."""
+def _seen(input_range: InputRange, style: Style) -> Seen:
+    """As the integer kernel sees it where its range is fixed; else as it is."""
     fixed = input_range.static_range(style.activations)
+    if fixed is None:
+        return lambda x: x
+    return lambda x: quantizer.rounded_input(x, (fixed[0].to(x), fixed[1].to(x)))
+
+
+def _moments(batches: Iterable[Given], seen: Seen) -> Moments:
+    """Moments of what a layer gets, as it is `seen`, and of what it should give there."""
     total = dict[None, Moments]()
     for inputs, targets, _ in batches:
-        x, y = inputs, targets.flatten(0, -2)
-        if fixed is not None:
-            x = quantizer.rounded_input(x, (fixed[0].to(x), fixed[1].to(x)))
-        x = with_constant(x).flatten(0, -2)
+        x, y = with_constant(seen(inputs)).flatten(0, -2), targets.flatten(0, -2)
         found = Moments(*(t.double().cpu() for t in (x.T @ x, x.T @ y, y.square().sum())))
         total[None] = total[None].plus(found) if total else found
     return parallel.summed_each(total, Moments)[None]

@@ -5,9 +5,11 @@ and weights of attention, are rounded to a few values each. No kernel computes s
 model is there to be measured, and is never exported.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from vitcompress.console import track
@@ -17,12 +19,16 @@ from vitcompress.methods.grids import Quantizer, fitted
 from vitcompress.methods.reparametrisation import Reparametrisation, identity
 from vitcompress.model.anatomy import Anatomy
 from vitcompress.model.architecture import VitModel
+from vitcompress.model.balance import level_keys
 from vitcompress.model.families import anatomy_of
 from vitcompress.model.modules.attention import Attention
+from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.stages.calibrate import LayerStatistics
 from vitcompress.stages.context import Context
 from vitcompress.stages.quantize.config import QuantizeConfig, Simulation
 from vitcompress.stages.quantize.layer import InputRange, changes_of, rounded_layer, trial
+from vitcompress.stages.quantize.rounding import rounding_of
+from vitcompress.stages.quantize.sequence import in_sequence, refitted_layer
 from vitcompress.stages.stage import Study
 
 # Of reparametrisations: the fewer the values, the more a full one pays.
@@ -49,8 +55,9 @@ class SimulatedAttention(Attention):
         if not self.quantizers:
             self.quantizers = self._fitted(q, k, v, bias)
         narrow = self.quantizers
-        weights = self._weights(narrow["queries"](q), narrow["keys"](k), bias)
-        y = (narrow["softmax"](weights) @ narrow["values"](v)).transpose(1, 2).flatten(2)
+        queries, keys = _through(q, narrow["queries"]), _through(k, narrow["keys"])
+        weights = _through(self._weights(queries, keys, bias), narrow["softmax"])
+        y = (weights @ _through(v, narrow["values"])).transpose(1, 2).flatten(2)
         return y if windows is None else windows.as_tokens(y)
 
     def _weights(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
@@ -74,14 +81,19 @@ class SimulatedAttention(Attention):
 
 
 class SimulatedLinear(nn.Module):
-    """A Linear whose input is rounded first."""
+    """A layer of rounded weights, for float inputs, whose input is rounded first."""
 
-    def __init__(self, linear: nn.Linear, narrow: Quantizer) -> None:
+    def __init__(self, layer: QuantizedLinear, narrow: Quantizer) -> None:
         super().__init__()
-        self.linear, self.narrow = linear, narrow
+        self.layer, self.narrow = layer, narrow
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.linear(self.narrow(x)))
+        return cast(Tensor, self.layer(_through(x, self.narrow)))
+
+
+def _through(x: Tensor, narrow: Quantizer) -> Tensor:
+    """`x` rounded, with the gradient that it would have if it were not."""
+    return x + (narrow(x) - x).detach() if torch.is_grad_enabled() else narrow(x)
 
 
 def check_simulate(model: VitModel, config: QuantizeConfig) -> None:
@@ -135,26 +147,53 @@ def simulation(
 ) -> nn.Module:
     """A copy of `dense` with the weights of some layers in so many `bits`, and the inputs of these
     layers and of all products of attention as `study` says."""
-    module = copied(dense).cpu()
-    anatomy = anatomy_of(module)
-    for name in _attentions(anatomy):
-        attention = cast(Attention, module.get_submodule(name))
-        module.set_submodule(name, SimulatedAttention(attention, study))
+    floats = copied(dense).cpu()
+    anatomy, style = anatomy_of(floats), replace(config.style, activations="float")
     # Reparametrisations first: that of one layer may change the weights of another.
     inputs = {
         name: _narrowed(anatomy, name, found[name], config, study, bits[name])
         for name in track(bits, "simulating inputs", len(bits))
     }
-    for name, (input_range, narrow) in track(inputs.items(), "simulating layers", len(inputs)):
-        layer = cast(nn.Linear, module.get_submodule(name))
-        twin = rounded_layer(
-            layer, input_range, found[name], config.style, bits[name]
-        ).dequantized()
+    if config.reparametrise and anatomy.merged is None:
+        _level_keys(anatomy, inputs, found)
+    module, later = copied(floats), _later(anatomy, config, bits)
+    for name in _attentions(anatomy):
+        attention = cast(Attention, module.get_submodule(name))
+        module.set_submodule(name, SimulatedAttention(attention, study))
+    for name in track([n for n in bits if n not in later], "simulating layers", len(bits)):
+        linear, (input_range, narrow) = cast(nn.Linear, floats.get_submodule(name)), inputs[name]
+        layer = rounded_layer(linear, input_range, found[name], style, bits[name])
         rows = input_range.change.apply(found[name].rows)
-        twin.bias.add_((layer(rows) - twin(narrow(rows))).mean(0))
-        module.set_submodule(name, SimulatedLinear(twin, narrow))
+        layer.bias = layer.bias + (linear(rows) - layer(narrow(rows))).mean(0)
+        module.set_submodule(name, SimulatedLinear(layer, narrow))
+    seen = {name: inputs[name][1] for name in later}
+    for name, moments in in_sequence(floats, module, seen, context) if later else ():
+        linear, (input_range, narrow) = cast(nn.Linear, floats.get_submodule(name)), inputs[name]
+        layer = refitted_layer(linear, input_range, moments, style, bits[name])
+        module.set_submodule(name, SimulatedLinear(layer, narrow))
     fit(module, context)
     return module
+
+
+def _later(anatomy: Anatomy, config: QuantizeConfig, names: Collection[str]) -> list[str]:
+    """Which of the layers `names` are refitted to what those before leave of their inputs."""
+    feedback = rounding_of(config.rounding).feedback
+    if not config.sequential or not feedback or anatomy.merged is not None:
+        return []
+    every = (name for site in anatomy.sites for name in (site.first_name, site.last_name))
+    return [name for name in every if name in names]
+
+
+def _level_keys(
+    anatomy: Anatomy,
+    inputs: Mapping[str, tuple[InputRange, Quantizer]],
+    found: Mapping[str, LayerStatistics],
+) -> None:
+    """Make queries and keys easy to round, where the inputs of their layer are known (in place)."""
+    for site in anatomy.sites:
+        if site.kind == "attention" and (name := site.first_name) in inputs:
+            rows = inputs[name][0].change.apply(found[name].rows)
+            level_keys(cast(Attention, site.operator), rows)
 
 
 def fit(module: nn.Module, context: Context) -> None:

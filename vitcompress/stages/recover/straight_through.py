@@ -28,7 +28,7 @@ class StraightThrough(nn.Module):
             groups = -(-layer.in_features // layer.group)
             multipliers = quantizer.unpack_multipliers(layer.multipliers, groups)
         step = quantizer.weight_step(layer.scale, multipliers, layer.group, layer.in_features)
-        codes = quantizer.unpack_weight(layer.codes, layer.bits, layer.in_features)
+        codes = quantizer.unpack_weight(layer.codes, layer.levels, layer.in_features)
         self.register_buffer("steps", step, persistent=False)
         self.weight = nn.Parameter(codes * step)
         self.factor = nn.Parameter(torch.ones_like(layer.scale))
@@ -43,7 +43,7 @@ class StraightThrough(nn.Module):
     def finished(self) -> QuantizedLinear:
         """The quantized layer of the nearest codes on the lattice as it is now."""
         layer = self.start
-        layer.codes = quantizer.pack_weight(self._codes(), layer.bits)
+        layer.codes = quantizer.pack_weight(self._codes(), layer.levels)
         layer.scale = layer.scale * self.factor
         layer.bias = self.bias.detach().clone()
         return layer
@@ -53,11 +53,13 @@ class StraightThrough(nn.Module):
 
     @torch.no_grad()
     def _codes(self) -> Tensor:
-        return quantizer.round_weight(self.weight, self._step(), self.start.bits)
+        return quantizer.round_weight(self.weight, self._step(), self.start.levels)
 
     def _rounded(self, x: Tensor) -> Tensor:
         """`x` [..., tokens, in] as the integer kernel sees it."""
         layer, few = self.start, self.start.residual_tokens
+        if layer.activations == "float":
+            return x
         with torch.no_grad():
             if layer.activation_scale is None or layer.activation_zero_point is None:
                 fixed = quantizer.activation_parameters(x.amin(), x.amax())

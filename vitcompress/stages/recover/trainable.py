@@ -1,6 +1,6 @@
 """What of a model is trained, and the zeros that stay."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,8 +39,15 @@ class Trainable:
             self.parameters[name].copy_(value)
 
 
-def trainable(module: nn.Module, which: Parameters, sites: Sequence[str] = ()) -> Trainable:
-    """Make `module` ready to be trained (in place). `sites`: those that are, of `which: sites`."""
+def trainable(
+    module: nn.Module,
+    which: Parameters,
+    sites: Sequence[str] = (),
+    sparse: Collection[str] = (),
+) -> Trainable:
+    """Make `module` ready to be trained (in place). `sites`: those that are, of `which: sites`;
+    `sparse`: the layers whose zeros are not stored. Zeros of other quantized layers are codes like
+    any."""
     anatomy = anatomy_of(module)
     chosen = [site for site in anatomy.sites if site.name in sites]
     within = tuple(f"{name}." for site in chosen for name in (site.name, site.norm_name))
@@ -54,7 +61,7 @@ def trainable(module: nn.Module, which: Parameters, sites: Sequence[str] = ()) -
     }
     for parameter in found.values():
         parameter.requires_grad_(True)
-    return Trainable(module, found, dict(_zeros(module, found)))
+    return Trainable(module, found, dict(_zeros(module, found, sparse)))
 
 
 def finish(module: nn.Module) -> nn.Module:
@@ -66,12 +73,15 @@ def finish(module: nn.Module) -> nn.Module:
 
 
 def _zeros(
-    module: nn.Module, parameters: Mapping[str, nn.Parameter]
+    module: nn.Module, parameters: Mapping[str, nn.Parameter], sparse: Collection[str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The zeros among the weights of linear layers, however they are stored."""
+    """The zeros that stay among the weights of linear layers."""
     for name, layer in module.named_modules():
         weight = f"{name}.weight"
-        if isinstance(layer, (nn.Linear, StraightThrough)) and weight in parameters:
+        held = isinstance(layer, nn.Linear) or (
+            isinstance(layer, StraightThrough) and name in sparse
+        )
+        if held and weight in parameters:
             zero = layer.weight.detach() == 0
             if zero.any():
                 yield weight, zero

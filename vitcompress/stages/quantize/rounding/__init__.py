@@ -8,14 +8,15 @@ from typing import cast
 from torch import Tensor
 
 from vitcompress import registry
-from vitcompress.methods import quantizer
+from vitcompress.methods import codebooks, quantizer
+from vitcompress.methods.quantizer import Levels
 
 PACKAGE = __name__
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """The values that weights [out, in] may have: codes of `bits` bits times a step.
+    """The values that weights [out, in] may have: `levels` times a step.
 
     `scale` [out]; `multipliers` int8 [groups, out], one for each `group` of inputs, or None.
     """
@@ -23,14 +24,30 @@ class Lattice:
     scale: Tensor
     multipliers: Tensor | None
     group: int | None
-    bits: int
+    levels: Levels
     inputs: int
 
     @classmethod
-    def of(cls, weight: Tensor, squares: Tensor, bits: int, group: int | None) -> "Lattice":
+    def of(
+        cls,
+        weight: Tensor,
+        squares: Tensor,
+        bits: int,
+        group: int | None,
+        codebook: str = "uniform",
+    ) -> "Lattice":
         """The lattice that comes nearest to `weight`; `squares` [in]: mean squares of inputs."""
-        scale, multipliers = quantizer.weight_scale(weight, bits, squares.float(), group)
-        return cls(_storable(scale, bits), multipliers, group, bits, weight.shape[1])
+        book, squares = codebooks.of_width(codebook, bits), squares.float()
+        levels = book.levels(bits)
+        group = quantizer.grouped(levels, group)
+        if book.fitted is not None:
+            levels = book.fitted(weight, squares, levels, group)
+        scale, multipliers = quantizer.weight_scale(weight, levels, squares, group)
+        return cls(_storable(scale, bits), multipliers, group, levels, weight.shape[1])
+
+    @property
+    def bits(self) -> int:
+        return quantizer.width(self.levels)
 
     @cached_property
     def step(self) -> Tensor:
@@ -43,7 +60,7 @@ class Lattice:
 
     def nearest(self, weight: Tensor) -> Tensor:
         """The codes [out, in] of the values nearest to `weight`."""
-        return quantizer.round_weight(weight, self.step, self.bits)
+        return quantizer.round_weight(weight, self.step, self.levels)
 
 
 def _storable(scale: Tensor, bits: int) -> Tensor:

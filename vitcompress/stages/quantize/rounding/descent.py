@@ -12,11 +12,11 @@ _REFITS, _SWEEPS = 3, 2  # of scales to the codes, and of the codes to these
 def refined(
     weight: Tensor, lattice: Lattice, metric: Metric, codes: Tensor
 ) -> tuple[Lattice, Tensor]:
-    gram, damping, bits = metric.gram, metric.damping, lattice.bits
-    codes = descend(weight, lattice.step, gram, codes, bits, damping)
-    for _ in range(_REFITS if bits < 8 else 0):
+    gram, damping, levels = metric.gram, metric.damping, lattice.levels
+    codes = descend(weight, lattice.step, gram, codes, levels, damping)
+    for _ in range(_REFITS if lattice.bits < 8 else 0):
         lattice = lattice.scaled(refitted(weight, lattice.step, gram, codes, damping))
-        codes = descend(weight, lattice.step, gram, codes, bits, damping, _SWEEPS)
+        codes = descend(weight, lattice.step, gram, codes, levels, damping, _SWEEPS)
     return lattice, codes
 
 

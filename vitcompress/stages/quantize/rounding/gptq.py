@@ -7,7 +7,7 @@ from vitcompress.stages.quantize.rounding import Lattice, Metric, Rounding
 
 
 def codes(weight: Tensor, lattice: Lattice, metric: Metric) -> Tensor:
-    return gptq(weight, lattice.step, metric.gram, lattice.bits, metric.damping)
+    return gptq(weight, lattice.step, metric.gram, lattice.levels, metric.damping)
 
 
 ROUNDING = Rounding(codes)

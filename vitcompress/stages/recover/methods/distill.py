@@ -48,7 +48,7 @@ def recover(model: VitModel, config: RecoverConfig, fit: Context, watched: Conte
     sites = sites_that_matter(model, fit) if config.parameters == "sites" else []
     if config.parameters == "all":
         balance(model.module)
-    student = trainable(model.module, config.parameters, sites)
+    student = trainable(model.module, config.parameters, sites, model.architecture.sparse)
     dense = anatomy_of(placed(fit.dense.module, fit.device))
     objective = Objective(
         anatomy_of(model.module),
