@@ -1,4 +1,4 @@
-"""Methods of merging against a plain loop over tokens, and what must hold for all of them."""
+"""Methods by which some tokens stay: against a plain loop over tokens, and what must hold for all."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from vitcompress.model.modules.attention import attend
 from vitcompress.terms import MERGING
 
 N, KEEP = 17, 11
-METHODS = registry.names(MERGING)
+METHODS = [name for name in registry.names(MERGING) if not method_of(name).mixtures]
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

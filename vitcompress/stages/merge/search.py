@@ -1,7 +1,8 @@
 """Search how many tokens each block should keep, judged by the distance from the dense model.
 
 What a merge in one block alone costs gives, by dynamic programming, a first schedule; it and the
-known shapes are candidates. The best is then refined: a step goes to the next block or the one
+known shapes are candidates. (Where tokens can merge in one block only, each block is one, and that
+is all.) The best is then refined: a step goes to the next block or the one
 before, then the share that one block keeps is changed, in either case those of the blocks after it
 scaled so that the cost stays, and the change is kept where the model comes closer to the dense one.
 Merging takes time that multiply-accumulates do not count, so a step has to be worth it (`_STEP`).
@@ -53,10 +54,7 @@ def search(
     Kept in the cache by the content of model and images. Raises `InputError` where no schedule
     meets the budget, and where no image can be held back.
     """
-    candidates = {"constant": scheduling.shaped("constant")}
-    for name in schedules.SHAPES:
-        if scheduling.cost(kept := scheduling.fitted(name)) <= scheduling.limit:
-            candidates[name] = kept
+    candidates = scheduling.candidates()
     identity = [scheduling.model.fingerprint(), context.calibration_fingerprint, context.seed]
     identity += [images, scheduling.merging.model_dump_json(), scheduling.unit, scheduling.limit]
     identity += [judging.SETTINGS, _MOVES, _PASSES, _STEP, _GRID]
@@ -84,13 +82,14 @@ def _searched(
     parts = batches[: len(batches) * 3 // 4], batches[len(batches) * 3 // 4 :]
     searched, held_back = (Judge(scheduling, part, tensors) for part in parts)
     losses = judging.losses(Judge(scheduling, judging.probed(parts[0]), tensors), context)
-    programmed = _programmed(scheduling, losses)
-    if scheduling.cost(programmed) <= scheduling.limit:
-        candidates["dynamic programme"] = programmed
+    once = scheduling.method.mixtures  # in one block: all schedules are there already
+    if not once and scheduling.cost(kept := _programmed(scheduling, losses)) <= scheduling.limit:
+        candidates["dynamic programme"] = kept
     scores = {name: searched.judged(kept) for name, kept in candidates.items()}
     best = min(scores, key=lambda name: _priced(scheduling, candidates[name], scores[name]))
-    refined = _refined(context, searched, candidates[best])
-    candidates["refined"], scores["refined"] = refined
+    if not once:
+        refined = _refined(context, searched, candidates[best])
+        candidates["refined"], scores["refined"] = refined
     judged = {name: held_back.judged(kept) for name, kept in candidates.items()}
     chosen = min(judged, key=lambda name: _priced(scheduling, candidates[name], judged[name]))
     word = scheduling.model.task.word
