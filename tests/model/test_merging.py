@@ -197,9 +197,7 @@ def test_a_model_read_again_gives_the_same_logits(
 
 # Of the methods one that reads the stream, and one that reads keys, in every run.
 EXPORTED: list[Any] = [
-    pytest.param(
-        method, "class token", marks=() if method in ("soft", "ppt") else pytest.mark.slow
-    )
+    pytest.param(method, "class token", marks=() if method in ("soft", "ppt") else pytest.mark.slow)
     for method in METHODS
 ] + [
     pytest.param("fisher", "mean", marks=pytest.mark.slow),

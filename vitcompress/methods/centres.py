@@ -1,6 +1,7 @@
 """Centres that tokens gather around: rectangles of a grid, points far from each other, means."""
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -9,15 +10,16 @@ from vitcompress.methods.selection import rows
 
 
 def rectangles(count: int, grid: tuple[int, int]) -> Tensor:
-    """The share of each patch of `grid` in each of `count` rectangles that tile it: [count, patches].
+    """The share of each patch of `grid` in each of `count` rectangles that tile it.
 
-    Rectangles lie in bands of about as many as make them square; patches on an edge are split by
-    area. Each row sums to 1; with as many rectangles as patches it is the identity.
+    Float32 [count, patches]. Rectangles lie in bands of about as many as make them square; patches
+    on an edge are split by area. Each row sums to 1; with as many rectangles as patches it is the
+    identity.
     """
     height, width = grid
     bands = max(1, min(height, round(math.sqrt(count * height / width))))
     bounds = [count * band // bands for band in range(bands + 1)]
-    across = [_intervals(after - before, width) for before, after in zip(bounds, bounds[1:])]
+    across = [_intervals(after - before, width) for before, after in pairwise(bounds)]
     cells = [
         (row[None, :, None] * columns[:, None, :]).flatten(1)
         for row, columns in zip(_intervals(bands, height), across, strict=True)

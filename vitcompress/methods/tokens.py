@@ -3,8 +3,8 @@
 Every method, one file in `merging`, makes a choice; the arithmetic is one: x' = M(w ⊙ x) / (M w)
 and s' = M s, with sizes s (how many patches a token stands for), weights w (the sizes, or more) and
 a matrix M ≥ 0. It has a one for each token that stays and one more entry for each token that does
-not, or its columns sum to 1 where all tokens become new ones. All counts are static and every image is treated alone, so that a batch gives what its images
-give one by one.
+not, or its columns sum to 1 where all tokens become new ones. All counts are static and every image
+is treated alone, so that a batch gives what its images give one by one.
 """
 
 from collections.abc import Callable
@@ -129,9 +129,10 @@ class Method:
 
     `choose`: (tokens, how many to keep) → choice. `compared`: pairs of tokens compared for that,
     of so many, to keep so many. `mixtures`: whether its choices are `Mixture`s, which are made
-    once, of tokens that are single patches. `fewest`: of so many patch tokens that one step can keep. `drop`:
-    as `choose`, with how many of those that go are dropped; None where it cannot. `unmixed`: in
-    which share of the blocks, from the first, tokens that take others in keep their value.
+    once, of tokens that are single patches. `fewest`: of so many patch tokens that one step can
+    keep. `drop`: as `choose`, with how many of those that go are dropped; None where it cannot.
+    `unmixed`: in which share of the blocks, from the first, tokens that take others in keep their
+    value.
     """
 
     reading: Reading
@@ -244,6 +245,18 @@ def _paid(view: View) -> Tensor:
     return paid[:, view.prefix :]
 
 
+def _by_attention(view: View) -> Tokens:
+    """As `_by_values`, with the attention that all tokens pay to each."""
+    q, k = (
+        each.unflatten(-1, (view.heads, -1)).transpose(1, 2) for each in (view.queries, view.keys)
+    )
+    logits = q @ k.mT * view.scale
+    if view.bias is not None:
+        logits = logits + view.bias[:, None, None]
+    paid = logits.softmax(-1).mean((1, 2))[:, view.prefix :]
+    return Tokens(unit(view.x[:, view.prefix :]), view.sizes, paid, view.grid)
+
+
 def _by_keys(view: View) -> Tokens:
     points = view.keys[:, view.prefix :].unflatten(-1, (view.heads, -1)).mean(-2)
     return Tokens(unit(points), view.sizes, _paid(view), view.grid)
@@ -271,6 +284,13 @@ KEYS = Reading(_by_keys, lambda widths: widths.keys // widths.heads, _paying)
 
 VALUES = Reading(_by_values, lambda widths: widths.channels, _paying)
 """By what they are, and by the attention paid to them."""
+
+ATTENTION = Reading(
+    _by_attention,
+    lambda widths: widths.channels,
+    lambda widths, count: (count + widths.prefix) ** 2 * widths.keys,
+)
+"""By what they are, and by the attention that all of them pay to each."""
 
 READER = Reading(
     _by_reader,

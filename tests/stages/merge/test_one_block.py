@@ -59,7 +59,10 @@ def test_a_search_takes_the_best_block(deep: VitModel, context: Context) -> None
     [
         ({"block": 3, "tokens": 6}, r"stages\.merge\.block: 3 is none .* 0 to 2"),
         ({"block": 1, "tokens": 17}, r"schedule: block 1 cannot keep 18 of its 17 tokens"),
-        ({"block": 2, "budget": {"macs": 0.3}}, r"budget\.macs: soft with schedule block 2 does not"),
+        (
+            {"block": 2, "budget": {"macs": 0.3}},
+            r"macs: soft with schedule block 2 does not",
+        ),
         ({"budget": {"macs": 0.01}}, r"budget\.macs: soft with schedule block 0 does not"),
         ({"schedule": [12, 9, 9]}, r"schedule: soft merges in one block, not in 2; give `block`"),
         ({"schedule": "constant", "budget": {"macs": 0.8}}, r"soft merges in one block, not in \d"),

@@ -38,6 +38,8 @@ class MergeConfig(BaseModel):
     as the stage `tail` does it.
 
     `schedule`: `search` finds how many tokens each block keeps from `images` calibration images;
+    `mass` takes as many as carry the same share of the attention in each; `random` the best of many
+    that are drawn;
     `constant`, `decreasing`, `published` and `stepped` are shapes fitted to the budget;
     `deit_small@2.9` and the like are schedules of DiffRate's authors; a list gives the tokens kept
     after each block or, for `diffrate`, pairs of those left after dropping and after merging.
@@ -68,7 +70,7 @@ class MergeConfig(BaseModel):
     @field_validator("schedule", mode="after")
     @classmethod
     def _known(cls, value: Any) -> Any:
-        known = ("search", *schedules.SHAPES, *schedules.PUBLISHED)
+        known = ("search", "mass", "random", *schedules.SHAPES, *schedules.PUBLISHED)
         if isinstance(value, str) and value not in known:
             raise ValueError(f"{value!r} is none of {', '.join(known)}, nor a list")
         return value
@@ -83,7 +85,7 @@ class MergeConfig(BaseModel):
 
     @model_validator(mode="after")
     def _budget_where_needed(self) -> "MergeConfig":
-        fitted = self.schedule == "search" or self.schedule in schedules.SHAPES
+        fitted = isinstance(self.schedule, str) and self.schedule not in schedules.PUBLISHED
         fitted = fitted and self.tokens is None
         if fitted and self.budget is None:
             raise ValueError(
@@ -92,6 +94,6 @@ class MergeConfig(BaseModel):
             )
         elif not fitted and self.budget is not None:
             raise ValueError(
-                "budget: an explicit schedule, or number of tokens, has none; take one of the two out"
+                "budget: an explicit schedule or number of tokens has none; take one of the two out"
             )
         return self

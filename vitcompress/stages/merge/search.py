@@ -40,16 +40,22 @@ _PASSES = 3  # over all changes, at most
 # How much closer, as a share of the distance, a step must bring the model to the dense one. On
 # deit_tiny a step takes about 1 % of the time, for which 1 % less multiply-accumulates cost 7 %.
 _STEP = 0.06
+_DRAWS = 100  # of schedules at random: about as many as a search tries
 _GRID = 48  # counts that the dynamic programme chooses from
 
 
 @torch.no_grad()
 def search(
-    scheduling: Scheduling, context: Context, images: int, tensors: Mapping[str, Tensor]
+    scheduling: Scheduling,
+    context: Context,
+    images: int,
+    tensors: Mapping[str, Tensor],
+    drawn: bool = False,
 ) -> Found:
     """The schedule closest to the dense model within the budget, and what was tried.
 
-    `tensors`: those of `judging.token_readers`.
+    `tensors`: those of `judging.token_readers`. `drawn`: the best of about as many random schedules
+    as a search tries, and nothing cleverer: what any search has to beat.
 
     Kept in the cache by the content of model and images. Raises `InputError` where no schedule
     meets the budget, and where no image can be held back.
@@ -57,7 +63,7 @@ def search(
     candidates = scheduling.candidates()
     identity = [scheduling.model.fingerprint(), context.calibration_fingerprint, context.seed]
     identity += [images, scheduling.merging.model_dump_json(), scheduling.unit, scheduling.limit]
-    identity += [judging.SETTINGS, _MOVES, _PASSES, _STEP, _GRID]
+    identity += [judging.SETTINGS, _MOVES, _PASSES, _STEP, _GRID, *([_DRAWS] if drawn else [])]
     if (known := context.cache.get(_SCHEDULE, identity)) is not None:
         return known
     batches = judging.read(context, images)
@@ -66,7 +72,10 @@ def search(
             f"{scheduling.where}.schedule: a search needs at least 4 calibration images that can "
             "be read; give more, or take `published`"
         )
-    found = _searched(scheduling, context, batches, tensors, candidates)
+    if drawn:
+        found = _drawn(Judge(scheduling, batches, tensors), context)
+    else:
+        found = _searched(scheduling, context, batches, tensors, candidates)
     context.cache.put(_SCHEDULE, identity, found)
     return found
 
@@ -111,6 +120,32 @@ def _searched(
         facts={"schedule": chosen, "searched_images": searched.images},
         tables=(*tables, *_worth(held_back, candidates[chosen])),
     )
+
+
+def _drawn(judge: Judge, context: Context) -> Found:
+    """The best of random schedules: up to four steps anywhere, of any sizes, to the budget."""
+    scheduling = judge.scheduling
+    random = torch.Generator().manual_seed(context.seed)
+    kept, best, tried = scheduling.unmerged, None, 0
+    for _ in context.track(range(_DRAWS), "drawing schedules", _DRAWS):
+        steps = int(torch.randint(1, 1 + min(4, scheduling.blocks), (), generator=random))
+        sizes = -torch.rand(scheduling.blocks, generator=random)
+        sizes[torch.randperm(scheduling.blocks, generator=random)[steps:]] = 0
+        other = _scaled(scheduling, sizes.tolist())
+        if scheduling.cost(other) > scheduling.limit:
+            continue
+        price, tried = _price(scheduling, other), tried + 1
+        rival = None if best is None else best * (_price(scheduling, kept) / price)
+        now = judge.compared(other, rival)
+        if now is not None and (rival is None or now.mean() < rival.mean()):
+            kept, best = other, judge.accept(other)
+    if best is None:
+        raise InputError(
+            f"{scheduling.where}.schedule: none of {_DRAWS} random ones meets the budget; "
+            "take search"
+        )
+    facts = {"schedule": "random", "searched_images": judge.images, "schedules_drawn": tried}
+    return Found(kept=kept, facts=facts, tables=_worth(judge, kept))
 
 
 def _worth(judge: Judge, kept: Schedule) -> tuple[Table, ...]:

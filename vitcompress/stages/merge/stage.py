@@ -22,6 +22,7 @@ from vitcompress.model.tail import tailed
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge.config import MergeBudget, MergeConfig
 from vitcompress.stages.merge.judging import merge_sensitivities, token_readers
+from vitcompress.stages.merge.mass import by_mass
 from vitcompress.stages.merge.pictures import pictures
 from vitcompress.stages.merge.rival import compared
 from vitcompress.stages.merge.scheduling import Found, Scheduling
@@ -37,8 +38,11 @@ def merge(model: VitModel, config: MergeConfig, context: Context) -> StageResult
     """
     scheduling = _placed(_scheduling(model, config, context), context)
     tensors = token_readers(scheduling, context, config.images)
-    if config.schedule == "search" and config.block is None:
-        found = search(scheduling, context, config.images, tensors)
+    if config.block is None and config.schedule in ("search", "random"):
+        drawn = config.schedule == "random"
+        found = _once(scheduling, search(scheduling, context, config.images, tensors, drawn))
+    elif config.schedule == "mass":
+        found = _once(scheduling, by_mass(scheduling, context, config.images))
     else:
         found = _given(scheduling, config)
     result = _scheduled(scheduling, found, tensors)
@@ -87,7 +91,7 @@ def _given(scheduling: Scheduling, config: MergeConfig) -> Found:
         kept = scheduling.alone(config.block, config.tokens)
     elif schedule == "search" and scheduling.method.mixtures:
         kept = scheduling.single(0)
-    elif schedule == "search":
+    elif schedule not in schedules.SHAPES:  # which needs images
         kept = scheduling.fitted("published")
         if not untimed and scheduling.cost(kept) > scheduling.limit:
             kept = scheduling.fitted("constant")
