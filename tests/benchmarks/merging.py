@@ -35,9 +35,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "Fisher, searched": {"method": "fisher"},
     "DiffRate, random schedules": {"method": "diffrate", "schedule": "random"},
     "DiffRate, attention mass": {"method": "diffrate", "schedule": "mass"},
+    "Farthest, searched": {"method": "farthest"},
     "Soft, searched": {"method": "soft"},
-    "Soft, k-means": {"method": "soft_kmeans"},
-    "Soft, grid": {"method": "soft_grid"},
+    **{
+        f"{method}, block 4 alone": {"method": method, "block": 4}
+        for method in ("fisher", "farthest", "soft", "soft_kmeans", "soft_grid")
+    },
 }
 
 # What papers report without training, of DeiT-S: EViT keeps 0.7 of the patches at blocks 3, 6 and 9

@@ -158,6 +158,17 @@ def test_fisher_merges_what_costs_least() -> None:
     assert merged_into(method_of("fisher").choose(tokens, KEEP)) == nearest(tokens, order)
 
 
+def test_farthest_keeps_what_matters_and_is_far_from_what_stays() -> None:
+    tokens = one(some_tokens(), 0)
+    points, importance = tokens.points[0], tokens.importance[0].tolist()
+    order = [max(range(N), key=lambda i: importance[i])]
+    while len(order) < N:
+        left = [i for i in range(N) if i not in order]
+        away = {i: min(1 - float(points[i] @ points[j]) for j in order) for i in left}
+        order.append(max(left, key=lambda i: importance[i] * away[i]))
+    assert merged_into(method_of("farthest").choose(tokens, KEEP)) == nearest(tokens, order)
+
+
 def test_ppt_drops_where_attention_is_uneven() -> None:
     flat = one(some_tokens(), 0)
     even = ppt.choose(flat, KEEP, threshold=1e9)

@@ -32,7 +32,7 @@ class MergeConfig(BaseModel):
     """Compute fewer tokens: merge them between attention and MLP.
 
     `method`: `fisher` merges those whose merging changes the answer least by its gradients,
-    `diffrate` the least attended, `tome` the most similar, `mctf` weighs both, `ppt` drops or
+    `farthest` as well, in few large steps, `diffrate` the least attended, `tome` the most similar, `mctf` weighs both, `ppt` drops or
     merges by image, `evit` fuses all unattended ones. `soft`, `soft_grid` and `soft_kmeans` make
     all into new ones, in one block. After the last attention only what the head reads is computed,
     as the stage `tail` does it.
