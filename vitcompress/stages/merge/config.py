@@ -32,14 +32,14 @@ class MergeConfig(BaseModel):
     """Compute fewer tokens: merge them between attention and MLP.
 
     `method`: `fisher` merges those whose merging changes the answer least by its gradients,
-    `farthest` as well, in few large steps, `diffrate` the least attended, `tome` the most similar, `mctf` weighs both, `ppt` drops or
-    merges by image, `evit` fuses all unattended ones. `soft`, `soft_grid` and `soft_kmeans` make
-    all into new ones, in one block. After the last attention only what the head reads is computed,
-    as the stage `tail` does it.
+    `farthest` too, choosing those that stay one by one, `diffrate` the least attended, `tome` the
+    most similar, `mctf` weighs both, `ppt` drops or merges by image, `evit` fuses all unattended
+    ones. `soft`, `soft_grid` and `soft_kmeans` make all into new ones, in one block. After the last
+    attention only what the head reads is computed, as the stage `tail` does it.
 
     `schedule`: `search` finds how many tokens each block keeps from `images` calibration images;
-    `mass` takes as many as carry the same share of the attention in each; `random` the best of many
-    that are drawn;
+    `random` takes the best of many that are drawn, `mass` as many as carry one share of the
+    attention in each block;
     `constant`, `decreasing`, `published` and `stepped` are shapes fitted to the budget;
     `deit_small@2.9` and the like are schedules of DiffRate's authors; a list gives the tokens kept
     after each block or, for `diffrate`, pairs of those left after dropping and after merging.
