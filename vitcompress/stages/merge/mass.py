@@ -36,8 +36,9 @@ def by_mass(scheduling: Scheduling, context: Context, images: int) -> Found:
     ]
     caption = f"Share of patches that carries {_TOLD[0]:.0%} of the attention"
     table = Table.of("attention_mass", rows, {f"carry_{_TOLD[0]:.0%}_share": caption})
-    facts = {"schedule": "mass"}
-    return Found(kept=scheduling.affordable(kept, "mass"), facts=facts, tables=(table,))
+    return Found(
+        kept=scheduling.affordable(kept, "mass"), facts={"schedule": "mass"}, tables=(table,)
+    )
 
 
 def carrying(mass: Tensor, share: float) -> float:

@@ -126,7 +126,8 @@ def _drawn(judge: Judge, context: Context) -> Found:
     """The best of random schedules: up to four steps anywhere, of any sizes, to the budget."""
     scheduling = judge.scheduling
     random = torch.Generator().manual_seed(context.seed)
-    kept, best, tried = scheduling.unmerged, None, 0
+    kept, tried = scheduling.unmerged, 0
+    best: Tensor | None = None
     for _ in context.track(range(_DRAWS), "drawing schedules", _DRAWS):
         steps = int(torch.randint(1, 1 + min(4, scheduling.blocks), (), generator=random))
         sizes = -torch.rand(scheduling.blocks, generator=random)
@@ -144,8 +145,11 @@ def _drawn(judge: Judge, context: Context) -> Found:
             f"{scheduling.where}.schedule: none of {_DRAWS} random ones meets the budget; "
             "take search"
         )
-    facts = {"schedule": "random", "searched_images": judge.images, "schedules_drawn": tried}
-    return Found(kept=kept, facts=facts, tables=_worth(judge, kept))
+    return Found(
+        kept=kept,
+        facts={"schedule": "random", "searched_images": judge.images, "schedules_drawn": tried},
+        tables=_worth(judge, kept),
+    )
 
 
 def _worth(judge: Judge, kept: Schedule) -> tuple[Table, ...]:
