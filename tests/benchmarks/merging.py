@@ -95,16 +95,19 @@ def main() -> None:
     whole = torch_runner(model, images_for.device)
     dense = judge(whole, images, model.preprocess, 0.01, "dense")
     base = dense.figures(model.task, dense)
-    rows = ["| | MACs | top-1 | agreement | KL |", "|---|---|---|---|---|"]
-    rows.append(f"| dense | {macs(model) / 1e9:.2f} G | {base.top1:.1f} | | |")
+
+    def told(row: str) -> None:
+        console.print(row, soft_wrap=True, markup=False)
+
+    told("| | MACs | top-1 | agreement | KL |\n|---|---|---|---|---|")
+    told(f"| dense | {macs(model) / 1e9:.2f} G | {base.top1:.1f} | | |")
     for share in given.budgets:
         for name, run, cost in ways(given.ways, model, images_for, share):
             found = judge(run, images, model.preprocess, 0.01, name).figures(model.task, dense)
-            rows.append(
+            told(
                 f"| {name} | {cost / 1e9:.2f} G ({cost / macs(model) - 1:+.0%}) | "
                 f"{found.top1:.1f} | {found.agreement:.1f} | {found.kl:.4f} |"
             )
-    console.print("\n".join(rows), soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

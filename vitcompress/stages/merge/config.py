@@ -70,7 +70,7 @@ class MergeConfig(BaseModel):
     @field_validator("schedule", mode="after")
     @classmethod
     def _known(cls, value: Any) -> Any:
-        known = ("search", "mass", "random", *schedules.SHAPES, *schedules.PUBLISHED)
+        known = ("search", *schedules.SHAPES, "mass", "random", *schedules.PUBLISHED)
         if isinstance(value, str) and value not in known:
             raise ValueError(f"{value!r} is none of {', '.join(known)}, nor a list")
         return value
