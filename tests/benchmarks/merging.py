@@ -22,6 +22,8 @@ from vitcompress.stages.context import Context
 from vitcompress.stages.merge.config import MergeConfig
 from vitcompress.stages.merge.rival import interpolated, lower_resolution
 from vitcompress.stages.merge.stage import merge
+from vitcompress.stages.recover.config import RecoverConfig
+from vitcompress.stages.recover.stage import recover
 
 WAYS: dict[str, dict[str, Any]] = {
     "ToMe, constant": {"method": "tome", "schedule": "constant"},
@@ -71,13 +73,16 @@ def smaller(model: VitModel, share: float) -> tuple[str, Runner, int]:
 
 
 def ways(
-    names: list[str], model: VitModel, context: Context, share: float
+    names: list[str], model: VitModel, context: Context, share: float, steps: int
 ) -> Iterator[tuple[str, Runner, int]]:
-    """Each way's name, its runner and its cost."""
+    """Each way's name, its runner and its cost; and again after so many `steps` of recovery."""
     for name in names:
         config = MergeConfig.model_validate({"budget": {"macs": share}, **WAYS[name]})
         merged = merge(model, config, context).model
         yield name, torch_runner(merged, context.device), macs(merged)
+        if steps:
+            found = recover(merged, RecoverConfig(steps=steps, batch=8), context).model
+            yield f"… recovered, {steps} steps", torch_runner(found, context.device), macs(found)
     yield smaller(model, share)
 
 
@@ -87,6 +92,9 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.8, 0.65, 0.55])
     parser.add_argument(
         "--ways", nargs="+", choices=WAYS, default=[name for name in WAYS if name not in PUBLISHED]
+    )
+    parser.add_argument(
+        "--recover", type=int, default=0, metavar="STEPS", help="train each so long"
     )
     given = parser.parse_args()
     model = from_source(given.model, None, {}, None, {})
@@ -102,7 +110,7 @@ def main() -> None:
     told("| | MACs | top-1 | agreement | KL |\n|---|---|---|---|---|")
     told(f"| dense | {macs(model) / 1e9:.2f} G | {base.top1:.1f} | | |")
     for share in given.budgets:
-        for name, run, cost in ways(given.ways, model, images_for, share):
+        for name, run, cost in ways(given.ways, model, images_for, share, given.recover):
             found = judge(run, images, model.preprocess, 0.01, name).figures(model.task, dense)
             told(
                 f"| {name} | {cost / 1e9:.2f} G ({cost / macs(model) - 1:+.0%}) | "
