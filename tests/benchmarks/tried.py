@@ -54,12 +54,26 @@ def merging(method: str, share: float, *settings: str) -> Row:
     return Row(name, "vit-merge", tuple(f"stages.merge.{each}" for each in given))
 
 
+def pruning(saliency: str) -> Row:
+    """The recipe `vit-prune` by another saliency."""
+    return Row(f"prune by {saliency}", "vit-prune", (f"stages.prune.saliency={saliency}",))
+
+
+def sparsifying(allocation: str) -> Row:
+    """Half of the weights of all blocks, the density of each layer by `allocation`."""
+    given = ("pattern=unstructured", "density=0.5", "layers=[blocks]", f"allocation={allocation}")
+    return Row(f"half, {allocation}", "vit-2of4", tuple(f"stages.sparse.{each}" for each in given))
+
+
 ROWS = [
     *(
         merging(method, share)
         for share in (0.65, 0.55)
-        for method in ("fisher", "soft", "soft_kmeans", "soft_grid")
+        for method in ("fisher", "farthest", "soft", "soft_kmeans", "soft_grid")
     ),
+    *(merging("diffrate", 0.65, f"schedule={name}") for name in ("search", "mass", "random")),
+    *(pruning(name) for name in ("obs", "hessian", "fold", "magnitude", "strength", "frequency")),
+    *(sparsifying(name) for name in ("distortion", "uniform", "erk")),
 ]
 
 
