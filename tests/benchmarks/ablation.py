@@ -30,7 +30,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "even widths": {"allocate": "uniform"},
     "no rotation": {"rotate": False},
     "chosen without compensation": {"compensate": False},
-    **{name: {"saliency": name} for name in ("hessian", "taylor", "magnitude", "random", "fold")},
+    **{
+        name: {"saliency": name}
+        for name in ("hessian", "taylor", "magnitude", "strength", "frequency", "random", "fold")
+    },
 }
 
 

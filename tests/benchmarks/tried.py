@@ -47,11 +47,37 @@ def codes(codebook: str, bits: int, *more: str) -> Row:
     return Row(f"{codebook}, {bits} bits", "vit-w4a8", tuple(f"stages.quant.{s}" for s in chosen))
 
 
+def merging(method: str, share: float, *settings: str) -> Row:
+    """A way to merge at a share of the multiply-accumulates; `settings` of its stage besides."""
+    given = (f"method={method}", f"budget.macs={share}", *settings)
+    name = " ".join((method, f"{share:.0%}", *settings))
+    return Row(name, "vit-merge", tuple(f"stages.merge.{each}" for each in given))
+
+
+def pruning(saliency: str) -> Row:
+    """The recipe `vit-prune` by another saliency."""
+    return Row(f"prune by {saliency}", "vit-prune", (f"stages.prune.saliency={saliency}",))
+
+
+def sparsifying(allocation: str) -> Row:
+    """Half of the weights of all blocks, the density of each layer by `allocation`."""
+    given = ("pattern=unstructured", "density=0.5", "layers=[blocks]", f"allocation={allocation}")
+    return Row(f"half, {allocation}", "vit-2of4", tuple(f"stages.sparse.{each}" for each in given))
+
+
 ROWS = [
     *(codes("uniform", bits) for bits in (5, 4, 3, 2)),
     *(codes("power_of_two", bits) for bits in (5, 4, 3)),
     *(codes("kmeans", bits) for bits in (4, 3)),
     codes("ternary", 2),
+    *(
+        merging(method, share)
+        for share in (0.65, 0.55)
+        for method in ("fisher", "farthest", "soft", "soft_kmeans", "soft_grid")
+    ),
+    *(merging("diffrate", 0.65, f"schedule={name}") for name in ("search", "mass", "random")),
+    *(pruning(name) for name in ("obs", "hessian", "fold", "magnitude", "strength", "frequency")),
+    *(sparsifying(name) for name in ("distortion", "uniform", "erk")),
 ]
 
 

@@ -73,3 +73,18 @@ def test_readouts_have_the_covariance_of_the_softmax_and_are_steadier_than_drawn
     drawn = torch.eye(4)[labels[:, 0]] - shares
     spread = [each.square().sum(-1).std() for each in (found, drawn)]
     assert spread[0] < 0.2 * spread[1]
+
+
+def test_strength_is_the_sum_of_weights_without_their_signs() -> None:
+    first, last = torch.tensor([[1.0, -2.0], [0.5, 0.0]]), torch.tensor([[-3.0], [0.25]])
+    assert saliency.strength(first, last).tolist() == [6.0, 0.75]
+
+
+def test_units_are_active_beside_the_others_of_their_token() -> None:
+    hidden = torch.tensor([[1.0, -1.0, 0.009, 0.0], [100.0, 100.0, 0.9, -1.1]])
+    assert saliency.active(hidden).tolist() == [
+        [True, True, True, False],  # the root mean square is 0.71
+        [True, True, True, True],  # and here it is 71
+    ]
+    assert not saliency.active(torch.zeros(2, 3)).any()
+    assert torch.equal(saliency.active(5 * hidden), saliency.active(hidden))

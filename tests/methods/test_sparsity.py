@@ -1,11 +1,14 @@
 """Patterns hold exactly, and refitted weights are never worse than a mask alone."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from vitcompress.methods import sparsity
 from vitcompress.methods.patterns import Pattern, parse_pattern
+from vitcompress.methods.sparsity import erdos_renyi_densities
 
 NM = ["2:4", "1:4", "3:4", "4:8", "1:2", "5:5"]
 
@@ -156,3 +159,14 @@ def test_the_gain_of_a_swap_is_what_the_groups_keep_more(text: str) -> None:
         order[[one, other]] = order[[other, one]]
         gain = float(kept(values[:, order]) - kept(values))
         assert float(gains[one, other]) == pytest.approx(gain, abs=1e-4)
+
+
+def test_erdos_renyi_densities_follow_inputs_and_outputs() -> None:
+    shapes = {"wide": (60, 20), "square": (30, 30), "small": (2, 3)}
+    found = erdos_renyi_densities(shapes, 0.5)
+    kept = {name: found[name] * math.prod(shape) for name, shape in shapes.items()}
+    assert sum(kept.values()) == pytest.approx(0.5 * sum(map(math.prod, shapes.values())))
+    assert found["small"] == 1.0  # which would get more than it has
+    assert kept["wide"] / kept["square"] == pytest.approx(80 / 60)
+    assert max(found.values()) == 1.0
+    assert erdos_renyi_densities(shapes, 1.0) == pytest.approx(dict.fromkeys(shapes, 1.0))

@@ -1,4 +1,4 @@
-"""Methods of merging against a plain loop over tokens, and what must hold for all of them."""
+"""Methods by which some tokens stay: against a plain loop, and what must hold for all."""
 
 from dataclasses import replace
 
@@ -10,12 +10,21 @@ from vitcompress import registry
 from vitcompress.methods.merging import diffrate, ppt
 from vitcompress.methods.readers import ReaderStatistics, normalised
 from vitcompress.methods.selection import unit
-from vitcompress.methods.tokens import Merge, Tokens, attention_paid, combine, method_of, places
+from vitcompress.methods.tokens import (
+    ATTENTION,
+    Merge,
+    Tokens,
+    View,
+    attention_paid,
+    combine,
+    method_of,
+    places,
+)
 from vitcompress.model.modules.attention import attend
 from vitcompress.terms import MERGING
 
 N, KEEP = 17, 11
-METHODS = registry.names(MERGING)
+METHODS = [name for name in registry.names(MERGING) if not method_of(name).mixtures]
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -149,6 +158,17 @@ def test_fisher_merges_what_costs_least() -> None:
     assert merged_into(method_of("fisher").choose(tokens, KEEP)) == nearest(tokens, order)
 
 
+def test_farthest_keeps_what_matters_and_is_far_from_what_stays() -> None:
+    tokens = one(some_tokens(), 0)
+    points, importance = tokens.points[0], tokens.importance[0].tolist()
+    order = [max(range(N), key=lambda i: importance[i])]
+    while len(order) < N:
+        left = [i for i in range(N) if i not in order]
+        away = {i: min(1 - float(points[i] @ points[j]) for j in order) for i in left}
+        order.append(max(left, key=lambda i: importance[i] * away[i]))
+    assert merged_into(method_of("farthest").choose(tokens, KEEP)) == nearest(tokens, order)
+
+
 def test_ppt_drops_where_attention_is_uneven() -> None:
     flat = one(some_tokens(), 0)
     even = ppt.choose(flat, KEEP, threshold=1e9)
@@ -179,9 +199,11 @@ def test_mctf_goes_both_ways() -> None:
     odd, even = range(1, N, 2), range(0, N, 2)
     partner = {i: max(even, key=lambda j: attraction(i, j)) for i in odd}
     going = sorted(odd, key=lambda i: attraction(i, partner[i]), reverse=True)
-    going, left = going[: removed - removed // 2], going[removed - removed // 2 :]
+    going, left = going[: removed // 2], going[removed // 2 :]
     home = {j: max(left, key=lambda i: attraction(i, j)) for j in even}
-    back = sorted(even, key=lambda j: attraction(home[j], j), reverse=True)[: removed // 2]
+    back = sorted(even, key=lambda j: attraction(home[j], j), reverse=True)[
+        : removed - removed // 2
+    ]
     wanted = {j: home[j] for j in back}
     wanted |= {i: wanted.get(partner[i], partner[i]) for i in going}
     assert merged_into(method_of("mctf").choose(tokens, KEEP)) == wanted
@@ -225,6 +247,33 @@ def test_attention_paid_is_that_of_attention() -> None:
     weights = attend(q, k, v, 2, 0.5, sizes[:, None, None].log()).view(2, 2, 5).mean(1)
     paid = attention_paid(q, k, 2, 0.5, sizes.log())
     assert torch.allclose(paid, weights, atol=1e-6)
+
+
+def test_attention_of_all_is_that_of_attention() -> None:
+    prefix, heads, all_tokens = 1, 2, 6
+    q, k, x = (draw(2, all_tokens, 8, seed=seed) for seed in (1, 2, 3))
+    bias = draw(2, all_tokens, seed=4)
+    v = torch.eye(all_tokens).repeat(2, 1, heads)  # each head returns its weights
+    weights = attend(q, k, v, heads, 0.5, bias[:, None, None]).unflatten(-1, (heads, -1))
+    sizes = torch.ones(2, all_tokens - prefix)
+    view = View(x, sizes, q, k, bias, prefix, True, heads, 0.5, None, None)
+    found = ATTENTION.tokens(view).importance
+    assert torch.allclose(found, weights.mean((1, 2))[:, prefix:], atol=1e-6)
+
+
+def test_merging_attention_ahead_is_merging_what_it_gives() -> None:
+    """MCTF's way, columns of the attention added up and rows averaged, and the docstring's."""
+    tokens, x, v = some_tokens(2), draw(2, N, 8), draw(2, N, 8, seed=5)
+    choice = method_of("mctf").choose(tokens, KEEP)
+    assert isinstance(choice, Merge)
+    attention = draw(2, N, N, seed=6).softmax(-1)
+    where = torch.nn.functional.one_hot(places(choice), KEEP).to(x.dtype)  # [B, N, KEEP]
+    ours = (where * choice.weight[..., None]).mT  # type: ignore[index]
+    ours = ours / ours.sum(-1, keepdim=True)  # [B, KEEP, N], rows sum to 1
+    merged_values = ours @ v
+    ahead = (ours @ attention @ where) @ merged_values
+    after, _ = combine(attention @ (where @ merged_values), tokens.sizes, choice)
+    assert torch.allclose(ahead, after, atol=1e-5)
 
 
 def test_readers_find_how_large_gradients_are_and_where_tokens_differ() -> None:

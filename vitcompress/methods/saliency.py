@@ -57,6 +57,18 @@ def magnitude(*tied_weights: Tensor) -> Tensor:
     return torch.stack([w.double().square().sum(1) for w in tied_weights]).sum(0)
 
 
+def strength(*tied_weights: Tensor) -> Tensor:
+    """The sum of |weights| tied to each unit, from matrices [units, any]: QuickSelection's strength
+    of a neuron (2012.00560), without its training."""
+    return torch.stack([w.double().abs().sum(1) for w in tied_weights]).sum(0)
+
+
+def active(hidden: Tensor) -> Tensor:
+    """Which of `hidden` [..., units] are not near zero: a hundredth of the root mean square of all
+    units of the token, or more. Of a ReLU that is all that is not zero but for its last percent."""
+    return hidden.square() > 1e-4 * hidden.square().mean(-1, keepdim=True)
+
+
 def random(units: int, generator: torch.Generator) -> Tensor:
     """Worths drawn from 0 to 1, [units]: the baseline that every other has to beat."""
     return torch.rand(units, generator=generator, dtype=torch.float64)

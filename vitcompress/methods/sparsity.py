@@ -6,6 +6,8 @@ the axis that a matrix product sums over; other patterns keep a share of all cel
 """
 
 import itertools
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -237,3 +239,25 @@ def row_errors(change: Tensor, hessian: Tensor) -> Tensor:
     """‖ΔW x‖² of each row, [out]: `change` [out, in], `hessian` the mean of x xᵀ."""
     change = change.double()
     return ((change @ hessian) * change).sum(1)
+
+
+def erdos_renyi_densities(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
+    """By layer, the density that makes its weights proportional to its inputs plus outputs.
+
+    The Erdős–Rényi kernel that random pruning spreads its weights by (Evci et al., 1911.11134):
+    `density` of all weights stays. Layers that would get more than they have are dense, and the
+    others share the rest.
+    """
+    weights = {name: math.prod(shape) for name, shape in shapes.items()}
+    scores, found = {name: float(sum(shape)) for name, shape in shapes.items()}, dict[str, float]()
+    room = density * sum(weights.values())
+    while scores:
+        scale = room / sum(scores.values())
+        full = [name for name, score in scores.items() if scale * score > weights[name]]
+        if not full:
+            return found | {name: scale * score / weights[name] for name, score in scores.items()}
+        for name in full:
+            found[name] = 1.0
+            room -= weights[name]
+            del scores[name]
+    return found

@@ -269,7 +269,7 @@ def merging_blocks(module: nn.Module, merging: Merging) -> MergingBlocks:
     return MergingBlocks(
         anatomy.blocks,
         merging,
-        anatomy.tokens,
+        cast(tuple[int, int], anatomy.grid),
         anatomy.prefix_tokens,
         anatomy.class_token,
         restore,

@@ -1,5 +1,6 @@
 """Blocks that pass on fewer tokens: merging between attention and MLP."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated, cast
@@ -9,9 +10,10 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from vitcompress.errors import InputError
 from vitcompress.methods import tokens
 from vitcompress.methods.selection import rows
-from vitcompress.methods.tokens import Merge, View, method_of
+from vitcompress.methods.tokens import Choice, Merge, View, method_of
 from vitcompress.model.anatomy import State, unmoved
 from vitcompress.model.modules.block import Block
 from vitcompress.terms import MergeMethod
@@ -54,8 +56,8 @@ class Merging(BaseModel):
 class MergingBlocks(nn.Sequential):
     """The blocks of a ViT, which carry the sizes of merged tokens from one to the next.
 
-    The first `prefix` of the `tokens` are never touched; the very first is a class token, or there
-    is none. With `restore`, every patch gets the token
+    The first `prefix` of the tokens are never touched; the very first is a class token, or there
+    is none; the others are patches of `grid`. With `restore`, every patch gets the token
     it was merged into before the tokens leave, so that a head that pools over patches counts each
     merged token as often as the patches it stands for.
     """
@@ -64,19 +66,22 @@ class MergingBlocks(nn.Sequential):
         self,
         blocks: Iterable[nn.Module],
         merging: Merging,
-        tokens: int,
+        grid: tuple[int, int],
         prefix: int,
         class_token: bool,
         restore: bool,
     ) -> None:
         super().__init__(*blocks)
         self.merging, self.method = merging, method_of(merging.method)
-        self.prefix, self.restore = prefix, restore
+        self.grid, self.prefix, self.restore = grid, prefix, restore
         self.class_token = class_token
-        for number, block in enumerate(self):
-            if self.method.reading.fitted and merging.merges(number, tokens):
-                channels = cast(Block, block).attn.qkv.in_features
-                self.register_buffer(f"reader_{number}", torch.zeros(channels, 1 + merging.rank))
+        tokens = prefix + math.prod(grid)
+        steps = [number for number in range(len(self)) if merging.merges(number, tokens)]
+        if self.method.mixtures and len(steps) > 1:
+            raise InputError(f"merging: {merging.method} merges in one block, not {len(steps)}")
+        for number in steps if self.method.reading.fitted else ():
+            channels = cast(Block, self[number]).attn.qkv.in_features
+            self.register_buffer(f"reader_{number}", torch.zeros(channels, 1 + merging.rank))
 
     def fill(self, readers: Mapping[str, Tensor]) -> None:
         """Take over the readers of tokens, by name."""
@@ -136,8 +141,8 @@ class MergingBlocks(nn.Sequential):
 
     def _choice(
         self, number: int, x: Tensor, q: Tensor, k: Tensor, bias: Tensor | None, sizes: Tensor
-    ) -> Merge:
-        """Which patch tokens stay in block `number`; `x`, `q`, `k`: of all tokens."""
+    ) -> Choice:
+        """What becomes of patch tokens in block `number`; `x`, `q`, `k`: of all tokens."""
         keep, method, dropped = self.merging.kept[number] - self.prefix, self.method, 0
         attention = cast(Block, self[number]).attn
         view = View(
@@ -151,15 +156,19 @@ class MergingBlocks(nn.Sequential):
             heads=attention.num_heads,
             scale=attention.scale,
             reader=self._buffers.get(f"reader_{number}"),
+            grid=self.grid if sizes.shape[1] == math.prod(self.grid) else None,
         )
         seen = method.reading.tokens(view)
         if self.merging.dropped:
             dropped = self.merging.dropped[number]
+        choice: Choice
         if dropped and method.drop is not None:
             choice = method.drop(seen, keep, dropped)
         else:
             choice = method.choose(seen, keep)
-        return replace(choice, mixed=number >= self.merging.unmixed)
+        if isinstance(choice, Merge):
+            return replace(choice, mixed=number >= self.merging.unmixed)
+        return choice
 
 
 def token_maps(module: nn.Module, pixels: Tensor) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from helpers.models import images_of, kl, rebuilt
 from helpers.pruning import configured, run
+from vitcompress import registry
 from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check_parity
@@ -21,7 +22,7 @@ from vitcompress.measure import cost, latencies
 from vitcompress.model.architecture import VitModel, set_tail, stored_tensors
 from vitcompress.model.sizes import blocks, sizes_of
 from vitcompress.stages.context import Context, Shared
-from vitcompress.stages.prune.config import Budget
+from vitcompress.stages.prune.config import SALIENCIES, Budget
 from vitcompress.stages.prune.stage import plan, prune, sensitivity
 from vitcompress.stages.prune.study import study
 from vitcompress.stages.quantize.config import QuantizeConfig
@@ -148,7 +149,7 @@ def test_measured_widths_are_no_worse_than_even_ones(vit: VitModel, context: Con
     assert found["measured"] < found["uniform"]
 
 
-@pytest.mark.parametrize("saliency", ["obs", "hessian", "taylor", "magnitude", "random", "fold"])
+@pytest.mark.parametrize("saliency", registry.names(SALIENCIES))
 @pytest.mark.parametrize("rotate", [True, False])
 def test_every_saliency_meets_the_budget(
     saliency: str, rotate: bool, vit: VitModel, context: Context

@@ -74,7 +74,7 @@ def test_zeros_stay_zeros_when_weights_are_quantized(
     assert torch.equal(load_folder(tmp_path).module(pixels), model.module(pixels))
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "distortion"])
+@pytest.mark.parametrize("allocation", ["uniform", "erk", "distortion"])
 @pytest.mark.parametrize("cell", [(16, 16), (24, 20)])
 def test_blocks_stay_or_go_whole(
     cell: tuple[int, int], allocation: str, vit: VitModel, context: Context

@@ -4,8 +4,8 @@ import torch
 
 from vitcompress.methods.selection import descending, inverse, rows
 from vitcompress.methods.tokens import (
+    ATTENTION,
     LEAST,
-    VALUES,
     Merge,
     Method,
     Tokens,
@@ -20,13 +20,17 @@ def choose(tokens: Tokens, keep: int) -> Merge:
 
     A pair's attraction is the product of (cos + 1)/2, (1/(a_i a_j))^(1/20), (1/(s_i s_j))^(1/40).
     Half of the tokens to remove go from one side of the bipartition to the other and half back. The
-    mean is weighted by attention: that which is paid now, not that of the next block.
+    mean is weighted by size and by the attention a that all tokens pay.
+
+    Theirs is of the block whose attention comes next: it is computed for the unmerged tokens, and
+    then merged, keys added up and queries averaged. As means and products commute, that is merging
+    what the attention gives, as here, but for values, which here are those of single tokens.
     """
     repel = (tokens.importance + LEAST).log() / 20 + tokens.sizes.log() / 40
     attraction = (bipartite(tokens.points) + 1).clamp_min(1e-6).log()
     attraction = attraction - repel[:, 1::2, None] - repel[:, None, ::2]
     removed = tokens.points.shape[1] - keep
-    there, back = removed - removed // 2, removed // 2
+    there, back = removed // 2, removed - removed // 2
     best, target = attraction.max(-1)
     order = descending(best)
     gone_odd, kept_odd = order[:, :there], in_place(order[:, there:])
@@ -48,7 +52,7 @@ def choose(tokens: Tokens, keep: int) -> Merge:
 
 
 METHOD = Method(
-    reading=VALUES,
+    reading=ATTENTION,
     choose=choose,
     compared=lambda count, keep: count // 2 * (count - count // 2),
     fewest=lambda count: count - 2 * (count // 2) + 2,

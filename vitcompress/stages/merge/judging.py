@@ -12,11 +12,13 @@ from vitcompress import parallel
 from vitcompress.details import Row, Table
 from vitcompress.methods.readers import ReaderStatistics, normalised
 from vitcompress.model.architecture import blocks_name, merging_blocks
+from vitcompress.stages.cache import tensors
 from vitcompress.stages.context import BATCH, Context
 from vitcompress.stages.merge.scheduling import Schedule, Scheduling
 from vitcompress.stages.observe import Watch, observe, readout_loss, unlabelled
 from vitcompress.stages.probe import Change, Probe
 
+_READERS = tensors("readers", 1)
 _SHARES = (0.95, 0.8, 0.6)  # kept in one block, to measure what that costs
 _PROBED = 32  # images for that
 
@@ -83,6 +85,11 @@ def token_readers(scheduling: Scheduling, context: Context, images: int) -> dict
     if not scheduling.method.reading.fitted:
         return {}
     anatomy, found = scheduling.model.anatomy, dict[int, ReaderStatistics]()
+    rank, cache = scheduling.merging.rank, context.cache
+    identity = [scheduling.model.fingerprint(), context.calibration_fingerprint, context.seed]
+    identity += [images, scheduling.blocks, rank]
+    if (known := cache.get(_READERS, identity)) is not None:
+        return {name: reader.to(context.device) for name, reader in known.items()}
 
     def see(number: int, x: Tensor, _: Tensor, gradient: Tensor | None) -> None:
         patches, their = (t[:, anatomy.prefix_tokens :].cpu() for t in (x, cast(Tensor, gradient)))
@@ -96,8 +103,10 @@ def token_readers(scheduling: Scheduling, context: Context, images: int) -> dict
     loss = readout_loss(scheduling.model.task, torch.Generator().manual_seed(context.seed))
     observe(anatomy.module, watches, batches, loss)
     sums = {n: (s.second, s.within, s.cross) for n, s in found.items()}
-    readers, rank = parallel.summed_each(sums, ReaderStatistics), scheduling.merging.rank
-    return {f"reader_{n}": s.solve(rank).to(context.device) for n, s in sorted(readers.items())}
+    summed = sorted(parallel.summed_each(sums, ReaderStatistics).items())
+    readers = {f"reader_{number}": each.solve(rank) for number, each in summed}
+    cache.put(_READERS, identity, readers)
+    return {name: reader.to(context.device) for name, reader in readers.items()}
 
 
 @torch.no_grad()

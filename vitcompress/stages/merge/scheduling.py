@@ -95,16 +95,50 @@ class Scheduling:
 
         return schedules.at_cost(at, self.cost, self.limit, of.most(self.tokens))
 
-    def shaped(self, shape: str) -> Schedule:
-        """The schedule of a shape that meets the budget. Raises `InputError` where none does."""
-        kept = self.fitted(shape)
+    def single(self, block: int) -> Schedule:
+        """The schedule that merges in `block` alone and meets the budget, or else costs as little
+        as it can."""
+
+        def at(removed: float) -> Schedule:
+            left = self.tokens - removed
+            return self.rounded([self.tokens] * block + [left] * (self.blocks - block))
+
+        return schedules.at_cost(at, self.cost, self.limit, self.tokens)
+
+    def candidates(self) -> dict[str, Schedule]:
+        """By name, the schedules that need no images and meet the budget: of the shapes or, of
+        mixtures, in each block alone. Raises `InputError` where none does."""
+        if self.method.mixtures:
+            found = {f"block {block}": self.single(block) for block in range(self.blocks)}
+            least = "block 0"
+        else:
+            found = {shape: self.fitted(shape) for shape in schedules.SHAPES}
+            least = "constant"
+        self.affordable(found[least], least)
+        return {name: kept for name, kept in found.items() if self.cost(kept) <= self.limit}
+
+    def affordable(self, kept: Schedule, name: str) -> Schedule:
+        """`kept` itself, called `name`. Raises `InputError` where it does not meet the budget."""
         if (least := self.cost(kept)) > self.limit:
             raise InputError(
-                f"{self.where}.budget.{self.unit}: {self.merging.method} with a {shape} schedule "
-                f"does not go below {least / self.dense:.3f} of the dense model; raise it, or "
-                "change method"
+                f"{self.where}.budget.{self.unit}: {self.merging.method} with schedule {name} does "
+                f"not go below {least / self.dense:.3f} of the dense model; raise it, or change "
+                "method"
             )
         return kept
+
+    def alone(self, block: int, tokens: int | None) -> Schedule:
+        """The schedule that leaves so many `tokens` of patches in `block`, by default as `single`.
+        Raises `InputError` where it cannot."""
+        if block >= self.blocks:
+            raise InputError(
+                f"{self.where}.block: {block} is none of the blocks that can merge, 0 to "
+                f"{self.blocks - 1}"
+            )
+        if tokens is None:
+            return self.single(block)
+        left = [self.prefix + tokens] * (self.blocks - block)
+        return self.explicit([self.tokens] * block + left)[0]
 
     def explicit(self, wanted: Sequence[int | tuple[int, int]]) -> tuple[Schedule, Schedule]:
         """Tokens kept and tokens dropped as `wanted`: in each block those left after merging, or

@@ -1,7 +1,8 @@
 """Search how many tokens each block should keep, judged by the distance from the dense model.
 
 What a merge in one block alone costs gives, by dynamic programming, a first schedule; it and the
-known shapes are candidates. The best is then refined: a step goes to the next block or the one
+known shapes are candidates. (Where tokens can merge in one block only, each block is one, and that
+is all.) The best is then refined: a step goes to the next block or the one
 before, then the share that one block keeps is changed, in either case those of the blocks after it
 scaled so that the cost stays, and the change is kept where the model comes closer to the dense one.
 Merging takes time that multiply-accumulates do not count, so a step has to be worth it (`_STEP`).
@@ -39,27 +40,30 @@ _PASSES = 3  # over all changes, at most
 # How much closer, as a share of the distance, a step must bring the model to the dense one. On
 # deit_tiny a step takes about 1 % of the time, for which 1 % less multiply-accumulates cost 7 %.
 _STEP = 0.06
+_DRAWS = 100  # of schedules at random: about as many as a search tries
 _GRID = 48  # counts that the dynamic programme chooses from
 
 
 @torch.no_grad()
 def search(
-    scheduling: Scheduling, context: Context, images: int, tensors: Mapping[str, Tensor]
+    scheduling: Scheduling,
+    context: Context,
+    images: int,
+    tensors: Mapping[str, Tensor],
+    drawn: bool = False,
 ) -> Found:
     """The schedule closest to the dense model within the budget, and what was tried.
 
-    `tensors`: those of `judging.token_readers`.
+    `tensors`: those of `judging.token_readers`. `drawn`: the best of about as many random schedules
+    as a search tries, and nothing cleverer: what any search has to beat.
 
     Kept in the cache by the content of model and images. Raises `InputError` where no schedule
     meets the budget, and where no image can be held back.
     """
-    candidates = {"constant": scheduling.shaped("constant")}
-    for name in schedules.SHAPES:
-        if scheduling.cost(kept := scheduling.fitted(name)) <= scheduling.limit:
-            candidates[name] = kept
+    candidates = scheduling.candidates()
     identity = [scheduling.model.fingerprint(), context.calibration_fingerprint, context.seed]
     identity += [images, scheduling.merging.model_dump_json(), scheduling.unit, scheduling.limit]
-    identity += [judging.SETTINGS, _MOVES, _PASSES, _STEP, _GRID]
+    identity += [judging.SETTINGS, _MOVES, _PASSES, _STEP, _GRID, *([_DRAWS] if drawn else [])]
     if (known := context.cache.get(_SCHEDULE, identity)) is not None:
         return known
     batches = judging.read(context, images)
@@ -68,7 +72,10 @@ def search(
             f"{scheduling.where}.schedule: a search needs at least 4 calibration images that can "
             "be read; give more, or take `published`"
         )
-    found = _searched(scheduling, context, batches, tensors, candidates)
+    if drawn:
+        found = _drawn(Judge(scheduling, batches, tensors), context)
+    else:
+        found = _searched(scheduling, context, batches, tensors, candidates)
     context.cache.put(_SCHEDULE, identity, found)
     return found
 
@@ -84,13 +91,14 @@ def _searched(
     parts = batches[: len(batches) * 3 // 4], batches[len(batches) * 3 // 4 :]
     searched, held_back = (Judge(scheduling, part, tensors) for part in parts)
     losses = judging.losses(Judge(scheduling, judging.probed(parts[0]), tensors), context)
-    programmed = _programmed(scheduling, losses)
-    if scheduling.cost(programmed) <= scheduling.limit:
-        candidates["dynamic programme"] = programmed
+    once = scheduling.method.mixtures  # in one block: all schedules are there already
+    if not once and scheduling.cost(kept := _programmed(scheduling, losses)) <= scheduling.limit:
+        candidates["dynamic programme"] = kept
     scores = {name: searched.judged(kept) for name, kept in candidates.items()}
     best = min(scores, key=lambda name: _priced(scheduling, candidates[name], scores[name]))
-    refined = _refined(context, searched, candidates[best])
-    candidates["refined"], scores["refined"] = refined
+    if not once:
+        refined = _refined(context, searched, candidates[best])
+        candidates["refined"], scores["refined"] = refined
     judged = {name: held_back.judged(kept) for name, kept in candidates.items()}
     chosen = min(judged, key=lambda name: _priced(scheduling, candidates[name], judged[name]))
     word = scheduling.model.task.word
@@ -111,6 +119,36 @@ def _searched(
         kept=candidates[chosen],
         facts={"schedule": chosen, "searched_images": searched.images},
         tables=(*tables, *_worth(held_back, candidates[chosen])),
+    )
+
+
+def _drawn(judge: Judge, context: Context) -> Found:
+    """The best of random schedules: up to four steps anywhere, of any sizes, to the budget."""
+    scheduling = judge.scheduling
+    random = torch.Generator().manual_seed(context.seed)
+    kept, tried = scheduling.unmerged, 0
+    best: Tensor | None = None
+    for _ in context.track(range(_DRAWS), "drawing schedules", _DRAWS):
+        steps = int(torch.randint(1, 1 + min(4, scheduling.blocks), (), generator=random))
+        sizes = -torch.rand(scheduling.blocks, generator=random)
+        sizes[torch.randperm(scheduling.blocks, generator=random)[steps:]] = 0
+        other = _scaled(scheduling, sizes.tolist())
+        if scheduling.cost(other) > scheduling.limit:
+            continue
+        price, tried = _price(scheduling, other), tried + 1
+        rival = None if best is None else best * (_price(scheduling, kept) / price)
+        now = judge.compared(other, rival)
+        if now is not None and (rival is None or now.mean() < rival.mean()):
+            kept, best = other, judge.accept(other)
+    if best is None:
+        raise InputError(
+            f"{scheduling.where}.schedule: none of {_DRAWS} random ones meets the budget; "
+            "take search"
+        )
+    return Found(
+        kept=kept,
+        facts={"schedule": "random", "searched_images": judge.images, "schedules_drawn": tried},
+        tables=_worth(judge, kept),
     )
 
 

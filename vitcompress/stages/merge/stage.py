@@ -15,13 +15,14 @@ from vitcompress.measure.tokens import schedule_latency, schedule_macs
 from vitcompress.memory import copied
 from vitcompress.methods import schedule as schedules
 from vitcompress.methods.tokens import method_of
-from vitcompress.model.architecture import VitModel, set_merging, unfilled
+from vitcompress.model.architecture import VitModel, output_shape, set_merging, unfilled
 from vitcompress.model.merging import Merging
 from vitcompress.model.structure import placed
 from vitcompress.model.tail import tailed
 from vitcompress.stages.context import Context
 from vitcompress.stages.merge.config import MergeBudget, MergeConfig
 from vitcompress.stages.merge.judging import merge_sensitivities, token_readers
+from vitcompress.stages.merge.mass import by_mass
 from vitcompress.stages.merge.pictures import pictures
 from vitcompress.stages.merge.rival import compared
 from vitcompress.stages.merge.scheduling import Found, Scheduling
@@ -37,8 +38,11 @@ def merge(model: VitModel, config: MergeConfig, context: Context) -> StageResult
     """
     scheduling = _placed(_scheduling(model, config, context), context)
     tensors = token_readers(scheduling, context, config.images)
-    if config.schedule == "search":
-        found = search(scheduling, context, config.images, tensors)
+    if config.block is None and config.schedule in ("search", "random"):
+        drawn = config.schedule == "random"
+        found = _once(scheduling, search(scheduling, context, config.images, tensors, drawn))
+    elif config.schedule == "mass":
+        found = _once(scheduling, by_mass(scheduling, context, config.images))
     else:
         found = _given(scheduling, config)
     result = _scheduled(scheduling, found, tensors)
@@ -74,21 +78,38 @@ def sensitivity(model: VitModel, config: MergeConfig, context: Context) -> Table
 def _given(scheduling: Scheduling, config: MergeConfig) -> Found:
     """A schedule that needs no images."""
     schedule = config.schedule
+    untimed = config.budget is not None and config.budget.latency is not None
+    untimed = untimed and scheduling.unit == "macs"  # what it costs is not known yet
     if isinstance(schedule, tuple):
         kept, dropped = scheduling.explicit(schedule)
-        return Found(kept=kept, dropped=dropped, facts={"schedule": "explicit"})
+        return _once(scheduling, Found(kept=kept, dropped=dropped, facts={"schedule": "explicit"}))
     if schedule in schedules.PUBLISHED:
         kept, dropped = scheduling.published(schedule)
-        return Found(kept=kept, dropped=dropped, facts={"schedule": schedule})
-    untimed = config.budget is not None and config.budget.latency is not None
-    if untimed and scheduling.unit == "macs":  # what it costs is not known before it is timed
+        return _once(scheduling, Found(kept=kept, dropped=dropped, facts={"schedule": schedule}))
+    if config.block is not None:
+        schedule = f"block {config.block}"
+        kept = scheduling.alone(config.block, config.tokens)
+    elif schedule == "search" and scheduling.method.mixtures:
+        kept = scheduling.single(0)
+    elif schedule not in schedules.SHAPES:  # which needs images
         kept = scheduling.fitted("published")
-    elif schedule == "search":
-        kept = scheduling.fitted("published")
-        kept = kept if scheduling.cost(kept) <= scheduling.limit else scheduling.shaped("constant")
+        if not untimed and scheduling.cost(kept) > scheduling.limit:
+            kept = scheduling.fitted("constant")
     else:
-        kept = scheduling.shaped(schedule)
-    return Found(kept=kept, facts={"schedule": schedule})
+        kept = scheduling.fitted(schedule)
+    kept = kept if untimed else scheduling.affordable(kept, schedule)
+    return _once(scheduling, Found(kept=kept, facts={"schedule": schedule}))
+
+
+def _once(scheduling: Scheduling, found: Found) -> Found:
+    """What was `found`. Raises `InputError` where it merges more often than the method can."""
+    steps = len({scheduling.tokens, *found.kept}) - 1
+    if scheduling.method.mixtures and steps > 1:
+        raise InputError(
+            f"{scheduling.where}.schedule: {scheduling.merging.method} merges in one block, not in "
+            f"{steps}; give `block` in its place"
+        )
+    return found
 
 
 def _scheduling(model: VitModel, config: MergeConfig, context: Context | None = None) -> Scheduling:
@@ -105,6 +126,11 @@ def _scheduling(model: VitModel, config: MergeConfig, context: Context | None = 
                 f"{where}: a block without its {kind} cannot merge tokens: leave `{kind}` out of "
                 "the structures that are pruned"
             )
+    if method_of(config.method).mixtures and len(output_shape(model)) > 1:
+        raise InputError(
+            f"{where}.method: {name} gives features of each patch, which {config.method} mixes; "
+            "take fisher"
+        )
     if model.architecture.merging is not None:
         raise InputError(f"{where}: the model already merges tokens: leave one merge stage only")
     if model.architecture.quantized:
@@ -144,7 +170,9 @@ def _placed(scheduling: Scheduling, context: Context) -> Scheduling:
 def _timed(scheduling: Scheduling, share: float, table: LatencyTable) -> Scheduling:
     """`scheduling` with a budget of latency, measured where it is not in `table`."""
     whole = scheduling.cost(scheduling.unmerged)
-    some = scheduling.merging_to(replace(scheduling, limit=0.75 * whole).fitted("constant"))
+    less = replace(scheduling, limit=0.75 * whole)
+    mixes = scheduling.method.mixtures
+    some = scheduling.merging_to(less.single(0) if mixes else less.fitted("constant"))
     cost = schedule_latency(scheduling.model, some, table)
     dense = table.rest(unfilled(scheduling.model), branches=0.0)
     return replace(scheduling, unit="latency", cost=cost, limit=share * dense, dense=dense)

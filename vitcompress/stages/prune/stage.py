@@ -24,6 +24,7 @@ from vitcompress.model.families import anatomy_of
 from vitcompress.model.sizes import resize_site, size_of, sizes_of
 from vitcompress.stages.context import Context
 from vitcompress.stages.prune import costs, embedding, narrowing, structures
+from vitcompress.stages.prune.activity import activity_table
 from vitcompress.stages.prune.config import PruneConfig
 from vitcompress.stages.prune.refit import refit_in_sequence
 from vitcompress.stages.prune.structures import Axis
@@ -72,7 +73,8 @@ def prune(model: VitModel, config: PruneConfig, context: Context) -> StageResult
         f"{word}_if_halved": f"{model.task.distance_words} if this structure alone were halved",
     }
     structures = Table.of("structures", rows, charted)
-    return StageResult(described(model, module), facts, (structures,))
+    tables = structures, activity_table(found.activities)
+    return StageResult(described(model, module), facts, tables)
 
 
 def choose_structures(

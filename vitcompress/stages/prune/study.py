@@ -25,6 +25,7 @@ from vitcompress.stages.importance import Importance, importances
 from vitcompress.stages.observe import Loss, Sample, readout_loss
 from vitcompress.stages.probe import Probe
 from vitcompress.stages.prune import costs, narrowing, statistics, structures
+from vitcompress.stages.prune.activity import Activity
 from vitcompress.stages.prune.config import PruneConfig, StructureKind
 from vitcompress.stages.prune.embedding import Embedding, embedding
 from vitcompress.stages.prune.narrowing import Choice
@@ -47,7 +48,8 @@ class PruneStudy:
 
     `anatomy` is of a copy that computes what the model computes, on all tokens in all blocks, heads
     turned to their principal dimensions. `fit` and `held`: the calibration images to fit to, and
-    those held back. `measured`: what options of axes, by their numbers, were measured to cost.
+    those held back. `activities`: of the hidden units, by site. `measured`: what options of axes,
+    by their numbers, were measured to cost.
     """
 
     anatomy: Anatomy
@@ -59,6 +61,7 @@ class PruneStudy:
     probe: Probe
     compensate: bool
     embedding: Embedding | None
+    activities: dict[str, Activity]
     measured: dict[tuple[int, int], float] = field(default_factory=dict)
 
     @property
@@ -151,7 +154,18 @@ def study(model: VitModel, config: PruneConfig, context: Context) -> PruneStudy:
         batches = on_device(fit, "turning the stream")
         stream = embedding(anatomy.module, batches, worth_of_norms)
     probe = Probe(anatomy, on_device(held, "reading images"), model.task.distance)
-    return PruneStudy(anatomy, importance, fits, axes, fit, held, probe, config.compensate, stream)
+    return PruneStudy(
+        anatomy,
+        importance,
+        fits,
+        axes,
+        fit,
+        held,
+        probe,
+        config.compensate,
+        stream,
+        evidence.activities,
+    )
 
 
 def _fitted(

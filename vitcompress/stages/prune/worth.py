@@ -18,6 +18,7 @@ from vitcompress.model.anatomy import Anatomy, Site
 from vitcompress.model.sizes import attention_weights, gates
 from vitcompress.stages.importance import Importance
 from vitcompress.stages.observe import Loss, Sample, Watch, observe
+from vitcompress.stages.prune.activity import Activity, activities
 from vitcompress.stages.prune.config import SALIENCIES, StructureKind
 from vitcompress.stages.prune.selected import tied_worth
 from vitcompress.stages.prune.statistics import SiteMoments
@@ -51,6 +52,11 @@ class Evidence:
     def gradient_sums(self) -> dict[Key, Tensor]:
         """Per image, Σ gradient × parameter over what is tied to each unit, [images, units]."""
         return _gradient_sums(self.anatomy, self.samples(), self.loss())
+
+    @cached_property
+    def activities(self) -> dict[str, Activity]:
+        """Of the hidden units of each MLP, by site."""
+        return activities(self.anatomy, (pixels for pixels, _ in self.samples()))
 
     def tied_weights(self, site: Site, kind: StructureKind) -> list[Tensor]:
         """The weights of each unit, as matrices with a row a unit."""

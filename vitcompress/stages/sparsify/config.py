@@ -20,9 +20,10 @@ class SparsifyConfig(BaseModel):
     `patterns`: by pattern of layer names, what these have instead. `layers`: patterns over layer
     names; `skip`: patterns taken out again. `density`: the share of these layers' weights that
     stays, for patterns that do not fix it. `allocation`: `distortion` gives each layer its own
-    density, by what its zeros cost the model's output; `uniform` gives all the same. `floor`: the
-    least density of a layer. `criterion`: what ranks weights: `obs` (with errors made good as it
-    goes: SparseGPT for n:m, else in rounds, with refits between them), `taylor`, `wanda`,
+    density, by what its zeros cost the model's output; `uniform` gives all the same, and `erk` more
+    to small layers. `floor`: the least density of a layer, where it is found by distortion.
+    `criterion`: what ranks weights: `obs` (with errors made good as it goes: SparseGPT for n:m,
+    else in rounds, with refits between them), `taylor`, `wanda`,
     `magnitude`, `dimap` or `random`. `reconstruct`: refit the weights that stay, and the bias, to
     the outputs of the dense layer. `permute`: put the hidden units of an MLP in an order that suits
     its n:m pattern. `storage`: `compact` leaves the zeros out of all files; `dense` writes them, as
@@ -38,7 +39,7 @@ class SparsifyConfig(BaseModel):
     layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("*mlp*",)
     skip: tuple[str, ...] = ()
     density: Annotated[float, Field(gt=0, le=1)] | None = None
-    allocation: Literal["distortion", "uniform"] = "distortion"
+    allocation: Literal["distortion", "uniform", "erk"] = "distortion"
     floor: Annotated[float, Field(ge=0, le=1)] = 0.05
     criterion: CriterionName = "obs"
     reconstruct: bool = True

@@ -6,6 +6,7 @@ from torch import nn
 
 from vitcompress.errors import InputError
 from vitcompress.methods.patterns import Pattern, parse_pattern
+from vitcompress.methods.sparsity import erdos_renyi_densities
 from vitcompress.model.architecture import VitModel
 from vitcompress.stages.sparsify.config import MIXED, SparsifyConfig
 
@@ -44,12 +45,15 @@ def allowed_sparsities(
         raise InputError(
             f"{key}.density: {config.pattern} needs the share of weights that stays, such as 0.7"
         )
-    if MIXED in texts.values() and config.allocation == "uniform":
+    if MIXED in texts.values() and config.allocation != "distortion":
         raise InputError(f"{key}.allocation: mixed patterns are allocated by distortion")
+    linears = {name: cast(nn.Linear, model.module.get_submodule(name)) for name in texts}
+    shapes = {n: tuple(linears[n].weight.shape) for n in texts if n not in fixed}
+    given = _given_densities(shapes, config)
     found = {}
     for name, text in texts.items():
-        found[name] = _allowed(text, config)
-        inputs = cast(nn.Linear, model.module.get_submodule(name)).in_features
+        found[name] = _allowed(text, config, given.get(name))
+        inputs = linears[name].in_features
         for each, _ in found[name]:
             if each.group and inputs % each.group:
                 raise InputError(
@@ -60,15 +64,25 @@ def allowed_sparsities(
     return found
 
 
-def _allowed(text: str, config: SparsifyConfig) -> list[tuple[Pattern, float]]:
+def _given_densities(
+    shapes: dict[str, tuple[int, ...]], config: SparsifyConfig
+) -> dict[str, float]:
+    """By layer whose pattern does not fix it, its density, where no distortions have a say."""
+    if config.density is None or config.allocation == "distortion":
+        return {}
+    if config.allocation == "uniform":
+        return dict.fromkeys(shapes, config.density)
+    return erdos_renyi_densities(shapes, config.density)
+
+
+def _allowed(text: str, config: SparsifyConfig, given: float | None) -> list[tuple[Pattern, float]]:
     if text == MIXED:
         each = [parse_pattern(nm) for nm in NM]
         return [(p, p.density(1)) for p in each if p.density(1) >= config.floor] + [DENSE]
     pattern = parse_pattern(text)
     if pattern.group:
         return [(pattern, pattern.density(1))]
-    assert config.density is not None
-    if config.allocation == "uniform":
-        return [(pattern, config.density)]
+    if given is not None:
+        return [(pattern, given)]
     densities = [step / GRID for step in range(1, GRID + 1)]
     return [(pattern, d) for d in densities if d >= config.floor]
