@@ -83,7 +83,8 @@ def plan(
             note(f"{name}: {len(found):,} images of {found.source}{labelled}")
     whole, needed = cost.macs(model), needs.memory(model)
     speed = effort.speed(model, whole)
-    images = min(recipe.data.images, (options and options.limit) or recipe.data.images)
+    limit = None if options is None else options.limit
+    images = min(recipe.data.images, limit or recipe.data.images)
 
     def told(name: str, left: StageResult, seconds: float | None) -> Planned:
         stored = folder.stored_bytes(left.model)
