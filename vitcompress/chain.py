@@ -84,7 +84,7 @@ def plan(
     whole, needed = cost.macs(model), needs.memory(model)
     speed = effort.speed(model, whole)
     limit = None if options is None else options.limit
-    images = min(recipe.data.images, limit or recipe.data.images)
+    calibrating = min(recipe.data.images, limit or recipe.data.images)
 
     def told(name: str, left: StageResult, seconds: float | None) -> Planned:
         stored = folder.stored_bytes(left.model)
@@ -93,7 +93,7 @@ def plan(
     stages = [told("dense", StageResult(model, {"timm": model.architecture.timm}), None)]
     reached = model
     for config, (name, left) in zip(recipe.stages, planned(recipe, model, runtime), strict=True):
-        work, share = stage_of(config).work(reached, config, images), stages[-1].macs / whole
+        work, share = stage_of(config).work(reached, config, calibrating), stages[-1].macs / whole
         seconds = None if speed is None or work is None else speed.seconds(work, share)
         stages.append(told(name, left, seconds))
         reached = left.model
