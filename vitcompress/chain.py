@@ -27,7 +27,7 @@ from vitcompress.report.format import roughly, seconds
 from vitcompress.report.model import Details, Made, Report, StudyReport
 from vitcompress.report.plan import Planned
 from vitcompress.run_images import RunImages, judging, open_run_images
-from vitcompress.stages import needs
+from vitcompress.stages import effort, needs
 from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
 from vitcompress.stages.order import losing_orders
@@ -67,8 +67,8 @@ def plan(
     earlier: Report | None = None,
     before: Path | None = None,
 ) -> tuple[list[Planned], Took]:
-    """What each stage would leave, the first being the dense model; and what the stages took in the
-    run that wrote the folder `before`.
+    """What each stage would leave, the first being the dense model, and about how long it would
+    take; and what the stages took in the run that wrote the folder `before`.
 
     Nothing is written. With `options`, images are looked for as in a run with them, and what it
     would be refused for is told, as is what it could not be held against in an `earlier` run.
@@ -81,14 +81,22 @@ def plan(
         for name, found in images.sets.items():
             labelled = "" if found.labels is None else ", labelled"
             note(f"{name}: {len(found):,} images of {found.source}{labelled}")
-    dense = StageResult(model, {"timm": model.architecture.timm})
-    needed = needs.memory(model)
-    stages = [
-        Planned(
-            name, cost.macs(left.model), folder.stored_bytes(left.model), needed, details_of(left)
-        )
-        for name, left in [("dense", dense), *planned(recipe, model, runtime)]
-    ]
+    whole, needed = cost.macs(model), needs.memory(model)
+    speed = effort.speed(model, whole)
+    limit = None if options is None else options.limit
+    calibrating = min(recipe.data.images, limit or recipe.data.images)
+
+    def told(name: str, left: StageResult, seconds: float | None) -> Planned:
+        stored = folder.stored_bytes(left.model)
+        return Planned(name, cost.macs(left.model), stored, needed, details_of(left), seconds)
+
+    stages = [told("dense", StageResult(model, {"timm": model.architecture.timm}), None)]
+    reached = model
+    for config, (name, left) in zip(recipe.stages, planned(recipe, model, runtime), strict=True):
+        work, share = stage_of(config).work(reached, config, calibrating), stages[-1].macs / whole
+        seconds = None if speed is None or work is None else speed.seconds(work, share)
+        stages.append(told(name, left, seconds))
+        reached = left.model
     return stages, took(before, recipe, model.architecture.timm)
 
 

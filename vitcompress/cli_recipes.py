@@ -89,8 +89,8 @@ def plan(
 
     options = chain.Options(limit=limit) if looks else None
     stages, took = chain.plan(resolved, options, earlier, out)
-    rows = [vars(each) | {"details": each.details.model_dump()} for each in stages]
     if as_json:
+        rows = [vars(each) | {"details": each.details.model_dump()} for each in stages]
         return print_json([row | {"seconds": took.seconds.get(row["stage"])} for row in rows])
     for what in shown(stages, took):
         say(what)

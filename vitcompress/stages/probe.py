@@ -20,7 +20,8 @@ from vitcompress.stages.context import Context
 from vitcompress.stages.states import StateFile
 from vitcompress.tasks import Task
 
-_IMAGES, _BATCH = 32, 8  # to compare layers on; of small batches, so that races end early
+PROBED = 32  # images to compare layers on
+_BATCH = 8  # small, so that races end early
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Of an output and that of the dense model, of the same images: how far they are apart, [n]."""
@@ -149,7 +150,7 @@ class Probe:
 
 def probe_of(anatomy: Anatomy, task: Task, context: Context) -> Probe:
     """A probe by the distance of `task`, on a few calibration images, enough to compare layers."""
-    pixels = torch.cat(list(context.shared_batches("reading images", _IMAGES)))
+    pixels = torch.cat(list(context.shared_batches("reading images", PROBED)))
     anatomy = anatomy_of(placed(anatomy.module, context.device))
     batches = parallel.dealt(pixels.to(context.device).split(_BATCH))
     return Probe(anatomy, batches, task.distance)

@@ -172,9 +172,10 @@ def _worth(judge: Judge, kept: Schedule) -> tuple[Table, ...]:
                 f"costs_{word}": whole - judging.mean_distance(judge.judged(without)),
             }
         )
+    unit = {"macs": "MACs"}.get(scheduling.unit, scheduling.unit)
     charted = {
         f"saved_{scheduling.unit}_ratio": (
-            f"What merging in this block saves, as a share of the model's {scheduling.unit}"
+            f"What merging in this block saves, as a share of the model's {unit}"
         ),
         f"costs_{word}": f"{scheduling.model.task.distance_words} that merging in this block costs",
     }

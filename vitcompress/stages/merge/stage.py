@@ -20,6 +20,7 @@ from vitcompress.model.merging import Merging
 from vitcompress.model.structure import placed
 from vitcompress.model.tail import tailed
 from vitcompress.stages.context import Context
+from vitcompress.stages.effort import Work
 from vitcompress.stages.merge.config import MergeBudget, MergeConfig
 from vitcompress.stages.merge.judging import merge_sensitivities, token_readers
 from vitcompress.stages.merge.mass import by_mass
@@ -27,6 +28,7 @@ from vitcompress.stages.merge.pictures import pictures
 from vitcompress.stages.merge.rival import compared
 from vitcompress.stages.merge.scheduling import Found, Scheduling
 from vitcompress.stages.merge.search import search
+from vitcompress.stages.probe import PROBED
 from vitcompress.stages.stage import Stage, StageResult
 
 
@@ -207,4 +209,13 @@ def _scheduled(
     )
 
 
-STAGE = Stage(merge, plan, sensitivity)
+def work(model: VitModel, config: MergeConfig, images: int) -> Work:
+    """Measured on the embedded model: gradients; in a search, candidates and changes of each block
+    on all images, and what each block costs alone on a few."""
+    count, blocks = min(images, config.images), len(model.anatomy.blocks)
+    if config.schedule != "search":
+        return Work(3.0 * count)
+    return Work((10.0 + 2 * blocks) * count + 1.5 * blocks * min(count, PROBED))
+
+
+STAGE = Stage(merge, plan, sensitivity, work)

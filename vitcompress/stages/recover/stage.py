@@ -16,6 +16,7 @@ from vitcompress.model.architecture import VitModel
 from vitcompress.model.storage import as_stored
 from vitcompress.model.structure import placed
 from vitcompress.stages.context import Context
+from vitcompress.stages.effort import Work
 from vitcompress.stages.probe import mean, probe_against_dense
 from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.recover.methods import method_of
@@ -109,4 +110,12 @@ def _split(config: RecoverConfig, context: Context) -> tuple[Context, Context, C
     return fit, *held.split(len(held.images) // 2)
 
 
-STAGE = Stage(recover, plan)
+def work(model: VitModel, config: RecoverConfig, images: int) -> Work | None:
+    """Each crop of a training goes forward and back, which is three passes, and through the dense
+    model; other methods were not counted."""
+    if config.method != "distill":
+        return None
+    return Work(4.0 * config.runs * config.steps * config.batch)
+
+
+STAGE = Stage(recover, plan, work=work)

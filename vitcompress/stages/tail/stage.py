@@ -3,6 +3,7 @@
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.tail import tail_obstacle, tailed
 from vitcompress.stages.context import Context
+from vitcompress.stages.effort import Work
 from vitcompress.stages.stage import Stage, StageResult
 from vitcompress.stages.tail.config import TailConfig
 
@@ -22,4 +23,9 @@ def plan(model: VitModel, config: TailConfig) -> StageResult:
     return StageResult(left, {"tokens_in_last_block": left.architecture.tail_tokens})
 
 
-STAGE = Stage(tail, plan)
+def work(model: VitModel, config: TailConfig, images: int) -> Work:
+    """Nothing is computed."""
+    return Work()
+
+
+STAGE = Stage(tail, plan, work=work)
