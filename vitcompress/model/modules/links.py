@@ -1,6 +1,6 @@
 """Attention of few links, as a dense computation: to see what it would cost, not to be fast."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,4 +50,4 @@ class FewLinks(nn.Module):
         if self.head is not None:
             lost[:, : self.head] = lost[:, self.head + 1 :] = False
         cut = torch.zeros_like(scores).masked_fill(lost, -torch.inf)
-        return cut.unflatten(0, (images, -1)).flatten(1, 2)
+        return cast(Tensor, cut.unflatten(0, (images, -1)).flatten(1, 2))
