@@ -71,10 +71,10 @@ def test_pooling_that_timm_does_not_have_is_refused(
 ) -> None:
     name, options = "vit_tiny_patch16_224", make_vit().architecture.options
     state = make_module().state_dict()
-    with pytest.raises(InputError, match="x.pth: .*ggem"):
+    with pytest.raises(InputError, match=r"x\.pth: .*ggem"):
         load_model(Converted(name, state), {**options, "global_pool": "ggem"}, source="x.pth")
+    more = {**state, "ggem.p": torch.ones(4)}
     with pytest.raises(InputError, match=r"1 unexpected \(ggem.p \[4\]\)"):
-        more = {**state, "ggem.p": torch.ones(4)}
         load_model(Converted(name, more), options, source="x.pth")
 
 

@@ -1,6 +1,6 @@
 """Attention of few links, as a dense computation: to see what it would cost, not to be fast."""
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class FewLinks(nn.Module):
         self.dense, self.share, self.head = dense, share, head
         self.maps = None if maps is None else Maps(*(m.float() for m in maps))
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.attended(x)[0]
 
     def attended(
