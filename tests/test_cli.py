@@ -59,6 +59,17 @@ def test_sensitivity_of_a_score_needs_a_stage_that_scores(
     assert message == "error: --score: the recipe has no quantize stage; leave the option out"
 
 
+def test_sensitivity_of_links_of_attention(call: Call, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "links.html"
+    given = ("sensitivity", recipe, "--attention", "--limit", 16)
+    tables = call(*given, "--out", out, "--json").json
+    assert {name.partition(" ")[0] for name in tables} == {"attention"}
+    assert [row["place"] for row in tables["attention blocks"]] == ["blocks.0", "blocks.1"]
+    assert "blocks.1.head1" in out.read_text()
+    message = call(*given, "--score", "lrp", code=2).error
+    assert message == "error: --score: with --attention no layer has bits; leave one of them out"
+
+
 def test_sensitivity_needs_a_stage_with_a_choice(call: Call, recipe: Path) -> None:
     recipe.write_text(RECIPE.replace(QUANTIZE, ""))
     assert (

@@ -30,6 +30,7 @@ from vitcompress.run_images import RunImages, judging, open_run_images
 from vitcompress.stages import effort, needs
 from vitcompress.stages.cache import Cache
 from vitcompress.stages.context import Context
+from vitcompress.stages.links import attention_study
 from vitcompress.stages.order import losing_orders
 from vitcompress.stages.recover.config import RecoverConfig
 from vitcompress.stages.registry import StageConfig, stage_of
@@ -138,12 +139,7 @@ def sensitivity(recipe: Recipe, options: Options) -> dict[str, Table]:
     The chain is carried out as far as its last stage, which is only looked at; nothing is written.
     Raises `InputError` where no stage has anything to tell.
     """
-    torch.manual_seed(options.seed)
-    model = load_dense(recipe)
-    say_model(model)
-    context = context_of(
-        recipe, model, open_run_images(recipe, model, options.limit, options.seed), options
-    )
+    model, context = _opened(recipe, options)
     tables: dict[str, Table] = {}
     for config in recipe.stages:
         stage = stage_of(config)
@@ -157,6 +153,22 @@ def sensitivity(recipe: Recipe, options: Options) -> dict[str, Table]:
     if not tables:
         raise InputError("stages: none of these stages has sensitivities to show; add one that has")
     return tables
+
+
+def attention(recipe: Recipe, options: Options) -> dict[str, Table]:
+    """By name, what fewer links of attention would cost the model that `recipe` begins with; no
+    stage is carried out. Raises `InputError` for a model whose attention is not known."""
+    with step("links of attention"):
+        return attention_study(*_opened(recipe, options))
+
+
+def _opened(recipe: Recipe, options: Options) -> tuple[VitModel, Context]:
+    """The dense model, and what its stages are run with."""
+    torch.manual_seed(options.seed)
+    model = load_dense(recipe)
+    say_model(model)
+    data = open_run_images(recipe, model, options.limit, options.seed)
+    return model, context_of(recipe, model, data, options)
 
 
 def context_of(recipe: Recipe, dense: VitModel, data: RunImages, options: Options) -> Context:

@@ -268,6 +268,12 @@ def sensitivity(
         str | None,
         typer.Option(help="What layers count for their bits: lrp, fisher, kl, uniform or random."),
     ] = None,
+    attention: Annotated[
+        bool,
+        typer.Option(
+            "--attention", help="What fewer links of attention would cost, in place of the stages."
+        ),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="A file for the tables: .json, or .html with pictures.")
     ] = None,
@@ -288,6 +294,8 @@ def sensitivity(
         paths.check_out(out, (".json", ".html"), "name it .json, or .html for pictures")
     file, given = find_recipe(recipe), given_values(model, name, calibration)
     resolved = load_recipe(file, settings or (), given)
+    if attention and score is not None:
+        raise InputError("--score: with --attention no layer has bits; leave one of them out")
     if score is not None:
         scored = [s.name for s in resolved.stages if s.type == "quantize"]
         if not scored:
@@ -301,7 +309,8 @@ def sensitivity(
     options = chain.Options(
         seed=seed, device=device, limit=limit, resume=resume, low_memory=low_memory
     )
-    tables = chain.sensitivity(resolved, options)
+    look = chain.attention if attention else chain.sensitivity
+    tables = look(resolved, options)
     if not parallel.is_first():
         return
     for stage, found in tables.items():
