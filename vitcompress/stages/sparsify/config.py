@@ -13,13 +13,15 @@ CriterionName = Annotated[str, OneOf("vitcompress.stages.sparsify.criteria")]
 
 
 class SparsifyConfig(BaseModel):
-    """Put zeros into the weights of Linear layers, and refit the weights that stay.
+    """Put zeros into the weights of Linear layers, or make two small products of them, and refit.
 
     `pattern`: `n:m` (n of m neighbouring inputs stay), `RxC` (whole blocks of R outputs × C inputs;
-    edges are filled up), `unstructured`, or `mixed`: 1:4, 2:4, 3:4 or dense, layer by layer.
+    edges are filled up), `unstructured`, or `mixed`: 1:4, 2:4, 3:4 or dense, layer by layer. Two
+    products: `low_rank` (few values between them) or `monarch:B` (each in B blocks).
     `patterns`: by pattern of layer names, what these have instead. `layers`: patterns over layer
     names; `skip`: patterns taken out again. `density`: the share of these layers' weights that
-    stays, for patterns that do not fix it. `allocation`: `distortion` gives each layer its own
+    stays, for patterns that do not fix it. `rank`: what fixes it for two products, of each of their
+    parts. `allocation`: `distortion` gives each layer its own
     density, by what its zeros cost the model's output; `uniform` gives all the same. `floor`: the
     least density of a layer. `criterion`: what ranks weights: `obs` (with errors made good as it
     goes: SparseGPT for n:m, else in rounds, with refits between them), `taylor`, `wanda`,
@@ -38,6 +40,7 @@ class SparsifyConfig(BaseModel):
     layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("*mlp*",)
     skip: tuple[str, ...] = ()
     density: Annotated[float, Field(gt=0, le=1)] | None = None
+    rank: Annotated[int, Field(ge=1)] | None = None
     allocation: Literal["distortion", "uniform"] = "distortion"
     floor: Annotated[float, Field(ge=0, le=1)] = 0.05
     criterion: CriterionName = "obs"
