@@ -78,7 +78,8 @@ class Architecture(BaseModel):
     `blocks`: the sizes of all blocks of a pruned model (None: as timm makes them).
     `embedding`: the width of its stream of tokens (None: as timm makes it).
     `merging`: how tokens are merged between blocks (None: not).
-    `factored`: by layer name, which then consists of two products. `quantized`: by layer name. `half`: names of tensors stored in float16 and computed in float32.
+    `factored`: by name of the layer, which two products stand for. `quantized`: by layer name.
+    `half`: names of tensors stored in float16 and computed in float32.
     `coded`: of tensors stored as 8-bit codes, with a scale for each first index.
     `sparse`: by layer name, the pattern of zeros that are not stored: n:m, RxC or unstructured.
     """
