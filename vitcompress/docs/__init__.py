@@ -12,7 +12,7 @@ REFERENCE = "reference"
 _ORDER = (
     *("inputs", "recipes", REFERENCE, "prune", "merge", "sparsify", "quantize", "recover"),
     *("search", "families", "export", "ci", "python", "processes", "reliability"),
-    *("security", "results"),
+    *("security", "results", "tried"),
 )
 
 

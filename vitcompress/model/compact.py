@@ -78,8 +78,8 @@ def _cell(pattern: str) -> compact.Cell:
 
 def _compacted(matrix: Tensor, pattern: str) -> tuple[Tensor, Tensor]:
     """What `methods.compact.compacted` makes of `matrix` [in, out]."""
-    _, kept, group = patterns.parse_pattern(pattern)
-    return compact.compacted(matrix, _cell(pattern), kept, group)
+    read = patterns.parse_pattern(pattern)
+    return compact.compacted(matrix, _cell(pattern), read.kept, read.group)
 
 
 def _whole(layer: QuantizedLinear) -> Tensor:

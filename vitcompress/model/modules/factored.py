@@ -37,30 +37,27 @@ class LowRankLinear(nn.Module):
 class MonarchLinear(nn.Module):
     """Two block-diagonal products, between which the parts of all blocks change places."""
 
-    bias: Tensor | None
+    first: nn.Parameter
+    second: nn.Parameter
+    bias: nn.Parameter | None
 
     def __init__(
         self, in_features: int, out_features: int, blocks: int, rank: int, bias: bool
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.blocks = in_features, out_features, blocks
-        shapes = {
-            "first": (blocks, in_features // blocks, blocks * rank),
-            "second": (blocks, blocks * rank, out_features // blocks),
-            **({"bias": (out_features,)} if bias else {}),
-        }
-        for name in ("first", "second", "bias"):  # factors as a product reads them, [in, out]
-            found = None
-            if name in shapes:
-                found = nn.Parameter(torch.zeros(shapes[name]), requires_grad=False)
-            self.register_parameter(name, found)
+        first = torch.zeros(blocks, in_features // blocks, blocks * rank)
+        second = torch.zeros(blocks, blocks * rank, out_features // blocks)
+        self.first = nn.Parameter(first, requires_grad=False)  # as a product reads it, [in, out]
+        self.second = nn.Parameter(second, requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., N, in] → [..., N, out]."""
         parts = x.unflatten(-1, (self.blocks, -1)).transpose(-3, -2)  # [..., blocks, N, in / b]
         between = (parts @ self.first).unflatten(-1, (self.blocks, -1))
         between = between.transpose(-4, -2).flatten(-2)  # [..., blocks, N, blocks · rank]
-        y = (between @ self.second).transpose(-3, -2).flatten(-2)
+        y: Tensor = (between @ self.second).transpose(-3, -2).flatten(-2)
         return y if self.bias is None else y + self.bias
 
     @property

@@ -18,6 +18,7 @@ from vitcompress.details import Table
 from vitcompress.errors import InputError
 from vitcompress.methods import knapsack
 from vitcompress.model.families import anatomy_of
+from vitcompress.model.modules.factored import FactoredLinear
 from vitcompress.stages.context import Context
 from vitcompress.stages.probe import probe_of
 from vitcompress.stages.sparsify.config import SparsifyConfig
@@ -45,7 +46,7 @@ def costs(known: SparsifySetup, config: SparsifyConfig, context: Context) -> Spa
     """What each option would cost, in the unit of the task's distance: for classes, nats."""
     probe = probe_of(anatomy_of(known.module), known.task, context)
 
-    def quick(name: str, option: Sparsity) -> nn.Module:
+    def quick(name: str, option: Sparsity) -> nn.Linear | FactoredLinear:
         layer = known.floats[name], known.moments[name]
         return compressed(*layer, option, config, context.seed, quick=True)
 
