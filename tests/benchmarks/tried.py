@@ -65,6 +65,19 @@ def sparsifying(allocation: str) -> Row:
     return Row(f"half, {allocation}", "vit-2of4", tuple(f"stages.sparse.{each}" for each in given))
 
 
+def products(pattern: str, density: float, *more: str) -> Row:
+    """Two small products in the place of the linears of the blocks, of so much of their work."""
+    chosen = (f"pattern={pattern}", f"density={density}", "layers=[blocks]", *more)
+    settings = tuple(f"stages.sparse.{s}" for s in chosen)
+    return Row(" ".join([pattern, f"{density:g}", *more]), "vit-block", settings)
+
+
+def pruned(macs: float) -> Row:
+    """What recipes do instead."""
+    settings = f"stages.prune.budget.macs={macs}", "gates.max_ratio.macs=1"
+    return Row(f"vit-prune {macs:g}", "vit-prune", settings)
+
+
 ROWS = [
     *(codes("uniform", bits) for bits in (5, 4, 3, 2)),
     *(codes("power_of_two", bits) for bits in (5, 4, 3)),
@@ -78,6 +91,10 @@ ROWS = [
     *(merging("diffrate", 0.65, f"schedule={name}") for name in ("search", "mass", "random")),
     *(pruning(name) for name in ("obs", "hessian", "fold", "magnitude", "strength", "frequency")),
     *(sparsifying(name) for name in ("distortion", "uniform", "erk")),
+    *(products("low_rank", density) for density in (0.8, 0.7, 0.6)),
+    products("low_rank", 0.7, "allocation=uniform"),
+    *(products(f"monarch:{blocks}", 0.7) for blocks in (2, 4)),
+    *(pruned(macs) for macs in (0.8, 0.7)),
 ]
 
 

@@ -243,7 +243,7 @@ class Anatomy:
         return {
             name: layer
             for name, layer in self.module.named_modules()
-            if isinstance(layer, nn.Linear) and (self.called is None or name in self.called)
+            if isinstance(layer, nn.Linear) and (self.called is None or _within(name, self.called))
         }
 
     def quantized(self) -> dict[str, QuantizedLinear]:

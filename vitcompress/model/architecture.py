@@ -1,10 +1,10 @@
 """The description of a model as plain JSON, and the module that a description stands for."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
@@ -24,6 +24,7 @@ from vitcompress.model.head import Choice, Head
 from vitcompress.model.image_size import ImageSizes, image_sizes
 from vitcompress.model.layouts import Converted, Source
 from vitcompress.model.merging import Merging, MergingBlocks
+from vitcompress.model.modules.factored import FactoredLayer
 from vitcompress.model.modules.patches import PatchEmbed
 from vitcompress.model.modules.quantized import QuantizedLinear
 from vitcompress.model.naming import infer_name
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from vitcompress.model.subset import Subset
 
 _AS_IT_IS = Choice()
+
+_Layer = TypeVar("_Layer", bound=BaseModel)
 
 SCALE = ".scale"
 """What the name of a tensor stored as 8-bit codes ends in, for its scale."""
@@ -61,8 +64,9 @@ class QuantizedLayer(BaseModel):
     levels: Literal[3, 4, 8, 16, 32] | None = None
 
 
-def _pattern(text: str) -> str:
-    patterns.parse_pattern(text)
+def _zeros(text: str) -> str:
+    if patterns.parse_pattern(text).blocks:
+        raise ValueError(f"{text!r} is no pattern of zeros")
     return text
 
 
@@ -76,7 +80,8 @@ class Architecture(BaseModel):
     `blocks`: the sizes of all blocks of a pruned model (None: as timm makes them).
     `embedding`: the width of its stream of tokens (None: as timm makes it).
     `merging`: how tokens are merged between blocks (None: not).
-    `quantized`: by layer name. `half`: names of tensors stored in float16 and computed in float32.
+    `factored`: by name of the layer, which two products stand for. `quantized`: by layer name.
+    `half`: names of tensors stored in float16 and computed in float32.
     `coded`: of tensors stored as 8-bit codes, with a scale for each first index.
     `sparse`: by layer name, the pattern of zeros that are not stored: n:m, RxC or unstructured.
     """
@@ -92,10 +97,11 @@ class Architecture(BaseModel):
     blocks: tuple[BlockSizes, ...] | None = None
     embedding: Annotated[int, Field(ge=2)] | None = None
     merging: Merging | None = None
+    factored: dict[str, FactoredLayer] = {}
     quantized: dict[str, QuantizedLayer] = {}
     half: tuple[str, ...] = ()
     coded: tuple[str, ...] = ()
-    sparse: dict[str, Annotated[str, AfterValidator(_pattern)]] = {}
+    sparse: dict[str, Annotated[str, AfterValidator(_zeros)]] = {}
 
 
 @dataclass(frozen=True)
@@ -309,14 +315,28 @@ def build(architecture: Architecture) -> nn.Module:
     if architecture.merging is not None:
         _check(module, "merge", name)
         set_merging(module, architecture.merging)
+    _replace(module, architecture, architecture.factored, lambda linear, layer: layer.empty(linear))
+    _replace(module, architecture, architecture.quantized, _quantized)
+    return module.eval().requires_grad_(False)
+
+
+def _replace(
+    module: nn.Module,
+    architecture: Architecture,
+    layers: Mapping[str, _Layer],
+    made: Callable[[nn.Linear, _Layer], nn.Module],
+) -> None:
+    """Put what is `made` of the linear layers that `layers` describe in their places (in place)."""
     linears = anatomy_of(module).linears()
-    for name, layer in architecture.quantized.items():
+    for name, layer in layers.items():
         linear = linears.get(name)
         if linear is None:
             raise InputError(f"config.json: {name} is no linear layer of {architecture.timm}")
-        shape = (linear.in_features, linear.out_features)
-        module.set_submodule(name, QuantizedLinear(*shape, **layer.model_dump()))
-    return module.eval().requires_grad_(False)
+        module.set_submodule(name, made(linear, layer))
+
+
+def _quantized(linear: nn.Linear, layer: QuantizedLayer) -> QuantizedLinear:
+    return QuantizedLinear(linear.in_features, linear.out_features, **layer.model_dump())
 
 
 def rescales_pixels(module: nn.Module) -> bool:

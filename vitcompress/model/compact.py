@@ -80,8 +80,8 @@ def _cell(pattern: str) -> compact.Cell:
 
 def _compacted(matrix: Tensor, pattern: str) -> tuple[Tensor, Tensor]:
     """What `methods.compact.compacted` makes of `matrix` [in, out]."""
-    _, kept, group = patterns.parse_pattern(pattern)
-    return compact.compacted(matrix, _cell(pattern), kept, group)
+    read = patterns.parse_pattern(pattern)
+    return compact.compacted(matrix, _cell(pattern), read.kept, read.group)
 
 
 @torch.library.custom_op("vitcompress::expanded", mutates_args=())

@@ -135,6 +135,10 @@ def _scheduling(model: VitModel, config: MergeConfig, context: Context | None = 
         )
     if model.architecture.merging is not None:
         raise InputError(f"{where}: the model already merges tokens: leave one merge stage only")
+    if model.architecture.factored:
+        raise InputError(
+            f"{where}: put it before sparsify, whose two products cost less than known"
+        )
     if model.architecture.quantized:
         raise InputError(f"{where}: put it before quantize, whose ranges must fit merged tokens")
     if model.architecture.tail_tokens is None:

@@ -209,6 +209,8 @@ def checked(model: VitModel, config: PruneConfig) -> list[StructureKind]:
         raise InputError(f"{key}: put it before quantize, which leaves no float blocks to narrow")
     if architecture.sparse:
         raise InputError(f"{key}: put it before sparsify, whose zeros its refits would fill")
+    if architecture.factored:
+        raise InputError(f"{key}: put it before sparsify, whose two products have other widths")
     if architecture.merging is not None:
         raise InputError(f"{key}: put it before merge, whose schedule must fit the narrower blocks")
     anatomy.check("prune", key, name)

@@ -17,21 +17,16 @@ from vitcompress.console import track
 from vitcompress.details import Table
 from vitcompress.errors import InputError
 from vitcompress.methods import knapsack
-from vitcompress.methods.patterns import Pattern
 from vitcompress.model.families import anatomy_of
+from vitcompress.model.modules.factored import FactoredLinear
 from vitcompress.stages.context import Context
 from vitcompress.stages.probe import probe_of
 from vitcompress.stages.sparsify.config import SparsifyConfig
-from vitcompress.stages.sparsify.criteria import Asked, criterion_of
-from vitcompress.stages.sparsify.layer import distortion, sparse
+from vitcompress.stages.sparsify.layer import Sparsity, compressed, distortion
 from vitcompress.stages.sparsify.prepare import SparsifySetup
 from vitcompress.stages.sparsify.selection import GRID
 
-Sparsity = tuple[Pattern, float]
-"""A pattern, and the share of weights that it keeps."""
-
 _KNOTS = (0.125, 0.375, 0.625, 0.875)  # densities that are measured; others lie between
-_QUICK = 12  # steps of reconstruction, enough to compare
 _EVENNESS = (0.0, 0.4, 0.7, 0.9)  # floors that are tried, from the one asked for to the density
 
 
@@ -50,13 +45,10 @@ class SparsityCosts:
 def costs(known: SparsifySetup, config: SparsifyConfig, context: Context) -> SparsityCosts:
     """What each option would cost, in the unit of the task's distance: for classes, nats."""
     probe = probe_of(anatomy_of(known.module), known.task, context)
-    criterion = criterion_of(config.criterion)
 
-    def quick(name: str, option: Sparsity) -> nn.Linear:
-        linear, moments, (pattern, density) = known.floats[name], known.moments[name], option
-        asked = Asked(linear.weight, moments, pattern, density, context.seed)
-        mask = criterion.chosen(asked, quick=True)
-        return sparse(linear, moments, mask, pattern, config.reconstruct, _QUICK)
+    def quick(name: str, option: Sparsity) -> nn.Linear | FactoredLinear:
+        layer = known.floats[name], known.moments[name]
+        return compressed(*layer, option, config, context.seed, quick=True)
 
     def joint(asked: Mapping[str, Sparsity]) -> float:
         return probe.cost({name: quick(name, option) for name, option in asked.items()})

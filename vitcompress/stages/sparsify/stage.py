@@ -1,4 +1,5 @@
-"""Sparsify: zeros in patterns, where they cost least, and the other weights refitted around them.
+"""Sparsify: zeros in patterns, where they cost least, and the other weights refitted around them;
+or two small products in the place of one.
 
 Inputs are weighed by the importance of their token (Fisher information): what counts is the error
 where the model's output listens.
@@ -16,15 +17,15 @@ from vitcompress.memory import copied
 from vitcompress.methods import sparsity
 from vitcompress.methods.patterns import Pattern
 from vitcompress.model.architecture import VitModel
+from vitcompress.model.modules.factored import FactoredLinear
 from vitcompress.stages.context import Context
 from vitcompress.stages.effort import Work, solving
 from vitcompress.stages.probe import PROBED
 from vitcompress.stages.sparsify.config import SparsifyConfig
-from vitcompress.stages.sparsify.criteria import Asked, criterion_of
-from vitcompress.stages.sparsify.layer import distortion, sparse
+from vitcompress.stages.sparsify.layer import Sparsity, compressed, distortion, layer_of
 from vitcompress.stages.sparsify.prepare import SparsifySetup, prepare_sparsify
 from vitcompress.stages.sparsify.selection import allowed_sparsities
-from vitcompress.stages.sparsify.share import Sparsity, SparsityCosts, cheapest, costs, knee
+from vitcompress.stages.sparsify.share import SparsityCosts, cheapest, costs, knee
 from vitcompress.stages.stage import Stage, StageResult
 
 
@@ -52,27 +53,27 @@ def sparsify(model: VitModel, config: SparsifyConfig, context: Context) -> Stage
     asked = spread.asked
     rows: list[Row] = []
     for name, linear in track(known.floats.items(), "placing zeros", len(known.floats)):
-        moments, (pattern, density) = known.moments[name], asked[name]
-        asked_of = Asked(linear.weight, moments, pattern, density, context.seed)
-        mask = criterion_of(config.criterion).chosen(asked_of)
-        twin = sparse(linear, moments, mask, pattern, config.reconstruct)
+        moments, option = known.moments[name], asked[name]
+        twin = compressed(linear, moments, option, config, context.seed)
         known.module.set_submodule(name, twin)
         rows.append(
             {
                 "layer": name,
-                "pattern": words(asked[name]),
-                "density": float((twin.weight != 0).double().mean()),
+                "pattern": words(option),
+                **_size(twin, option),
                 "output_error": distortion(linear, twin, moments)[1],
             }
         )
+    criterion: dict[str, Fact] = {"criterion": config.criterion}
     facts = {
         "density": _average(asked, known.weights),
-        "criterion": config.criterion,
+        **({} if all(_is_factored(each) for each in asked.values()) else criterion),
         "reconstructed": config.reconstruct,
         **spread.facts,
     }
     charted = {
-        "density": "Weights of each layer that are not zero, as a share of all",
+        "density": "Weights of each layer that are not zero, or those of its two products, as a "
+        "share of all",
         "output_error": "Squared error of each layer's output, as a share of its power",
     }
     layers = Table.of("layers", rows, charted)
@@ -136,8 +137,12 @@ def plan(model: VitModel, config: SparsifyConfig) -> StageResult:
     asked = {n: min(each, key=lambda o: abs(o[1] - wanted)) for n, each in allowed.items()}
     module, weights = copied(model.module), dict[str, int]()
     for name, (pattern, density) in asked.items():
-        weight = cast(nn.Linear, module.get_submodule(name)).weight
+        linear = cast(nn.Linear, module.get_submodule(name))
+        weight = linear.weight
         weights[name] = weight.numel()
+        if pattern.blocks:
+            module.set_submodule(name, layer_of(linear, asked[name]).empty(linear))
+            continue
         kept = sparsity.keep(sparsity.cells(weight.abs(), pattern.cell), pattern, density)
         weight.mul_(sparsity.weight_mask(kept, pattern.cell, weight.shape))
     rows: list[Row] = [{"layer": name, "pattern": words(option)} for name, option in asked.items()]
@@ -153,9 +158,22 @@ def words(option: Sparsity) -> str:
     pattern, density = option
     if density == 1:
         return "dense"
+    if pattern.blocks:
+        return "low_rank" if pattern.blocks == 1 else f"monarch:{pattern.blocks}"
     if pattern.group:
         return f"{pattern.kept}:{pattern.group}"
     return "unstructured" if pattern == Pattern() else "x".join(map(str, pattern.cell))
+
+
+def _is_factored(option: Sparsity) -> bool:
+    return option[0].blocks > 0
+
+
+def _size(twin: nn.Linear | FactoredLinear, option: Sparsity) -> Row:
+    """How much is left of a layer."""
+    if isinstance(twin, nn.Linear):
+        return {"density": float((twin.weight != 0).double().mean())}
+    return {"density": option[1], "rank": twin.factors.second.shape[2] // option[0].blocks}
 
 
 def _average(asked: Mapping[str, Sparsity], weights: Mapping[str, int]) -> float:
@@ -165,13 +183,16 @@ def _average(asked: Mapping[str, Sparsity], weights: Mapping[str, int]) -> float
 def _described(
     model: VitModel, module: nn.Module, asked: Mapping[str, Sparsity], config: SparsifyConfig
 ) -> VitModel:
-    """`module` with the description of how its layers are stored."""
-    patterns = {n: words(option) for n, option in asked.items() if option[1] < 1}
-    if config.storage == "dense":
-        patterns = {}
-    sparse = {**model.architecture.sparse, **patterns}
-    architecture = model.architecture.model_copy(update={"sparse": sparse})
-    return replace(model, module=module, architecture=architecture)
+    """`module` with the description of what its layers are, and how they are stored."""
+    sparse, factored = dict(model.architecture.sparse), dict(model.architecture.factored)
+    for name, option in asked.items():
+        if _is_factored(option):
+            linear = cast(nn.Linear, model.module.get_submodule(name))
+            factored[name] = layer_of(linear, option)
+        elif option[1] < 1 and config.storage == "compact":
+            sparse[name] = words(option)
+    update = {"sparse": sparse, "factored": factored}
+    return replace(model, module=module, architecture=model.architecture.model_copy(update=update))
 
 
 def work(model: VitModel, config: SparsifyConfig, images: int) -> Work:
