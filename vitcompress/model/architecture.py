@@ -45,6 +45,9 @@ SCALE = ".scale"
 """What the name of a tensor stored as 8-bit codes ends in, for its scale."""
 
 
+LevelCount = Literal[3, 4, 8, 16, 32]
+
+
 class QuantizedLayer(BaseModel):
     """How one Linear is quantized: the width of its weight codes, and its activations.
 
@@ -61,7 +64,7 @@ class QuantizedLayer(BaseModel):
     group: Annotated[int, Field(ge=1)] | None = None
     terms: Literal[1, 2] = 1
     residual_tokens: Annotated[int, Field(ge=1)] | None = None
-    levels: Literal[3, 4, 8, 16, 32] | None = None
+    levels: LevelCount | None = None
 
 
 def _zeros(text: str) -> str:

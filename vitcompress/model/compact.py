@@ -160,8 +160,8 @@ class CompactQuantizedLinear(nn.Module):
         self.kept = int(compact.present(self.mask, *self.shape, _cell(pattern)).sum())
 
     def forward(self, x: Tensor) -> Tensor:
-        held = self.codes, self.mask, self.kept, self.bits
-        codes = expanded_cells(*held, *self.shape, self.cell, self.table)
+        cells = self.codes, self.mask, self.kept, self.bits
+        codes = expanded_cells(*cells, *self.shape, self.cell, self.table)
         if self.activations == "float":
             held = codes, self.scale, self.multipliers
             weight = unpacked_weight(*held, 8, self.group or 0, self.shape[0])

@@ -10,6 +10,7 @@ from vitcompress.errors import InputError
 from vitcompress.memory import copied
 from vitcompress.methods import codebooks, quantizer
 from vitcompress.model.architecture import (
+    LevelCount,
     QuantizedLayer,
     VitModel,
     rescales_pixels,
@@ -79,7 +80,7 @@ def with_layers(
             terms=q.terms,
             residual_tokens=q.residual_tokens,
             group=q.group,
-            levels=None if q.table is None else len(q.table),
+            levels=None if q.table is None else cast(LevelCount, len(q.table)),
         )
         for name, q in layers.items()
     }

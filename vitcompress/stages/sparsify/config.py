@@ -23,8 +23,8 @@ class SparsifyConfig(BaseModel):
     stays, for patterns that do not fix it. `rank`: what fixes it for two products, of each of their
     parts. `allocation`: `distortion` gives each layer its own density, by what its zeros cost the
     model's output; `uniform` gives all the same, and `erk` more to small layers. `floor`: the least
-    density of a layer, where it is found by distortion. `criterion`: what ranks weights: `obs` (with
-    errors made good as it goes: SparseGPT for n:m, else in rounds, with refits between them),
+    density of a layer, where it is found by distortion. `criterion`: what ranks weights: `obs`
+    (with errors made good as it goes: SparseGPT for n:m, else in rounds, with refits between them),
     `taylor`, `wanda`,
     `magnitude`, `dimap` or `random`. `reconstruct`: refit the weights that stay, and the bias, to
     the outputs of the dense layer. `permute`: put the hidden units of an MLP in an order that suits
