@@ -51,5 +51,4 @@ def lacks_memory(error: BaseException) -> bool:
     one that is."""
     if isinstance(error, MemoryError) or any(words in str(error) for words in _SHORT):
         return True
-    before = error.__cause__ or error.__context__
-    return before is not None and lacks_memory(before)
+    return error.__cause__ is not None and lacks_memory(error.__cause__)

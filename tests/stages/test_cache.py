@@ -25,7 +25,7 @@ from vitcompress.stages.cache import (
     tensors,
     values,
 )
-from vitcompress.stages.merge import search
+from vitcompress.stages.merge import judging, search
 from vitcompress.stages.merge.scheduling import Found
 from vitcompress.stages.recover import training
 
@@ -80,6 +80,7 @@ def test_what_was_damaged_is_not_used(cache: Cache, capsys: pytest.CaptureFixtur
 
 KEPT: dict[str, tuple[ResultKind[Any], Any]] = {
     "calibration": (calibrate._CALIBRATION, FOUND),
+    "readers": (judging._READERS, FOUND),
     "schedule": (search._SCHEDULE, Found(kept=(3, 2), facts={"kl": 0.1})),
     "training": (training._TRAINING, {"step": 3, "mean": dict(FOUND)}),
     "latency": (LATENCIES, {"a": [1.0, 2.0]}),

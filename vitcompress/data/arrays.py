@@ -28,7 +28,7 @@ def read_arrays(
     try:
         return _read(file, size, wanted)
     except MemoryError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(str(error)) from None  # what it claims is lacking, not memory
 
 
 def _read(

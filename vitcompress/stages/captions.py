@@ -16,6 +16,7 @@ def captions(
     alone. `names`: what classes are called."""
     if task.answers is None:
         return list(batch.names)
-    answers = zip(task.answers(before).tolist(), task.answers(after).tolist(), strict=True)
+    answered = (task.answers(outputs).cpu().tolist() for outputs in (before, after))
+    answers = zip(*answered, strict=True)
     told = (" → ".join(map(names, dict.fromkeys(pair))) for pair in answers)
     return [f"{image}: {answer}" for image, answer in zip(batch.names, told, strict=True)]

@@ -189,6 +189,7 @@ def test_models_of_other_tasks_merge(
     options: dict[str, Any], word: str, make_vit: MakeVit, context: Context, pixels: Tensor
 ) -> None:
     model = make_vit(depth=3, **options)
+    context = replace(context, dense=model)
     result = merge(model, config(budget={"macs": 0.75}, images=16), context)
     found, task = result.model, model.task
     assert macs(found) <= 0.75 * macs(model)
