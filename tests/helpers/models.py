@@ -1,5 +1,7 @@
 """What several tests ask of a tiny model."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +21,16 @@ BLOCKS = [
     for i in range(2)
     for kind in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 ]
+
+# What makes a windowed one of the options of a plain one.
+WINDOWED: dict[str, Any] = {
+    "patch_size": 4,
+    "window_size": 4,
+    "embed_dim": 16,
+    "depth": None,
+    "depths": (2, 1),
+    "num_heads": (2, 4),
+}
 
 
 def images_of(context: Context) -> Tensor:

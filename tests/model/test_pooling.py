@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.models import WINDOWED
 from vitcompress.errors import InputError
 from vitcompress.export.onnx import export_onnx
 from vitcompress.export.parity import check_parity
@@ -15,14 +16,6 @@ from vitcompress.model.architecture import VitModel
 from vitcompress.model.checkpoint import load_model
 from vitcompress.model.layouts import Converted
 
-_WINDOWED = {
-    "patch_size": 4,
-    "window_size": 4,
-    "embed_dim": 16,
-    "depth": None,
-    "depths": (2, 1),
-    "num_heads": (2, 4),
-}
 KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "plain": (
         "vit_tiny_patch16_224",
@@ -36,7 +29,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     ),
     "rotary": ("eva02_tiny_patch14_224", {}, ("token", "avg", "max", "avgmax", "map")),
     "beit": ("beit_base_patch16_224", {}, ("token", "avg")),
-    "windows": ("swin_tiny_patch4_window7_224", _WINDOWED, ("avg", "max", "avgmax", "catavgmax")),
+    "windows": ("swin_tiny_patch4_window7_224", WINDOWED, ("avg", "max", "avgmax", "catavgmax")),
 }
 each = pytest.mark.parametrize(
     ("name", "options"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.models import WINDOWED
 from vitcompress.errors import InputError
 from vitcompress.methods.links import Maps
 from vitcompress.model.architecture import VitModel
@@ -16,21 +17,13 @@ from vitcompress.stages.links import attention_study
 
 MakeVit = Callable[..., VitModel]
 
-_WINDOWED = {
-    "patch_size": 4,
-    "window_size": 4,
-    "embed_dim": 16,
-    "depth": None,
-    "depths": (2, 1),
-    "num_heads": (2, 4),
-}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("vit_tiny_patch16_224", {}),
     "rotary": ("vit_small_patch16_dinov3", {"global_pool": "token"}),
     "gated": ("vit_small_plus_patch16_dinov3", {"global_pool": "token"}),
     "beit": ("beit_base_patch16_224", {}),
-    "windows": ("swin_tiny_patch4_window7_224", _WINDOWED),
-    "cosines": ("swinv2_tiny_window8_256", _WINDOWED),
+    "windows": ("swin_tiny_patch4_window7_224", WINDOWED),
+    "cosines": ("swinv2_tiny_window8_256", WINDOWED),
 }
 each = pytest.mark.parametrize(("name", "options"), FAMILIES.values(), ids=FAMILIES)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.models import WINDOWED
 from vitcompress.errors import InputError
 from vitcompress.export.folder import load_folder, save_folder
 from vitcompress.export.onnx import export_onnx
@@ -22,14 +23,6 @@ from vitcompress.stages.sparsify.stage import sparsify
 
 MakeVit = Callable[..., VitModel]
 
-_WINDOWED = {
-    "patch_size": 4,
-    "window_size": 4,
-    "embed_dim": 16,
-    "depth": None,
-    "depths": (2, 1),
-    "num_heads": (2, 4),
-}
 _NOT_PLAIN = dict.fromkeys(("img_size", "patch_size", "embed_dim", "depth", "num_heads"))
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("vit_tiny_patch16_224", {}),
@@ -37,9 +30,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain, map": ("vit_tiny_patch16_224", {"global_pool": "map", "class_token": False}),
     "rotary": ("vit_small_patch16_dinov3", {"global_pool": "token"}),
     "beit": ("beit_base_patch16_224", {}),
-    "swin": ("swin_tiny_patch4_window7_224", _WINDOWED),
-    "swin, headless": ("swin_tiny_patch4_window7_224", {**_WINDOWED, "num_classes": 0}),
-    "swin v2": ("swinv2_tiny_window8_256", _WINDOWED),
+    "swin": ("swin_tiny_patch4_window7_224", WINDOWED),
+    "swin, headless": ("swin_tiny_patch4_window7_224", {**WINDOWED, "num_classes": 0}),
+    "swin v2": ("swinv2_tiny_window8_256", WINDOWED),
     "convnext": (
         "convnext_atto",
         {**_NOT_PLAIN, "dims": (8, 16, 16, 16), "depths": (1, 1, 1, 1), "conv_mlp": False},

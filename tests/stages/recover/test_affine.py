@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers.models import rebuilt
+from helpers.models import WINDOWED, rebuilt
 from vitcompress.measure import cost
 from vitcompress.model.architecture import VitModel
 from vitcompress.model.families import anatomy_of
@@ -30,14 +30,6 @@ from vitcompress.stages.tail.stage import tail
 MakeVit = Callable[..., VitModel]
 MakeContext = Callable[..., Context]
 
-_WINDOWED = {
-    "patch_size": 4,
-    "window_size": 4,
-    "embed_dim": 16,
-    "depth": None,
-    "depths": (2, 1),
-    "num_heads": (2, 4),
-}
 FAMILIES: dict[str, dict[str, Any]] = {
     "plain": {},
     "layer scale": {"init_values": 0.5},
@@ -46,8 +38,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "attention pooling": {"global_pool": "map", "class_token": False},
     "rotary": {"name": "vit_small_patch16_dinov3", "global_pool": "token"},
     "norms after": {"name": "eva02_enormous_patch14_clip_224"},
-    "swin": {"name": "swin_tiny_patch4_window7_224", **_WINDOWED},
-    "swin v2": {"name": "swinv2_tiny_window8_256", **_WINDOWED},
+    "swin": {"name": "swin_tiny_patch4_window7_224", **WINDOWED},
+    "swin v2": {"name": "swinv2_tiny_window8_256", **WINDOWED},
 }
 
 
